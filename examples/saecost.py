@@ -1,0 +1,72 @@
+"""The cost of a sparse autoencoder and its gradient, in summation form: what the workers compute.
+
+A network with one hidden layer learns to repeat its input (`a = tanh(W1 x + b1)`, `y = tanh(W2 a + b2)`)
+while few of its hidden units are active. Every term of the cost belongs to one patch, also the penalty that
+makes the activations sparse, so the sum over all patches is the same however they are cut into slices. (The
+well-known penalty on the *mean* activation of a unit, in Ng's CS294A notes, is not: it needs all patches at once.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+HIDDEN = 30  # hidden units
+SPARSITY = 0.3  # the weight of the sparsity penalty ...
+ROUNDING = 1e-3  # ... sqrt(a^2 + ROUNDING): |a| with a rounded tip, because L-BFGS needs a smooth cost
+WEIGHT_DECAY = 0.015
+BLOCK = 1000  # patches at a time: what they need (1.5 MB) stays in the processor's cache, which doubles the speed
+
+
+class Weights(NamedTuple):
+    """The network's parameters, as views of one flat vector."""
+
+    w1: np.ndarray  # (HIDDEN, pixels)
+    w2: np.ndarray  # (pixels, HIDDEN)
+    b1: np.ndarray  # (HIDDEN,)
+    b2: np.ndarray  # (pixels,)
+
+
+def unpack(theta: np.ndarray, pixels: int) -> Weights:
+    """Give the parts of `theta`, a vector of `2 * HIDDEN * pixels + HIDDEN + pixels` numbers."""
+    w1, w2, b1, b2 = np.split(theta, np.cumsum([HIDDEN * pixels, HIDDEN * pixels, HIDDEN]))
+    return Weights(w1.reshape(HIDDEN, pixels), w2.reshape(pixels, HIDDEN), b1, b2)
+
+
+def initial_theta(pixels: int, seed: int = 0) -> np.ndarray:
+    """Give small random weights and zero biases to start from."""
+    weights = np.random.default_rng(seed).normal(scale=0.1, size=2 * HIDDEN * pixels)
+    return np.concatenate([weights, np.zeros(HIDDEN + pixels)])
+
+
+def mapfunc(theta: np.ndarray, patches: np.ndarray) -> tuple[float, np.ndarray]:
+    """Give the cost, summed over `patches` (shape `(k, pixels)`), and its gradient (shaped like `theta`)."""
+    weights = unpack(theta, patches.shape[1])
+    cost, gradient = 0.0, np.zeros_like(theta)
+    for start in range(0, len(patches), BLOCK):
+        block_cost, block_gradient = _cost(weights, patches[start : start + BLOCK])
+        cost += block_cost
+        gradient += block_gradient
+    return cost, gradient
+
+
+def _cost(weights: Weights, x: np.ndarray) -> tuple[float, np.ndarray]:
+    w1, w2, b1, b2 = weights
+    a = np.tanh(x @ w1.T + b1)
+    y = np.tanh(a @ w2.T + b2)
+    error = y - x
+    size = np.sqrt(a**2 + ROUNDING)
+    cost = 0.5 * np.vdot(error, error) + SPARSITY * size.sum()
+
+    dy = error * (1 - y**2)
+    da = (dy @ w2 + SPARSITY * a / size) * (1 - a**2)
+    gradient = [(da.T @ x).ravel(), (dy.T @ a).ravel(), da.sum(axis=0), dy.sum(axis=0)]
+    return float(cost), np.concatenate(gradient)
+
+
+def weight_decay(theta: np.ndarray, pixels: int) -> tuple[float, np.ndarray]:
+    """Give the penalty on large weights, and its gradient: it is no sum over patches, so it is added once."""
+    gradient = WEIGHT_DECAY * theta
+    gradient[2 * HIDDEN * pixels :] = 0  # not on the biases
+    return float(0.5 * theta @ gradient), gradient

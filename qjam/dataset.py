@@ -1,0 +1,441 @@
+"""Data, as its user has it, becomes an ordered row of slices, each with the hash of its content."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import operator
+import os
+import struct
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import islice
+from typing import Any, BinaryIO, overload
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from qjam_worker import codec
+
+_ACCEPTED = (
+    "a list, a tuple, a range, a numpy array of at least one dimension (cut by rows), or a BaseDataSet"
+)
+_EMPTY = (
+    "so there is nothing to map over and no result; leave the data set out of run() to call "
+    "mapfunc(params, None) once on each worker"
+)
+
+
+class BaseDataSet(ABC):
+    """A data set that is made of slices; subclass it to take data from elsewhere.
+
+    A subclass defines `chunks()` and `slice(index)`. Each chunk is one slice, unless there is a `slice_size`:
+    then a slice is that many chunks (the last one may have fewer), and `slice(index)` gives them together.
+
+    The data must not change while the data set is in use: hashes are computed once, and a worker that has
+    the slice of a hash is not sent it again. For changed data make a new data set.
+    """
+
+    slice_size: int | None = None
+
+    def __init__(self, slice_size: int | None = None) -> None:
+        """`slice_size`: chunks a slice, at least 1, or None; anything else is a TypeError or ValueError."""
+        self.slice_size = None if slice_size is None else _counted("slice_size", slice_size)
+
+    @abstractmethod
+    def chunks(self) -> int:
+        """The number of pieces that the data could be cut into: its elements, rows or lines."""
+
+    @abstractmethod
+    def slice(self, index: int) -> Any:
+        """The data of one slice, as mapfunc gets it; `index` runs from 0 to len(self) - 1."""
+
+    def raw_data(self) -> Any:
+        """All of the data: here a list of the slices; a data set made of given data gives that, not a copy."""
+        return list(self)
+
+    def bind(self, slices: int) -> BaseDataSet:
+        """This data set with its slicing fixed.
+
+        Where the slicing was left open (data that qjam cuts, no `slice_size`): `slices` slices, whose sizes
+        differ by at most one chunk, but no more slices than chunks. The same number gives the same object, so
+        that hashes are computed once. Otherwise self.
+        """
+        return self
+
+    def slice_data(self, index: int) -> codec.Encoded:
+        """One slice as it goes over the wire; arrays stay in the memory where they are. Not kept."""
+        return codec.encode(self[index])
+
+    def hash(self, index: int) -> str:
+        """The hash of one slice: 32 hexadecimal digits (xxh3-128) over types, dtypes, shapes and bytes.
+
+        Equal data has equal hashes in every process. The exception are objects whose pickle differs from one
+        process to the next: their slice is sent once more than needed.
+        """
+        index = self._index(index)
+        known = self._hash_at.get(index)
+        if known is None:
+            known = self._hash_at[index] = _content_hash(codec.encode(self.slice(index)))
+            self._index_of.setdefault(known, index)
+        return known
+
+    def hash_list(self) -> list[str]:
+        """The hashes of all slices, in order."""
+        return [self.hash(index) for index in range(len(self))]
+
+    def slice_from_hash(self, hash: str) -> Any:
+        """The data of a slice that has this hash. Raises KeyError where there is none."""
+        if hash not in self._index_of:
+            self.hash_list()
+        if hash not in self._index_of:
+            raise KeyError(f"none of the {len(self)} slices of this data set has the hash {hash!r}")
+        return self.slice(self._index_of[hash])
+
+    def __len__(self) -> int:
+        """The number of slices."""
+        return -(-self._checked_chunks() // (self.slice_size or 1))
+
+    @overload
+    def __getitem__(self, key: int) -> Any: ...
+    @overload
+    def __getitem__(self, key: builtins.slice) -> list[Any]: ...
+    def __getitem__(self, key: Any) -> Any:
+        """`slice(key)`, a negative key counted from the end; for a range of keys a list of slices."""
+        if isinstance(key, slice):
+            return [self.slice(index) for index in range(len(self))[key]]
+        return self.slice(self._index(key))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.slice(index) for index in range(len(self)))
+
+    # Two memos that a subclass gets without calling __init__.
+    @cached_property
+    def _hash_at(self) -> dict[int, str]:
+        return {}
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {}
+
+    def _index(self, index: int) -> int:
+        found = operator.index(index)
+        slices = len(self)
+        if not -slices <= found < slices:
+            raise IndexError(f"there is no slice {found}: the data set has {slices}, from 0 to {slices - 1}")
+        return found % slices
+
+    def _checked_chunks(self) -> int:
+        """Raises TypeError or ValueError that names the subclass at fault."""
+        chunks = self.chunks()
+        name = f"{type(self).__name__}.chunks()"
+        try:
+            found = operator.index(chunks)
+        except TypeError:
+            raise TypeError(f"{name} must give an int, not {_named(chunks)}") from None
+        if found < 0:
+            raise ValueError(f"{name} must not be negative: {found}")
+        return found
+
+
+class _CutDataSet(BaseDataSet):
+    """Data of which any run of chunks can be taken, so that the slicing may stay open until `bind`."""
+
+    _bound: int | None = None
+
+    def __init__(self, data: Any, count: int, slice_size: int | None) -> None:
+        super().__init__(slice_size)
+        if count == 0:
+            raise ValueError(f"data is empty, {_EMPTY}")
+        self._data = data
+        self._count = count
+        self._bindings: dict[int, BaseDataSet] = {}
+
+    @abstractmethod
+    def _cut(self, start: int, stop: int) -> Any:
+        """The chunks from `start` up to `stop`, as one slice."""
+
+    def chunks(self) -> int:
+        return self._count
+
+    def raw_data(self) -> Any:
+        return self._data
+
+    def bind(self, slices: int) -> BaseDataSet:
+        wanted = min(_counted("slices", slices), self._count)
+        if self.slice_size is not None or self._bound is not None:
+            return self
+        if wanted not in self._bindings:
+            bound = copy.copy(self)
+            for memo in ("_hash_at", "_index_of"):
+                vars(bound).pop(memo, None)
+            bound._bound = wanted
+            # Two threads may come here at once; both must leave with the same object.
+            self._bindings.setdefault(wanted, bound)
+        return self._bindings[wanted]
+
+    def slice(self, index: int) -> Any:
+        index = self._index(index)
+        if self.slice_size is not None:
+            start = index * self.slice_size
+            return self._cut(start, min(start + self.slice_size, self._count))
+        slices = len(self)
+        return self._cut(index * self._count // slices, (index + 1) * self._count // slices)
+
+    def __len__(self) -> int:
+        return super().__len__() if self.slice_size is not None else self._bound or 1
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self._count} chunks in {len(self)} slices>"
+
+
+class ListDataSet(_CutDataSet):
+    """The elements of a list or tuple; a slice is a shorter list or tuple. A range counts as a list."""
+
+    def __init__(self, data: list[Any] | tuple[Any, ...] | range, slice_size: int | None = None) -> None:
+        """Raises TypeError or ValueError for other data, no elements, or a `slice_size` that cannot be."""
+        if not isinstance(data, (list, tuple, range)):
+            raise TypeError(f"data must be a list, a tuple or a range, not {_named(data)}{_hint(data)}")
+        super().__init__(data, len(data), slice_size)
+
+    def _cut(self, start: int, stop: int) -> Any:
+        part = self._data[start:stop]
+        return list(part) if isinstance(part, range) else part
+
+
+class NumpyMatrixDataSet(_CutDataSet):
+    """The rows of an array; a slice is a read-only view of some of them, (rows, ...), and nothing is copied.
+
+    With `row_major=False` it is the columns, and a slice has the shape (all rows, columns, ...).
+    """
+
+    def __init__(self, data: npt.NDArray[Any], slice_size: int | None = None, row_major: bool = True) -> None:
+        """Raises TypeError or ValueError for other data, no rows, or a `slice_size` that cannot be."""
+        if not isinstance(data, np.ndarray):
+            raise TypeError(f"data must be a numpy array, not {_named(data)}{_hint(data)}")
+        axis = 0 if row_major else 1
+        if data.ndim <= axis:
+            raise ValueError(
+                f"data has {data.ndim} dimensions and so no {'rows' if row_major else 'columns'} to cut: "
+                f"pass an array of at least {axis + 1}; for one value alone use params"
+            )
+        super().__init__(data, data.shape[axis], slice_size)
+        self._row_major = row_major
+
+    def _cut(self, start: int, stop: int) -> Any:
+        part = self._data[start:stop] if self._row_major else self._data[:, start:stop]
+        return _frozen(part)
+
+
+class NumpyMatrixFileDataSet(_CutDataSet):
+    """The rows of a matrix in a file, which may be larger than memory; a slice is an array of some rows.
+
+    A `.npy` file is mapped into memory, and slices are views of that. Any other file is text, one row a line,
+    with `#` comments and empty lines left out: one pass over it finds the lines, and a slice reads its own.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        slice_size: int | None = None,
+        *,
+        delimiter: str | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        """Text alone takes `delimiter` (None: a comma if the first row has one, else white space) and `dtype`
+        (None: float64).
+
+        Raises OSError where the file cannot be read, TypeError or ValueError where it holds no matrix or an
+        argument cannot be right.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the name of a file, not {_named(path)}")
+        # What is read later must be this file, wherever the user's program has gone by then.
+        self._file = os.path.abspath(os.fspath(path))
+        self._stamp = _stamp(self._file)
+        self._matrix: npt.NDArray[Any] | _TextMatrix
+        if _is_npy(self._file):
+            if delimiter is not None or dtype is not None:
+                raise ValueError(f"{self._file} is a .npy file; delimiter and dtype are for text files only")
+            self._matrix = _mapped(self._file)
+        else:
+            self._matrix = _TextMatrix(self._file, delimiter, np.dtype(dtype))
+        if len(self._matrix) == 0:
+            raise ValueError(f"{self._file} has no rows, {_EMPTY}")
+        super().__init__(path, len(self._matrix), slice_size)
+
+    def _cut(self, start: int, stop: int) -> Any:
+        if _stamp(self._file) != self._stamp:
+            raise RuntimeError(
+                f"{self._file} has changed since its data set was made; "
+                "make a new NumpyMatrixFileDataSet to work on what it holds now"
+            )
+        return _frozen(self._matrix[start:stop])
+
+
+def DataSet(data: Any, *, slice_size: int | None = None) -> BaseDataSet:
+    """The data set of a list, tuple, range or array (cut by rows); a data set is given back as it is.
+
+    `slice_size`: elements or rows a slice, kept as given. None: as many slices as there are workers.
+
+    Raises TypeError or ValueError, which says what is accepted, for other or empty data.
+    """
+    if isinstance(data, BaseDataSet):
+        if slice_size is not None:
+            raise ValueError("data already is a data set: give slice_size where that one is made")
+        if len(data) == 0:
+            raise ValueError(f"data is empty ({type(data).__name__}.chunks() is 0), {_EMPTY}")
+        return data
+    if isinstance(data, (list, tuple, range)):
+        return ListDataSet(data, slice_size)
+    if isinstance(data, np.ndarray):
+        return NumpyMatrixDataSet(data, slice_size)
+    raise TypeError(f"data must be {_ACCEPTED}, not {_named(data)}{_hint(data)}")
+
+
+class _TextMatrix:
+    """Rows of numbers in a text file; `matrix[start:stop]` reads and parses these rows alone."""
+
+    _EVERY = 64  # rows to a remembered offset: 8 bytes for kilobytes of text, and few lines to skip
+
+    def __init__(self, file: str, delimiter: str | None, dtype: np.dtype[Any]) -> None:
+        self._file = file
+        self._dtype = dtype
+        self._offsets = array("q")
+        self._count = 0
+        first = b""
+        with open(file, "rb") as lines:
+            offset = _skip_mark(lines)
+            for line in lines:
+                if _is_row(line):
+                    if self._count % self._EVERY == 0:
+                        self._offsets.append(offset)
+                    first = first or line
+                    self._count += 1
+                offset += len(line)
+        self._delimiter = "," if delimiter is None and b"," in first else delimiter
+        # Now, and not in the middle of a run, it shows whether this text is numbers at all.
+        self._columns = self._parsed(0, 1).shape[1] if self._count else 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, rows: builtins.slice) -> npt.NDArray[Any]:
+        start, stop, _ = rows.indices(self._count)
+        found = self._parsed(start, stop)
+        if found.shape[1] != self._columns:
+            raise ValueError(
+                f"{self._where(start, stop)} have {found.shape[1]} columns, but row 0 has {self._columns}"
+            )
+        return found
+
+    def _parsed(self, start: int, stop: int) -> npt.NDArray[Any]:
+        with open(self._file, "rb") as lines:
+            lines.seek(self._offsets[start // self._EVERY])
+            skip = start % self._EVERY
+            wanted = islice(filter(_is_row, lines), skip, skip + stop - start)
+            text = (line.decode("latin-1") for line in wanted)
+            try:
+                return np.loadtxt(text, dtype=self._dtype, delimiter=self._delimiter, ndmin=2)
+            except ValueError as error:
+                raise ValueError(f"{self._where(start, stop)} cannot be read as numbers: {error}") from error
+
+    def _where(self, start: int, stop: int) -> str:
+        rows = f"row {start}" if stop == start + 1 else f"rows {start} to {stop - 1}"
+        return f"{self._file}: {rows} (counted from 0)"
+
+
+def _is_row(line: bytes) -> bool:
+    text = line.lstrip()
+    return bool(text) and not text.startswith(b"#")
+
+
+def _skip_mark(lines: BinaryIO) -> int:
+    """The offset of the text, behind the byte order mark that some programs write before UTF-8."""
+    if lines.read(3) == b"\xef\xbb\xbf":
+        return 3
+    return lines.seek(0)
+
+
+def _is_npy(file: str) -> bool:
+    with open(file, "rb") as content:
+        return content.read(6) == b"\x93NUMPY"
+
+
+def _mapped(file: str) -> npt.NDArray[Any]:
+    try:
+        matrix: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be mapped as an array: {error}") from error
+    if matrix.ndim == 0:
+        raise ValueError(f"{file} holds one value, not a matrix; use params for it")
+    return matrix
+
+
+def _stamp(file: str) -> tuple[int, int, int, int]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The fresh view `part`, read-only as in a worker: writing to it would make the slice's hash a lie."""
+    if isinstance(part, np.memmap):
+        part = part.view(np.ndarray)
+    part.flags.writeable = False
+    return part
+
+
+def _content_hash(encoded: codec.Encoded) -> str:
+    # Over exactly what is sent, so that no hash stands for two contents; the lengths keep the parts apart.
+    sizes = [len(encoded.header), *(buffer.nbytes for buffer in encoded.buffers)]
+    content = xxhash.xxh3_128(struct.pack(f"<{len(sizes)}Q", *sizes))
+    content.update(encoded.header)
+    for buffer in encoded.buffers:
+        content.update(buffer)
+    return content.hexdigest()
+
+
+def _counted(name: str, value: Any) -> int:
+    right = f"{name} must be an int of at least 1" + (" or None" if name == "slice_size" else "")
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{right}, not {_named(value)}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{right}, not {number}")
+    return number
+
+
+def _named(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, (bool, int, float, complex, np.generic)):
+        return f"{value!r} ({type(value).__name__})"
+    return f"a {type(value).__name__}"
+
+
+def _hint(data: Any) -> str:
+    """What the user may have meant."""
+    if data is None:
+        return "; leave the data set out of run() to call mapfunc(params, None) once on each worker"
+    if isinstance(data, str):
+        return (
+            "; for its lines pass data.splitlines(), for its characters list(data), "
+            "for a matrix in a file NumpyMatrixFileDataSet(path)"
+        )
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return "; pass numpy.frombuffer(data, dtype=...)"
+    if isinstance(data, dict):
+        return "; pass list(data.items())"
+    if isinstance(data, (set, frozenset)):
+        return "; pass sorted(data)"
+    if hasattr(data, "to_numpy"):
+        return "; pass data.to_numpy()"
+    if isinstance(data, Iterator):
+        return "; pass list(data)"
+    if hasattr(data, "__array__") and not isinstance(data, np.generic):
+        return "; pass numpy.asarray(data)"
+    if isinstance(data, (bool, int, float, complex, np.generic)):
+        return "; for one value alone use params"
+    return ""

@@ -1,0 +1,540 @@
+"""Who does which slice: events and `now` in, commands and the next deadline out. No sockets, clocks or threads.
+
+Rules that hold whatever comes in, in whatever order: each slice counts once in a result; the result is the fixed
+tree over slice indices; an exception of user code is an answer and ends its round; a lost worker or node is not an
+answer, its slices go elsewhere; a slice that kills its worker three times ends its round; no round waits for a node
+that cannot come.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from qjam_worker.reducing import Span, Tree
+from qjam_worker.wire import Kind
+
+# Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
+# heartbeat or a small round waits for it a few milliseconds at most.
+CHUNK = 4 * 1024 * 1024
+# A slice that has ended this many worker processes is at fault itself.
+POISON = 3
+# Jobs that nodes remember beside those in use.
+JOBS_KEPT = 64
+
+
+class NodeState(enum.Enum):
+    """The life of a node."""
+
+    STARTING = "starting"
+    JOINING = "joining"
+    READY = "ready"
+    SUSPECT = "suspect"
+    LOST = "lost"
+    CLOSED = "closed"
+
+
+NODE_TRANSITIONS: dict[tuple[NodeState, str], NodeState] = {
+    (NodeState.STARTING, "hello"): NodeState.JOINING,
+    (NodeState.JOINING, "ready"): NodeState.READY,
+    (NodeState.READY, "silent"): NodeState.SUSPECT,
+    (NodeState.SUSPECT, "heard"): NodeState.READY,
+    **{(state, "lost"): NodeState.LOST for state in NodeState if state is not NodeState.CLOSED},
+    **{(state, "close"): NodeState.CLOSED for state in NodeState},
+}
+
+
+class SliceState(enum.Enum):
+    """The life of one slice in one round."""
+
+    QUEUED = "queued"
+    SENT = "sent"
+    DONE = "done"
+    FAILED = "failed"
+
+
+SLICE_TRANSITIONS: dict[tuple[SliceState, str], SliceState] = {
+    (SliceState.QUEUED, "send"): SliceState.SENT,
+    (SliceState.QUEUED, "result"): SliceState.DONE,  # late, from a node that had been given up
+    (SliceState.SENT, "result"): SliceState.DONE,
+    (SliceState.SENT, "lost"): SliceState.QUEUED,
+    (SliceState.SENT, "poison"): SliceState.FAILED,
+    (SliceState.DONE, "result"): SliceState.DONE,
+    (SliceState.DONE, "lost"): SliceState.DONE,
+}
+
+
+# Commands
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send this message to a node."""
+
+    node: str
+    kind: Kind
+    header: dict[str, Any]
+    buffers: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """Get the content of a ref ready, then call `on_loaded` or `on_load_failed`."""
+
+    node: str
+    round: int
+    ref: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Send these bytes of a loaded ref."""
+
+    node: str
+    ref: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Unload:
+    """The node needs the loaded ref no longer."""
+
+    node: str
+    ref: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The round is over; its roots, by ascending slices, each with the frames of its value."""
+
+    round: int
+    roots: list[tuple[Span, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a round has no result. `what` is task, lost, room, load, timeout, cancelled or unreachable."""
+
+    what: str
+    text: str
+    host: str = ""
+    worker: int = -1
+    slice: int | None = None
+    summary: str = ""
+    error: Any = None  # the pickled exception of a task, the exception itself of a load
+
+
+@dataclass(frozen=True)
+class Fail:
+    """The round has failed."""
+
+    round: int
+    failure: Failure
+
+
+Command = Send | Load | Chunk | Unload | Done | Fail
+
+
+# Records
+
+
+@dataclass
+class Transfer:
+    """A ref on its way to a node; `size` is None until it is loaded."""
+
+    ref: str
+    round: int
+    offset: int
+    size: int | None = None
+
+
+@dataclass
+class NodeRecord:
+    """What is known of a node."""
+
+    name: str
+    host: str
+    workers: int
+    state: NodeState = NodeState.STARTING
+    why: str = ""
+    credit: int = 0
+    pids: list[int] = field(default_factory=list)
+    jobs: dict[int, set[int]] = field(default_factory=dict)  # job -> slices that it was told of
+    transfers: deque[Transfer] = field(default_factory=deque)
+
+    def move(self, event: str) -> None:
+        self.state = NODE_TRANSITIONS[self.state, event]
+
+
+@dataclass
+class Job:
+    """A module mapped over a data set; `refs` is None for a round on each worker without data."""
+
+    number: int
+    entry: dict[str, Any]
+    refs: list[str] | None
+    nslices: int
+    placement: dict[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Round:
+    """One run."""
+
+    number: int
+    job: Job
+    params: tuple[Any, ...]
+    params_ref: str | None
+    deadline: float | None
+    tree: Tree
+    states: list[SliceState]
+    sent: dict[str, set[int]] = field(default_factory=dict)  # node -> slices that it owes
+    deaths: Counter[int] = field(default_factory=Counter)
+
+    def move(self, index: int, event: str) -> None:
+        self.states[index] = SLICE_TRANSITIONS[self.states[index], event]
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a round runs: equal keys are the same job, which nodes are told of once."""
+
+    key: Hashable
+    entry: dict[str, Any]
+    refs: list[str] | None
+    nslices: int
+
+
+class Dispatch:
+    """The whole state of a master. Every `on_...` gives the commands that follow from the event."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeRecord] = {}
+        self.rounds: dict[int, Round] = {}
+        self.resent = 0
+        self._jobs: OrderedDict[Hashable, Job] = OrderedDict()
+        self._made = 0
+
+    def __repr__(self) -> str:
+        nodes = ", ".join(f"{node.name} {node.state.value}" for node in self.nodes.values())
+        return f"<Dispatch: {nodes}; {len(self.rounds)} rounds>"
+
+    @property
+    def ready(self) -> list[NodeRecord]:
+        """The nodes that can be given work."""
+        return [node for node in self.nodes.values() if node.state is NodeState.READY]
+
+    @property
+    def capacity(self) -> int:
+        """How many workers the ready nodes have."""
+        return sum(node.workers for node in self.ready)
+
+    def next_deadline(self) -> float | None:
+        """When `on_timer` is due."""
+        return min((r.deadline for r in self.rounds.values() if r.deadline is not None), default=None)
+
+    # Nodes
+
+    def add_node(self, name: str, host: str, workers: int) -> None:
+        """Expect a node."""
+        self.nodes[name] = NodeRecord(name, host, workers)
+
+    def on_hello(self, name: str, header: dict[str, Any]) -> list[Command]:
+        """A node has connected."""
+        node = self.nodes[name]
+        node.move("hello")
+        node.credit = header["credit"]
+        return [Send(name, Kind.WELCOME, {"node": name})]
+
+    def on_ready(self, name: str, pids: list[int]) -> list[Command]:
+        """All workers of a node are up; rounds that wait for a node get this one."""
+        node = self.nodes[name]
+        node.move("ready")
+        node.pids = list(pids)
+        return [command for round_ in list(self.rounds.values()) for command in self._send_queued(round_)]
+
+    def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
+        """A new process is in the place of a worker that had died."""
+        self.nodes[name].pids[worker] = pid
+
+    def on_node_lost(self, name: str, why: str) -> list[Command]:
+        """A node is gone: what it owed goes to others."""
+        node = self.nodes[name]
+        if node.state in (NodeState.LOST, NodeState.CLOSED):
+            return []
+        node.move("lost")
+        node.why = why
+        commands: list[Command] = [Unload(name, transfer.ref) for transfer in node.transfers]
+        node.transfers.clear()
+        node.jobs.clear()
+        for round_ in list(self.rounds.values()):
+            commands += self._requeue(round_, round_.sent.pop(name, set()))
+        return commands
+
+    def on_close(self) -> list[Command]:
+        """The user closes the master."""
+        commands: list[Command] = []
+        for node in self.nodes.values():
+            if node.state is not NodeState.LOST:
+                node.move("close")
+                commands.append(Send(node.name, Kind.BYE, {"reason": "the master is closed"}))
+        return commands
+
+    # Rounds
+
+    def on_submit(
+        self, number: int, spec: JobSpec, params: tuple[Any, ...], params_ref: str | None, deadline: float | None
+    ) -> list[Command]:
+        """A new round. `params` go with the task, or are pulled as a ref where `params_ref` names one."""
+        job = self._job(spec)
+        states = [SliceState.QUEUED] * spec.nslices
+        round_ = Round(number, job, params, params_ref, deadline, Tree(spec.nslices), states)
+        self.rounds[number] = round_
+        return self._send_queued(round_)
+
+    def on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        """Roots from a node. Whatever overlaps with what is here already counts once."""
+        round_ = self.rounds.get(header["round"])
+        if round_ is None:
+            return []
+        position = 0
+        for lo, hi, frames in header["roots"]:
+            round_.tree.add((lo, hi), buffers[position : position + frames])
+            position += frames
+            for index in range(lo, hi):
+                round_.move(index, "result")
+            for owed in round_.sent.values():
+                owed.difference_update(range(lo, hi))
+        if sum(hi - lo for lo, hi in round_.tree.values) < round_.job.nslices:
+            return []
+        roots = [(span, round_.tree.values[span]) for span in round_.tree.spans]
+        return [Done(round_.number, roots), *self._end(round_, whole=len(roots) == 1)]
+
+    def on_error(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        """User code has raised, or a node cannot go on with a round."""
+        round_ = self.rounds.get(header["round"])
+        if round_ is None:
+            return []
+        failure = Failure(
+            header["what"],
+            header["text"],
+            self.nodes[name].host,
+            -1 if header["worker"] is None else header["worker"],
+            header["slice"],
+            header["summary"],
+            buffers[0] if buffers else None,
+        )
+        return self._fail(round_, failure)
+
+    def on_worker_lost(self, name: str, header: dict[str, Any]) -> list[Command]:
+        """A worker process has died, and another has taken its place."""
+        round_ = self.rounds.get(header.get("round", 0))
+        if round_ is None:
+            return []
+        slices = header["slices"]
+        blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else 0
+        round_.deaths[blamed] += 1
+        if round_.deaths[blamed] >= POISON:
+            round_.states[blamed] = SliceState.FAILED
+            text = f"{header['how']}, and so did the {POISON - 1} workers before it that had this slice"
+            if round_.job.refs is None:
+                text = f"{header['how']}, {POISON} times in this round"
+            failure = Failure("lost", text, self.nodes[name].host, header["worker"], blamed)
+            return self._fail(round_, failure)
+        owed = round_.sent.get(name, set())
+        owed.difference_update(slices)
+        return self._requeue(round_, slices)
+
+    def on_cancel(self, number: int, failure: Failure) -> list[Command]:
+        """The caller does not wait any longer."""
+        round_ = self.rounds.get(number)
+        return [] if round_ is None else self._fail(round_, failure)
+
+    def on_timer(self, now: float) -> list[Command]:
+        """End the rounds whose time is up."""
+        late = [r for r in self.rounds.values() if r.deadline is not None and r.deadline <= now]
+        return [command for r in late for command in self._fail(r, Failure("timeout", _progress(r)))]
+
+    # Refs
+
+    def on_missing(self, name: str, number: int, missing: Iterable[tuple[str, int]]) -> list[Command]:
+        """A node lacks refs, of which it has the first `offset` bytes."""
+        node = self.nodes[name]
+        if number not in self.rounds:
+            missing = list(missing)
+            gone = [_gone(name, ref) for ref, _ in missing if not _is_module(ref)]
+            return [*gone, *self._enqueue(node, number, [item for item in missing if _is_module(item[0])])]
+        return self._enqueue(node, number, missing)
+
+    def _enqueue(self, node: NodeRecord, number: int, missing: Iterable[tuple[str, int]]) -> list[Command]:
+        known = {transfer.ref for transfer in node.transfers}
+        idle = not node.transfers
+        node.transfers.extend(Transfer(ref, number, offset) for ref, offset in missing if ref not in known)
+        return self._next_transfer(node) if idle else []
+
+    def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
+        """The content that `Load` asked for is there."""
+        node = self.nodes[name]
+        if not node.transfers or node.transfers[0].ref != ref:
+            return [Unload(name, ref)]
+        node.transfers[0].size = size
+        return self._stream(node)
+
+    def on_load_failed(self, number: int, failure: Failure) -> list[Command]:
+        """The content cannot be had: user code that makes slices has raised. No round of that job can end well."""
+        failed = self.rounds.get(number)
+        rounds = [round_ for round_ in self.rounds.values() if failed is not None and round_.job is failed.job]
+        return [command for round_ in rounds for command in self.on_cancel(round_.number, failure)]
+
+    def on_credit(self, name: str, granted: int) -> list[Command]:
+        """A node has taken this many bytes and may be sent as many again."""
+        node = self.nodes[name]
+        node.credit += granted
+        return self._stream(node)
+
+    # Inside
+
+    def _job(self, spec: JobSpec) -> Job:
+        job = self._jobs.get(spec.key)
+        if job is None:
+            self._made += 1
+            job = self._jobs[spec.key] = Job(self._made, spec.entry, spec.refs, spec.nslices)
+        self._jobs.move_to_end(spec.key)
+        return job
+
+    def _forgotten(self) -> list[int]:
+        """Jobs beyond those kept that no round uses."""
+        in_use = {round_.job.number for round_ in self.rounds.values()}
+        old = [key for key, job in self._jobs.items() if job.number not in in_use]
+        return [self._jobs.pop(key).number for key in old[: max(0, len(self._jobs) - JOBS_KEPT)]]
+
+    def _send_queued(self, round_: Round) -> list[Command]:
+        """Place the queued slices of a round on ready nodes and tell these."""
+        queued = [index for index, state in enumerate(round_.states) if state is SliceState.QUEUED]
+        if not queued:
+            return []
+        if not self.ready:
+            alive = [n for n in self.nodes.values() if n.state in (NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT)]
+            return [] if alive else self._fail(round_, Failure("unreachable", self._why_nobody()))
+        self._place(round_.job, queued)
+        shares: dict[str, list[int]] = {}
+        for index in queued:
+            shares.setdefault(round_.job.placement[index], []).append(index)
+        commands: list[Command] = []
+        for name, indices in shares.items():
+            commands += self._send_task(self.nodes[name], round_, indices)
+        return commands
+
+    def _place(self, job: Job, indices: list[int]) -> None:
+        """Give each slice a node, and keep to it: the node has the data. Neighbours go together, by worker count."""
+        ready = {node.name: node for node in self.ready}
+        homeless = [index for index in indices if job.placement.get(index) not in ready]
+        seats = [node.name for node in ready.values() for _ in range(node.workers)]
+        for position, index in enumerate(homeless):
+            job.placement[index] = seats[len(seats) * position // len(homeless)]
+
+    def _send_task(self, node: NodeRecord, round_: Round, indices: list[int]) -> list[Command]:
+        job, commands = round_.job, []
+        told = node.jobs.get(job.number)
+        new = [index for index in indices if told is None or index not in told]
+        if new:
+            node.jobs.setdefault(job.number, set()).update(new)
+            forget = self._forgotten()
+            for other in self.nodes.values():
+                for number in forget:
+                    other.jobs.pop(number, None)
+            header = {
+                "job": job.number,
+                "entry": job.entry,
+                "slices": [[index, job.refs[index] if job.refs else None] for index in new],
+                "nslices": job.nslices,
+                "reduce": job.entry["reduce"],
+                "forget": forget,
+            }
+            commands.append(Send(node.name, Kind.JOB, header))
+        known = node.name in round_.sent
+        round_.sent.setdefault(node.name, set()).update(indices)
+        for index in indices:
+            round_.move(index, "send")
+        task = {"job": job.number, "round": round_.number, "indices": indices, "params": round_.params_ref}
+        commands.append(Send(node.name, Kind.TASK, task, () if known else round_.params))
+        return commands
+
+    def _requeue(self, round_: Round, indices: Iterable[int]) -> list[Command]:
+        for index in indices:
+            if round_.states[index] is SliceState.SENT:
+                self.resent += 1
+            round_.move(index, "lost")
+        return self._send_queued(round_)
+
+    def _why_nobody(self) -> str:
+        return "; ".join(f"{node.host}: {node.why or node.state.value}" for node in self.nodes.values())
+
+    def _fail(self, round_: Round, failure: Failure) -> list[Command]:
+        return [Fail(round_.number, failure), *self._end(round_, whole=False)]
+
+    def _end(self, round_: Round, *, whole: bool) -> list[Command]:
+        """Forget the round; nodes that hold more of it than one whole root are told."""
+        del self.rounds[round_.number]
+        commands: list[Command] = []
+        for name in round_.sent:
+            if not whole or len(round_.sent) > 1:
+                commands.append(Send(name, Kind.CANCEL, {"round": round_.number}))
+        for node in self.nodes.values():
+            if node.transfers:
+                commands += self._drop_transfers(node, round_)
+        return commands
+
+    def _drop_transfers(self, node: NodeRecord, ended: Round) -> list[Command]:
+        """Stop sending what only the ended round wanted; what another round of the job wants goes on in its name."""
+        heir = next((r.number for r in self.rounds.values() if r.job is ended.job), None)
+        head, commands = node.transfers[0], []
+        for transfer in list(node.transfers):
+            if transfer.round != ended.number or _is_module(transfer.ref):
+                continue
+            if heir is not None and transfer.ref != ended.params_ref:
+                transfer.round = heir
+                continue
+            node.transfers.remove(transfer)
+            commands += [Unload(node.name, transfer.ref), _gone(node.name, transfer.ref)]
+        if node.transfers and node.transfers[0] is not head:
+            commands += self._next_transfer(node)
+        return commands
+
+    def _next_transfer(self, node: NodeRecord) -> list[Command]:
+        if not node.transfers:
+            return []
+        first = node.transfers[0]
+        return [Load(node.name, first.round, first.ref)]
+
+    def _stream(self, node: NodeRecord) -> list[Command]:
+        """As many chunks as the node's credit allows, of one ref after the other."""
+        commands: list[Command] = []
+        while node.transfers and (transfer := node.transfers[0]).size is not None:
+            while transfer.offset < transfer.size and node.credit > 0:
+                size = min(CHUNK, transfer.size - transfer.offset, node.credit)
+                commands.append(Chunk(node.name, transfer.ref, transfer.offset, size))
+                transfer.offset += size
+                node.credit -= size
+            if transfer.offset < transfer.size:
+                break
+            node.transfers.popleft()
+            commands += [Unload(node.name, transfer.ref), *self._next_transfer(node)]
+        return commands
+
+
+def _gone(node: str, ref: str) -> Send:
+    return Send(node, Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, (b"",))
+
+
+def _is_module(ref: str) -> bool:
+    return ref.startswith("module:")
+
+
+def _progress(round_: Round) -> str:
+    done = sum(state is SliceState.DONE for state in round_.states)
+    return f"{done} of {len(round_.states)} slices were done"

@@ -1,0 +1,399 @@
+"""The loop that owns the ROUTER: messages and calls in, dispatch decides, messages and results out."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, Protocol
+
+import zmq
+from qjam_worker import codec, wire
+from qjam_worker.wire import Kind
+
+from .dispatch import Chunk, Command, Dispatch, Done, Fail, Failure, JobSpec, Load, NodeState, Send, Unload
+
+# Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
+PARAMS_INLINE = 4 * 1024 * 1024
+
+Roots = list[tuple[tuple[int, int], list[Any]]]
+OnPrint = Callable[[str, int, int, bytes], None]  # node, worker, stream, data
+
+
+class SliceSource(Protocol):
+    """A data set, as far as the engine needs it."""
+
+    def slice_from_hash(self, hash: str) -> Any: ...
+
+
+@dataclass
+class Stats:
+    """Figures since the master was made; bytes are payload, without headers.
+
+    Attributes:
+        rounds: rounds that gave a result.
+        failed_rounds: rounds that ended with an exception, cancelled ones included.
+        params_sent, dataset_sent, code_sent: bytes to all nodes.
+        results_received, output_received: bytes from all nodes (results, what user code printed).
+        resent_slices: slices that were given out again because a worker or node was lost.
+    """
+
+    rounds: int = 0
+    failed_rounds: int = 0
+    params_sent: int = 0
+    dataset_sent: int = 0
+    code_sent: int = 0
+    results_received: int = 0
+    output_received: int = 0
+    resent_slices: int = 0
+
+
+class Pending:
+    """A round on its way. `wait` blocks until it is over; then `roots` or `failure` is set."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        code: bytes | None,
+        params: codec.Encoded,
+        dataset: SliceSource | None,
+        deadline: float | None,
+        on_end: Callable[[Pending], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.code = code
+        self.params = params
+        self.dataset = dataset
+        self.deadline = deadline
+        self.number = 0
+        self.roots: Roots | None = None
+        self.failure: Failure | None = None
+        self._on_end = on_end
+        self._over = threading.Lock()  # a bare lock wakes its waiter faster than an Event does
+        self._over.acquire()
+
+    def wait(self) -> None:
+        """Block until the round is over. A signal handler's exception (Ctrl-C) comes through."""
+        self._over.acquire()
+        self._over.release()
+
+    def end(self, roots: Roots | None, failure: Failure | None) -> None:
+        """Called once, by the engine."""
+        self.roots, self.failure = roots, failure
+        self._over.release()
+        if self._on_end is not None:
+            self._on_end(self)
+
+
+class Blob:
+    """The flat form of a value as the segments that it is made of, the large ones still in the user's memory."""
+
+    def __init__(self, segments: list[Any]) -> None:
+        self._segments = [memoryview(segment).cast("B") for segment in segments]
+        self._starts = [0, *accumulate(len(segment) for segment in self._segments)]
+        self.size = self._starts[-1]
+
+    def range(self, offset: int, size: int) -> list[memoryview]:
+        """The bytes [offset, offset + size) as views."""
+        end = offset + size
+        return [
+            segment[max(0, offset - start) : end - start]
+            for start, segment in zip(self._starts, self._segments, strict=False)
+            if start < end and start + len(segment) > offset
+        ]
+
+
+@dataclass
+class _Node:
+    """The engine's own record of a node; its life is dispatch's."""
+
+    changed: threading.Event = field(default_factory=threading.Event)
+    gone: threading.Event = field(default_factory=threading.Event)
+    blobs: dict[str, Blob] = field(default_factory=dict)
+
+
+class Engine:
+    """One thread with the ROUTER. The methods without underscore may be called from any thread."""
+
+    def __init__(self, endpoint: str, on_print: OnPrint, find_module: Callable[[str], bytes]) -> None:
+        self.context = zmq.Context()
+        self.endpoint = endpoint
+        self.stats = Stats()
+        self._on_print = on_print
+        self._find_module = find_module
+        self._dispatch = Dispatch()
+        self._nodes: dict[str, _Node] = {}
+        self._pending: dict[int, Pending] = {}
+        self._calls: deque[Callable[[], None]] = deque()
+        self._numbers = 0
+        self._number_lock = threading.Lock()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._router = self.context.socket(zmq.ROUTER)
+        for option, value in (
+            (zmq.ROUTER_MANDATORY, 1),
+            (zmq.ROUTER_HANDOVER, 1),
+            (zmq.SNDHWM, 0),  # what may be on its way is bounded by credit, in bytes
+            (zmq.RCVHWM, 0),
+            (zmq.LINGER, 0),
+        ):
+            self._router.setsockopt(option, value)
+        self._router.bind(endpoint)
+        # Slices, code and modules are read here: data sets may run user code, and the loop never does.
+        self._loads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._loader = threading.Thread(target=self._run_loads, name="qjam-load", daemon=True)
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="qjam-engine", daemon=True)
+        self._perform: dict[type, Callable[[Any], None]] = {
+            Send: self._send,
+            Load: self._load,
+            Chunk: self._chunk,
+            Unload: self._unload,
+            Done: self._done,
+            Fail: self._failed,
+        }
+        self._receive: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
+            Kind.HELLO: lambda name, header, buffers: self._dispatch.on_hello(name, header),
+            Kind.STATE: self._on_state,
+            Kind.CREDIT: lambda name, header, buffers: self._dispatch.on_credit(name, header["bytes"]),
+            Kind.RESULT: self._on_result,
+            Kind.ERROR: self._dispatch.on_error,
+            Kind.LOG: self._on_log,
+            Kind.PONG: lambda name, header, buffers: [],
+            Kind.BYE: self._on_bye,
+        }
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._thread.start()
+        self._loader.start()
+
+    # Calls from other threads
+
+    def add_node(self, name: str, host: str, workers: int) -> None:
+        """Expect a node; before its launcher starts it."""
+        self._nodes[name] = _Node()
+        self._dispatch.add_node(name, host, workers)
+
+    def lose_node(self, name: str, why: str) -> None:
+        """Its launcher says that a node has ended or will not come."""
+        self._nodes[name].gone.set()
+        self._post(lambda: self._act(self._lose(name, why)))
+
+    def wait_for_node(self, name: str, timeout: float) -> tuple[NodeState, str]:
+        """Block until the node is ready or lost, `timeout` seconds at most; gives its state, and why it is lost."""
+        self._nodes[name].changed.wait(timeout)
+        record = self._dispatch.nodes[name]
+        return record.state, record.why
+
+    def wait_for_bye(self, name: str, timeout: float) -> bool:
+        """Block until the node has left, `timeout` seconds at most."""
+        return self._nodes[name].gone.wait(timeout)
+
+    @property
+    def dispatch(self) -> Dispatch:
+        """To look at: only the loop changes it."""
+        return self._dispatch
+
+    def submit(self, pending: Pending) -> None:
+        """Start a round."""
+        with self._number_lock:
+            self._numbers += 1
+            pending.number = self._numbers
+        self._post(lambda: self._submit(pending))
+
+    def cancel(self, pending: Pending) -> None:
+        """End a round that nobody waits for; nothing happens when it is over already."""
+        self._post(lambda: self._act(self._dispatch.on_cancel(pending.number, Failure("cancelled", "cancelled"))))
+
+    def acknowledge(self, name: str, size: int) -> None:
+        """This many bytes of what user code printed have been shown."""
+        self._post(lambda: self._send(Send(name, Kind.CREDIT, {"bytes": size})))
+
+    def say_goodbye(self) -> None:
+        """Tell all nodes to leave and end all rounds."""
+
+        def goodbye() -> None:
+            closed = Failure("closed", "the master was closed while the round was running")
+            for number in list(self._pending):
+                self._act(self._dispatch.on_cancel(number, closed))
+            self._act(self._dispatch.on_close())
+
+        self._post(goodbye)
+
+    def stop(self) -> None:
+        """End the loop; gives back when its thread, sockets and files are gone."""
+
+        def stop() -> None:
+            self._stopped = True
+
+        self._post(stop)
+        self._loads.put(None)
+        self._thread.join()
+        self._loader.join()
+        self._router.close()
+        self.context.term()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def _post(self, call: Callable[[], None]) -> None:
+        self._calls.append(call)
+        try:
+            os.write(self._wake_write, b"!")
+        except BlockingIOError:
+            pass  # the pipe is full of wake-ups already
+
+    # The loop
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._router, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        while not self._stopped:
+            deadline = self._dispatch.next_deadline()
+            timeout = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+            for source, _ in poller.poll(timeout):
+                if source is self._router:
+                    self._on_frames()
+                else:
+                    os.read(self._wake_read, 4096)
+            while self._calls:
+                self._calls.popleft()()
+            if deadline is not None:
+                self._act(self._dispatch.on_timer(time.monotonic()))
+
+    def _run_loads(self) -> None:
+        while (load := self._loads.get()) is not None:
+            load()
+
+    def _act(self, commands: list[Command]) -> None:
+        for command in commands:
+            self._perform[type(command)](command)
+
+    def _on_frames(self) -> None:
+        while True:
+            try:
+                identity, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            name = identity.bytes.decode()
+            record = self._dispatch.nodes.get(name)
+            if record is None or record.state is NodeState.LOST:
+                continue
+            try:
+                message = wire.unpack([frame.buffer for frame in frames])
+                commands = self._receive[message.kind](name, message.header, message.buffers)
+            except (wire.WireError, KeyError, ValueError, TypeError) as error:
+                commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
+            self._act(commands)
+
+    def _lose(self, name: str, why: str) -> list[Command]:
+        commands = self._dispatch.on_node_lost(name, why)
+        self._nodes[name].changed.set()
+        return commands
+
+    # Messages
+
+    def _on_state(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        if header["state"] == "ready":
+            commands = self._dispatch.on_ready(name, header["workers"])
+            self._nodes[name].changed.set()
+            return commands
+        if header["state"] == "replaced":
+            self._dispatch.on_worker_replaced(name, header["worker"], header["pid"])
+            return []
+        if header["state"] == "lost":
+            commands = self._dispatch.on_worker_lost(name, header)
+            self.stats.resent_slices = self._dispatch.resent
+            return commands
+        missing = [(ref, offset) for ref, offset in header["missing"]]
+        return self._dispatch.on_missing(name, header["round"], missing)
+
+    def _on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        self.stats.results_received += sum(memoryview(buffer).nbytes for buffer in buffers)
+        return self._dispatch.on_result(name, header, buffers)
+
+    def _on_log(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        data = bytes(buffers[0])
+        self.stats.output_received += len(data)
+        self._on_print(name, header["worker"], header["stream"], data)
+        return []
+
+    def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        self._nodes[name].gone.set()
+        return self._lose(name, header["reason"])
+
+    # Commands
+
+    def _submit(self, pending: Pending) -> None:
+        self._pending[pending.number] = pending
+        large = codec.flat_size(pending.params) > PARAMS_INLINE
+        ref = f"params:{pending.number}" if large else None
+        frames = () if large else (pending.params.header, *pending.params.buffers)
+        self._act(self._dispatch.on_submit(pending.number, pending.spec, frames, ref, pending.deadline))
+
+    def _send(self, command: Send) -> None:
+        frames = wire.pack(command.kind, command.header, command.buffers)
+        if command.kind is Kind.TASK:
+            self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
+        try:
+            self._router.send_multipart([command.node.encode(), *frames], copy=False)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._act(self._lose(command.node, "its connection is gone"))
+
+    def _load(self, command: Load) -> None:
+        pending = self._pending.get(command.round)
+
+        def load() -> None:
+            try:
+                blob = self._blob(command.ref, pending)
+            except Exception as error:  # user code: a data set's slice()
+                failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
+                self._post(lambda: self._act(self._dispatch.on_load_failed(command.round, failure)))
+            else:
+                self._post(lambda: self._loaded(command, blob))
+
+        self._loads.put(load)
+
+    def _blob(self, ref: str, pending: Pending | None) -> Blob:
+        kind, _, rest = ref.partition(":")
+        if kind == "module":
+            return Blob([self._find_module(rest.partition(":")[2])])
+        if pending is None:
+            raise LookupError(f"{ref} is wanted for a round that is over")
+        if kind == "params":
+            return Blob(codec.flat_segments(pending.params))
+        if kind == "code" and pending.code is not None:
+            return Blob([pending.code])
+        assert pending.dataset is not None
+        return Blob(codec.flat_segments(codec.encode(pending.dataset.slice_from_hash(ref))))
+
+    def _loaded(self, command: Load, blob: Blob) -> None:
+        self._nodes[command.node].blobs[command.ref] = blob
+        self._act(self._dispatch.on_loaded(command.node, command.ref, blob.size))
+
+    def _chunk(self, command: Chunk) -> None:
+        blob = self._nodes[command.node].blobs[command.ref]
+        header = {"ref": command.ref, "offset": command.offset, "total": blob.size}
+        self._send(Send(command.node, Kind.REFS, header, tuple(blob.range(command.offset, command.size))))
+        counter = {"module": "code_sent", "code": "code_sent", "params": "params_sent"}.get(
+            command.ref.partition(":")[0], "dataset_sent"
+        )
+        setattr(self.stats, counter, getattr(self.stats, counter) + command.size)
+
+    def _unload(self, command: Unload) -> None:
+        self._nodes[command.node].blobs.pop(command.ref, None)
+
+    def _done(self, command: Done) -> None:
+        self.stats.rounds += 1
+        self._pending.pop(command.round).end(command.roots, None)
+
+    def _failed(self, command: Fail) -> None:
+        self.stats.failed_rounds += 1
+        self._pending.pop(command.round).end(None, command.failure)

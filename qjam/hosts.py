@@ -1,0 +1,171 @@
+"""What the user wrote as hosts ("alice@node1:2222*8", 4, None, a list) becomes a list of HostSpec."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from numbers import Integral
+
+LOCAL = "local"
+
+_FORM = (
+    "write [user@]host[:port][*workers], as in 'alice@node1:2222*8', 'node2*auto' or '[::1]:22'; "
+    "'local*4' is this machine without ssh"
+)
+# What a name may hold. A leading '-' would be read as an option where a name becomes an argument of ssh.
+_USER = r"(?!-)[^\s:*,/\[\]\x00-\x1f\x7f]+"
+_NAME = r"(?!-)[^\s@:*,/\[\]\x00-\x1f\x7f]+"
+_IPV6 = r"[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+(?:%[\w.-]+)?"
+_SPEC = re.compile(
+    rf"(?:(?P<user>{_USER})@)?(?:(?P<name>{_NAME})|\[(?P<ipv6>{_IPV6})\])"
+    r"(?::(?P<port>[0-9]{1,9}))?(?:\*(?P<workers>-?[0-9]{1,9}|auto))?"
+)
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """One host and how many workers it shall run.
+
+    Attributes:
+        host: a name that ssh knows, an address (IPv6 without brackets), or `local`: this machine without ssh.
+        user: the name to log in with; None leaves it to the ssh configuration.
+        port: the port of the ssh server; None leaves it to the ssh configuration.
+        workers: how many; None is `auto`, one a usable core of that host.
+
+    Raises TypeError or ValueError where one of them cannot be right.
+    """
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    workers: int | None = 1
+
+    def __post_init__(self) -> None:
+        _check_text("host", self.host, rf"{_NAME}|{_IPV6}")
+        if self.user is not None:
+            _check_text("user", self.user, _USER)
+        if self.port is not None:
+            _check_number("port", self.port)
+        if self.workers is not None:
+            _check_number("workers", self.workers)
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise ValueError(f"hosts: '{self}': the port must be from 1 to 65535, not {self.port}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(
+                f"hosts: '{self}': the number of workers must be at least 1, or auto for one a usable core, "
+                f"not {self.workers}"
+            )
+        if self.local and self.address != LOCAL:
+            raise ValueError(
+                f"hosts: '{self}': 'local' is this machine without ssh and has no user and no port; "
+                "to reach this machine by ssh write 'localhost'"
+            )
+
+    @property
+    def local(self) -> bool:
+        """True for this machine without ssh."""
+        return self.host == LOCAL
+
+    @property
+    def address(self) -> str:
+        """`[user@]host[:port]`, an IPv6 address in brackets."""
+        user = "" if self.user is None else f"{self.user}@"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port is None else f":{self.port}"
+        return f"{user}{host}{port}"
+
+    def __str__(self) -> str:
+        """The text that `parse` makes this HostSpec from."""
+        if self.workers == 1:
+            return self.address
+        return f"{self.address}*{'auto' if self.workers is None else self.workers}"
+
+
+Hosts = int | str | HostSpec | Iterable[str | HostSpec] | None
+
+
+def usable_cores() -> int:
+    """How many cores this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parse(text: str) -> HostSpec:
+    """The HostSpec of one `[user@]host[:port][*workers]`; without `*workers` it has one worker.
+
+    Raises ValueError with the text and the form that is right.
+    """
+    found = _SPEC.fullmatch(text)
+    if found is None:
+        raise ValueError(f"hosts: {text!r} is not a host: {_FORM}")
+    port, workers = found["port"], found["workers"]
+    return HostSpec(
+        host=found["name"] or found["ipv6"],
+        user=found["user"],
+        port=None if port is None else int(port),
+        workers=1 if workers is None else None if workers == "auto" else int(workers),
+    )
+
+
+def resolve(hosts: Hosts) -> list[HostSpec]:
+    """The hosts to start, each once, in the order in which they were first named.
+
+    None is one worker a usable core of this machine, a number that many workers on this machine. A text
+    may name several hosts, with spaces or commas between them. The workers of a host named again add up.
+
+    Raises TypeError or ValueError that names `hosts`, the part that is wrong and what would be right.
+    """
+    merged: dict[str, HostSpec] = {}
+    for spec in _specs(hosts):
+        known = merged.get(spec.address)
+        if known is None:
+            merged[spec.address] = spec
+        elif known.workers is None or spec.workers is None:
+            raise ValueError(
+                f"hosts: '{spec.address}' is named more than once, and with *auto, which already is one "
+                f"worker a usable core; write '{spec.address}*auto' once, or numbers only"
+            )
+        else:
+            merged[spec.address] = replace(known, workers=known.workers + spec.workers)
+    if not merged:
+        raise ValueError("hosts: no host is named; give one, or None for all usable cores of this machine")
+    return list(merged.values())
+
+
+def _specs(hosts: object) -> list[HostSpec]:
+    if hosts is None:
+        return [HostSpec(LOCAL, workers=None)]
+    if isinstance(hosts, Integral) and not isinstance(hosts, bool):
+        return [HostSpec(LOCAL, workers=int(hosts))]
+    if isinstance(hosts, (str, HostSpec)):
+        return _item(hosts)
+    # Iterating a mapping would silently lose its values, which can only be meant as numbers of workers.
+    if isinstance(hosts, Iterable) and not isinstance(hosts, (bytes, bytearray, memoryview, Mapping)):
+        return [spec for item in hosts for spec in _item(item)]
+    raise TypeError(
+        "hosts must be None, a number of workers on this machine, a text, a HostSpec, or a list of texts and "
+        f"HostSpecs, not {hosts!r} ({type(hosts).__name__}); {_FORM}"
+    )
+
+
+def _item(item: object) -> list[HostSpec]:
+    if isinstance(item, HostSpec):
+        return [item]
+    if isinstance(item, str):
+        return [parse(part) for part in re.split(r"[\s,]+", item) if part]
+    raise TypeError(f"hosts: {item!r} ({type(item).__name__}) is neither a text nor a HostSpec; {_FORM}")
+
+
+def _check_text(name: str, value: object, pattern: str) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"hosts: {name} must be a text, not {value!r} ({type(value).__name__})")
+    if re.fullmatch(pattern, value) is None:
+        raise ValueError(f"hosts: {value!r} cannot be a {name}; {_FORM}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"hosts: {name} must be an int or None, not {value!r} ({type(value).__name__})")

@@ -1,0 +1,1 @@
+"""How the node of a host is started."""

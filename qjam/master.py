@@ -1,0 +1,325 @@
+"""Master: a pool of workers on one or many hosts, and `run`, which maps a function over data on them."""
+
+from __future__ import annotations
+
+import pickle
+import queue
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+from qjam_worker import codec
+from qjam_worker.reducing import Tree, default_reduce
+
+from .dataset import BaseDataSet, DataSet
+from .dispatch import Failure, JobSpec, NodeState
+from .engine import Engine, Pending, Roots, Stats
+from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
+from .hosts import HostSpec, resolve, usable_cores
+from .launch.local import LocalNode
+from .output import Printer
+from .source import Entry, Sources
+
+# Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
+START_TIMEOUT = 60.0
+# Seconds for a node to stop its workers, those in user code included, and to remove its files.
+STOP_TIMEOUT = 5.0
+
+
+class RemoteWorker:
+    """One worker: `RemoteWorker("alice@node1")` asks for it in `Master([...])`; `master.workers` gives those that run.
+
+    Attributes:
+        host: the host as the user wrote it.
+        index: its place among the workers of that host, from 0.
+        state: starting, joining, ready, suspect, lost or closed: the state of its host's node.
+        pid: the process id on its host; another one after the worker has been replaced; None before it runs.
+    """
+
+    def __init__(self, host: str) -> None:
+        specs = resolve(host)
+        if len(specs) != 1 or specs[0].workers != 1:
+            raise ValueError(f"host: {host!r} must name one host, without *workers: a RemoteWorker is one worker")
+        self.spec = specs[0]
+        self.host = self.spec.address
+        self.index = 0
+        self._look: Callable[[], tuple[str, int | None]] = lambda: ("starting", None)
+
+    @property
+    def state(self) -> str:
+        return self._look()[0]
+
+    @property
+    def pid(self) -> int | None:
+        return self._look()[1]
+
+    def __repr__(self) -> str:
+        return f"<RemoteWorker {self.index} on {self.host}: {self.state}, pid {self.pid}>"
+
+
+Hosts = int | str | HostSpec | RemoteWorker | Iterable[str | HostSpec | RemoteWorker] | None
+
+
+class Master:
+    """Workers on `hosts`, started now and stopped by `close`, at the end of a `with` block, or with the program.
+
+    `hosts`: None (one worker a usable core of this machine), a number of workers on this machine, a text such as
+    "local*4", or a list of texts, HostSpecs and RemoteWorkers; a host named again gets one worker more.
+    `echo`: whether what user code prints is shown here, each line behind `[host worker]`.
+
+    Raises TypeError or ValueError for hosts that cannot be meant, BootstrapError when one does not start.
+    """
+
+    def __init__(self, hosts: Hosts = None, *, echo: bool = True) -> None:
+        specs = [_counted(spec) for spec in resolve(_specs(hosts))]
+        remote = [spec.address for spec in specs if not spec.local]
+        if remote:
+            raise BootstrapError(
+                f"{', '.join(remote)}: hosts that are reached by ssh cannot be started by this version of qjam; "
+                "'local' is this machine without ssh"
+            )
+        self._sources = Sources()
+        self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._make_printer(echo), self._sources.lookup)
+        self._names = {f"{spec.address}/{uuid.uuid4().hex[:8]}": spec for spec in specs}
+        self._finisher = _Finisher()
+        self._nodes: list[LocalNode] = []
+        self._close = weakref.finalize(self, _close, self._engine, self._printer, self._finisher, self._nodes)
+        self._start()
+
+    def _make_printer(self, echo: bool) -> Callable[[str, int, int, bytes], None]:
+        # The engine must not hold the master, or it would never be collected: hence these two tables.
+        hosts: dict[str, str] = {}
+        engine: list[Engine] = []
+        printer = self._printer = Printer(echo, lambda node, size: engine[0].acknowledge(node, size))
+        self._printer_tables = hosts, engine
+        return lambda node, worker, stream, data: printer.put(node, hosts[node], worker, stream, data)
+
+    def _start(self) -> None:
+        hosts, engine = self._printer_tables
+        engine.append(self._engine)
+        self._engine.start()
+        try:
+            for name, spec in self._names.items():
+                hosts[name] = spec.address
+                workers = spec.workers or 1
+                self._engine.add_node(name, spec.address, workers)
+                self._nodes.append(
+                    LocalNode(self._engine.context, self._engine.endpoint, name, workers, self._engine.lose_node)
+                )
+            deadline = time.monotonic() + START_TIMEOUT
+            for name, spec in self._names.items():
+                state, why = self._engine.wait_for_node(name, max(0.0, deadline - time.monotonic()))
+                if state is not NodeState.READY:
+                    why = why or f"not ready after {START_TIMEOUT:.0f} s (it is {state.value})"
+                    raise BootstrapError(f"{spec.address}: {why}")
+        except BaseException:
+            self._close()
+            raise
+
+    def __repr__(self) -> str:
+        state = "" if self._close.alive else "closed, "
+        return f"<Master: {state}{len(self.workers)} workers on {', '.join(map(str, self._names.values()))}>"
+
+    def __enter__(self) -> Master:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def workers(self) -> list[RemoteWorker]:
+        """All workers, host by host."""
+        workers = []
+        for name, spec in self._names.items():
+            for index in range(spec.workers or 1):
+                worker = RemoteWorker(spec.address)
+                worker.index = index
+                worker._look = partial(_look, self._engine, name, index)
+                workers.append(worker)
+        return workers
+
+    def stats(self) -> Stats:
+        """A copy of the figures since the start: rounds, and bytes sent and received for each purpose."""
+        return replace(self._engine.stats)
+
+    def run(self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None) -> Any:
+        """Map `module.mapfunc(params, slice)` over the slices of `dataset` and give the reduced result.
+
+        `module`: a module with `mapfunc(params, dataset)` and, if results do not simply add up, `reduce(a, b)`; or a
+        function f(params, slice). `params`: any value; sent on every call; arrays arrive read-only. `dataset`: a
+        DataSet, list, tuple or array; its slices are sent once and stay on the hosts. Without one mapfunc(params,
+        None) runs once on each worker. `timeout`: seconds, None for no limit.
+
+        The result is reduced along a tree that depends on the slices alone: with `slice_size` given it is bitwise the
+        same on any number of workers. Arrays in it are the caller's own.
+
+        Raises TaskError (user code raised; the original exception is its cause), WorkerLost (a slice ends its worker
+        process again and again), RoundTimeout, MasterClosed, BootstrapError (no host is left), TypeError or
+        ValueError for arguments that cannot be right. Ctrl-C cancels the round. After any of these the pool is usable.
+        """
+        entry, pending = self._prepare(module, params, dataset, timeout, None)
+        try:
+            self._engine.submit(pending)
+            pending.wait()
+        except BaseException:
+            self._engine.cancel(pending)
+            raise
+        self._printer.flush()
+        return _outcome(pending, entry, self._sources, timeout)
+
+    def submit(
+        self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None
+    ) -> Future[Any]:
+        """Like `run`, but gives a Future at once; cancelling it cancels the round. `params` are copied."""
+        future: Future[Any] = Future()
+
+        def finish(pending: Pending) -> None:
+            self._finisher.put(lambda: _settle(future, pending, entry, sources, timeout))
+
+        sources = self._sources
+        entry, pending = self._prepare(module, params, dataset, timeout, finish)
+        buffers = [memoryview(bytes(buffer)) for buffer in pending.params.buffers]
+        pending.params = pending.params._replace(buffers=buffers)
+        engine = self._engine
+        engine.submit(pending)
+        future.add_done_callback(lambda done: engine.cancel(pending) if done.cancelled() else None)
+        return future
+
+    def close(self) -> None:
+        """End running rounds (MasterClosed), stop all workers and remove everything that was made; may be called again."""
+        self._close()
+
+    def _prepare(
+        self, module: Any, params: Any, dataset: Any, timeout: float | None, on_end: Callable[[Pending], None] | None
+    ) -> tuple[Entry, Pending]:
+        if not self._close.alive:
+            raise MasterClosed("this Master is closed; make a new one")
+        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+            raise ValueError(f"timeout must be a positive number of seconds, or None, not {timeout!r}")
+        entry = self._sources.entry(module)
+        capacity = max(1, self._engine.dispatch.capacity)
+        data: BaseDataSet | None = None
+        if dataset is None:
+            spec = JobSpec((entry.key, capacity), entry.header, None, capacity)
+        else:
+            data = DataSet(dataset).bind(capacity)
+            refs = data.hash_list()
+            if not refs:
+                raise ValueError("dataset has no slices, so there is nothing to map over; None runs once on each worker")
+            spec = JobSpec((entry.key, tuple(refs)), entry.header, refs, len(refs))
+        try:
+            encoded = codec.encode(params)
+        except codec.CodecError as error:
+            raise TypeError(f"params cannot be sent to workers: {error}") from error
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return entry, Pending(spec, entry.code, encoded, data, deadline, on_end)
+
+
+def _specs(hosts: Hosts) -> Any:
+    if isinstance(hosts, RemoteWorker):
+        return hosts.spec
+    if isinstance(hosts, (list, tuple)):
+        return [item.spec if isinstance(item, RemoteWorker) else item for item in hosts]
+    return hosts
+
+
+def _counted(spec: HostSpec) -> HostSpec:
+    return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
+
+
+def _look(engine: Engine, name: str, index: int) -> tuple[str, int | None]:
+    node = engine.dispatch.nodes[name]
+    return node.state.value, node.pids[index] if index < len(node.pids) else None
+
+
+def _close(engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[LocalNode]) -> None:
+    engine.say_goodbye()
+    for node in nodes:
+        engine.wait_for_bye(node.name, STOP_TIMEOUT)
+        node.join()
+    printer.close()
+    finisher.close()
+    engine.stop()
+
+
+class _Finisher:
+    """A thread that decodes and reduces the results of `submit`: the engine's loop runs no user code."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def put(self, call: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="qjam-finish", daemon=True)
+            self._thread.start()
+        self._queue.put(call)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            if self._thread is not threading.current_thread():
+                self._thread.join()
+
+    def _run(self) -> None:
+        while (call := self._queue.get()) is not None:
+            call()
+
+
+def _settle(future: Future[Any], pending: Pending, entry: Entry, sources: Sources, timeout: float | None) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(_outcome(pending, entry, sources, timeout))
+    except BaseException as error:  # belongs to whoever waits for the future
+        future.set_exception(error)
+
+
+def _outcome(pending: Pending, entry: Entry, sources: Sources, timeout: float | None) -> Any:
+    """The result of a round that is over, or its exception."""
+    if pending.roots is not None:
+        return _reduced(pending.roots, pending.spec.nslices, entry)
+    assert pending.failure is not None
+    error = _EXCEPTIONS[pending.failure.what](pending.failure, timeout)
+    if isinstance(error.__cause__, ImportError):
+        sources.forget()
+    raise error
+
+
+def _reduced(roots: Roots, nslices: int, entry: Entry) -> Any:
+    tree = Tree(nslices)
+    for span, frames in roots:
+        tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+    tree.fold(entry.reduce or default_reduce)
+    return tree.values[0, nslices]
+
+
+def _task_error(failure: Failure, timeout: float | None) -> BaseException:
+    error = TaskError(failure.host, failure.worker, failure.slice, failure.text, failure.summary)
+    if failure.error is not None:
+        try:
+            error.__cause__ = pickle.loads(failure.error)
+        except Exception:  # noqa: S110  its class cannot be had here; the text tells all
+            pass
+    return error
+
+
+_EXCEPTIONS: dict[str, Callable[[Failure, float | None], BaseException]] = {
+    "task": _task_error,
+    "lost": lambda f, timeout: WorkerLost(f.host, f.worker, f.slice, f.text),
+    "room": lambda f, timeout: QjamError(f"{f.host}: {f.text}"),
+    "load": lambda f, timeout: f.error,
+    "timeout": lambda f, timeout: RoundTimeout(f"the round did not end within {timeout} s: {f.text}"),
+    "cancelled": lambda f, timeout: CancelledError(),
+    "closed": lambda f, timeout: MasterClosed(f.text),
+    "unreachable": lambda f, timeout: BootstrapError(f"no worker is left: {f.text}"),
+}

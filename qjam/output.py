@@ -1,0 +1,90 @@
+"""Shows at the master what user code printed on the workers, line by line."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+# A line longer than this is shown in pieces, so that output without line ends cannot fill the memory.
+LONGEST_LINE = 64 * 1024
+
+
+class Printer:
+    """A thread that prints, so that a terminal that stands still holds up nothing but the printing itself.
+
+    `shown(node, bytes)` is called when text has been written, which lets the node send more.
+    """
+
+    def __init__(self, echo: bool, shown: Callable[[str, int], None]) -> None:
+        self._echo = echo
+        self._shown = shown
+        self._queue: queue.SimpleQueue[tuple[str, str, int, int, bytes] | threading.Event | None] = queue.SimpleQueue()
+        self._begun: dict[tuple[str, int, int], bytes] = {}
+        self._hosts: dict[str, str] = {}
+        self._idle = True
+        self._thread: threading.Thread | None = None
+
+    def put(self, node: str, host: str, worker: int, stream: int, data: bytes) -> None:
+        """Take what a worker has written to its stream 1 (stdout) or 2 (stderr)."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="qjam-print", daemon=True)
+            self._thread.start()
+        self._idle = False
+        self._queue.put((node, host, worker, stream, data))
+
+    def flush(self) -> None:
+        """Block until everything that came before is shown."""
+        if not self._idle and threading.current_thread() is not self._thread:
+            reached = threading.Event()
+            self._queue.put(reached)
+            reached.wait()
+
+    def close(self) -> None:
+        """Show what is left, lines without an end included, and end the thread."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                self._idle = self._queue.empty()
+                item.set()
+                continue
+            node, host, worker, stream, data = item
+            self._hosts[node] = host
+            self._write(stream, self._lines(node, worker, stream, data))
+            self._shown(node, len(data))
+        for (node, worker, stream), rest in self._begun.items():
+            self._write(stream, [(_prefix(self._hosts[node], worker) + rest + b"\n")] if rest else [])
+
+    def _lines(self, node: str, worker: int, stream: int, data: bytes) -> list[bytes]:
+        """The complete lines, each with its prefix; the begun one is kept."""
+        key = (node, worker, stream)
+        text = self._begun.pop(key, b"") + data
+        whole, newline, rest = text.rpartition(b"\n")
+        prefix = _prefix(self._hosts[node], worker)
+        parts = [prefix, whole.replace(b"\n", b"\n" + prefix), b"\n"] if newline else []
+        if len(rest) >= LONGEST_LINE:
+            parts += [prefix, rest, b"\n"]
+        elif rest:
+            self._begun[key] = rest
+        return parts
+
+    def _write(self, stream: int, parts: list[bytes]) -> None:
+        target: TextIO | None = sys.stdout if stream == 1 else sys.stderr
+        if not (self._echo and parts and target):
+            return
+        try:
+            target.write(b"".join(parts).decode("utf-8", "replace"))
+            target.flush()
+        except (OSError, ValueError, UnicodeError):
+            pass  # nobody reads: the user closed or redirected it; the work goes on
+
+
+def _prefix(host: str, worker: int) -> bytes:
+    return f"[{host}] ".encode() if worker < 0 else f"[{host} {worker}] ".encode()

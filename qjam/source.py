@@ -1,0 +1,206 @@
+"""What is to be run: a module or function becomes an entry that workers can load, and project modules their source."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.machinery
+import importlib.util
+import os
+import site
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable, Hashable
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import cloudpickle
+import msgpack
+
+Reduce = Callable[[Any, Any], Any]
+
+_INSTALLED = ("site-packages", "dist-packages")
+_ENVIRONMENT = tuple(
+    os.path.join(os.path.realpath(path), "")
+    for path in {
+        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
+        *(site.getsitepackages() if hasattr(site, "getsitepackages") else ()),
+        site.getusersitepackages(),
+    }
+)
+
+
+class Entry(NamedTuple):
+    """Code to map with. Equal keys mean equal code; `code` is the pickled function where there is no source to ship."""
+
+    key: Hashable
+    header: dict[str, Any]
+    code: bytes | None
+    reduce: Reduce | None
+
+
+class Sources:
+    """Entries for `run`, and source by module name for workers that import it.
+
+    The epoch counts the edits seen: each `entry` looks whether a file that was shipped has changed since; if so the
+    workers drop all project modules and load them anew.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._shipped: dict[str, tuple[int, int]] = {}
+        self._epoch = 1
+
+    def entry(self, module: Any) -> Entry:
+        """The entry of a module that has mapfunc(params, dataset), or of a function f(params, slice).
+
+        Raises TypeError naming `module` for anything else.
+        """
+        with self._lock:
+            self._notice_edits()
+            epoch = self._epoch
+        if isinstance(module, ModuleType):
+            return _module_entry(module, epoch)
+        if callable(module):
+            return _function_entry(module, epoch)
+        raise TypeError(
+            f"module must be a module with mapfunc(params, dataset), or a function f(params, slice), "
+            f"not {module!r} ({type(module).__name__})"
+        )
+
+    def forget(self) -> None:
+        """Have every module looked for anew: an import has failed, and the user may be mending it."""
+        with self._lock:
+            self._shipped.clear()
+            self._epoch += 1
+
+    def lookup(self, name: str) -> bytes:
+        """What a worker is told of a module, as msgpack: {"source", "path", "package"}, or None if it is not ours."""
+        found = _find(name)
+        if found is not None and found["path"]:
+            with self._lock:
+                self._shipped[found["path"]] = _stamp(found["path"])
+        packed: bytes = msgpack.packb(found)
+        return packed
+
+    def _notice_edits(self) -> None:
+        if any(_stamp(path) != stamp for path, stamp in self._shipped.items()):
+            self._shipped.clear()
+            self._epoch += 1
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)
+
+
+def _module_entry(module: ModuleType, epoch: int) -> Entry:
+    mapfunc = getattr(module, "mapfunc", None)
+    if not callable(mapfunc):
+        raise TypeError(f"module: {module.__name__} has no function mapfunc(params, dataset)")
+    reduce = getattr(module, "reduce", None)
+    if reduce is functools.reduce or not callable(reduce):  # `from functools import reduce` is not meant
+        reduce = None
+    if not _has_source(module.__name__):
+        return _by_value(mapfunc, reduce, epoch)
+    return _by_name(module.__name__, None, reduce, epoch)
+
+
+def _function_entry(function: Callable[..., Any], epoch: int) -> Entry:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
+        return _by_name(module, name, None, epoch)
+    return _by_value(function, None, epoch)
+
+
+def _by_name(module: str, function: str | None, reduce: Reduce | None, epoch: int) -> Entry:
+    header = {
+        "epoch": epoch,
+        "module": module,
+        "function": function,
+        "reduce": reduce is not None,
+        "shipped": _find(module) is not None,
+        "code": None,
+    }
+    return Entry(tuple(header.values()), header, None, reduce)
+
+
+def _by_value(mapfunc: Callable[..., Any], reduce: Reduce | None, epoch: int) -> Entry:
+    try:
+        code = cloudpickle.dumps((mapfunc, reduce))
+    except Exception as error:  # whatever the objects that it refers to raise on being pickled
+        name = getattr(mapfunc, "__name__", repr(mapfunc))
+        raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
+    ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
+    header = {"epoch": epoch, "reduce": reduce is not None, "code": ref}
+    return Entry((epoch, ref), header, code, reduce)
+
+
+def _has_source(name: str) -> bool:
+    """Whether the workers can import it by name: not a script, a notebook, or a module made on the fly."""
+    if name == "__main__" or name not in sys.modules:
+        return False
+    spec = getattr(sys.modules[name], "__spec__", None)
+    return spec is not None and spec.origin is not None and os.path.exists(spec.origin)
+
+
+def _resolve(module: str, name: str | None) -> Any:
+    """The object that `name` is in the module now; None where it is nothing that can be found by name."""
+    if not name or "<" in name:
+        return None
+    try:
+        return functools.reduce(getattr, name.split("."), sys.modules[module])
+    except AttributeError:
+        return None
+
+
+def _find(name: str) -> dict[str, Any] | None:
+    """Source, path and kind of a module of the user's project, without running any of it."""
+    spec = _spec(name)
+    if spec is None:
+        return None
+    package = spec.submodule_search_locations is not None
+    if spec.origin is None or not spec.has_location:
+        if package and _is_ours(name, list(spec.submodule_search_locations or ())):
+            return {"source": b"", "path": "", "package": True}
+        return None
+    if not _is_ours(name, [spec.origin]) or not spec.origin.endswith(".py"):
+        return None
+    try:
+        with open(spec.origin, "rb") as file:
+            return {"source": file.read(), "path": spec.origin, "package": package}
+    except OSError:
+        return None
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    loaded = getattr(sys.modules.get(name), "__spec__", None)
+    if isinstance(loaded, importlib.machinery.ModuleSpec):
+        return loaded
+    parent, _, _ = name.rpartition(".")
+    path = None
+    if parent:
+        above = _spec(parent)
+        if above is None or above.submodule_search_locations is None:
+            return None
+        path = list(above.submodule_search_locations)
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        spec = find(name, path) if find is not None else None
+        if isinstance(spec, importlib.machinery.ModuleSpec):
+            return spec
+    return None
+
+
+def _is_ours(name: str, paths: list[str]) -> bool:
+    """The user's own, neither the standard library nor installed. qjam is sent along: user modules may import it."""
+    if name.partition(".")[0] == "qjam":
+        return True
+    real = [os.path.join(os.path.realpath(path), "") for path in paths]
+    return bool(real) and not any(
+        path.startswith(_ENVIRONMENT) or any(part in path.split(os.sep) for part in _INSTALLED) for path in real
+    )

@@ -1,0 +1,87 @@
+"""Run source that the master ships as modules, and ask it for the project-local modules that these import."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import linecache
+import sys
+from types import ModuleType
+from typing import Any, Callable, Optional, Sequence
+
+# Asks the master for a module by its full name: {"source": bytes, "path": str, "package": bool}, or None when it
+# is not a module of the user's project.
+Ask = Callable[[str], Optional[dict[str, Any]]]
+
+_STANDARD = frozenset(getattr(sys, "stdlib_module_names", sys.builtin_module_names))
+
+
+class Shipped(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Finder and loader of the user's own modules. It comes first, so the project wins over a namesake on the host.
+
+    Only names that the standard library does not know are asked for, each once; the parts of a package only when
+    the package itself was shipped.
+    """
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._found: dict[str, dict[str, Any]] = {}
+        self._absent: set[str] = set()
+        self._wanted = ""
+
+    def install(self) -> None:
+        sys.meta_path.insert(0, self)
+
+    def load(self, name: str) -> ModuleType:
+        """Import a module that the master says is the project's, whatever else has its name here."""
+        self._wanted = name.partition(".")[0]
+        if self._wanted not in self._found:
+            sys.modules.pop(self._wanted, None)
+        return importlib.import_module(name)
+
+    def forget(self) -> None:
+        """Drop every shipped module: its source has changed."""
+        for name in self._found:
+            sys.modules.pop(name, None)
+        self._found.clear()
+        self._absent.clear()
+        linecache.clearcache()
+
+    def find_spec(
+        self, fullname: str, path: Optional[Sequence[str]], target: Optional[ModuleType] = None
+    ) -> Optional[importlib.machinery.ModuleSpec]:
+        if not self._may_be_shipped(fullname):
+            return None
+        module = self._ask(fullname)
+        if module is None:
+            self._absent.add(fullname)
+            return None
+        self._found[fullname] = module
+        spec = importlib.machinery.ModuleSpec(
+            fullname, self, origin=module["path"], is_package=module["package"]
+        )
+        spec.has_location = bool(module["path"])
+        return spec
+
+    def _may_be_shipped(self, fullname: str) -> bool:
+        if fullname in self._absent:
+            return False
+        top = fullname.partition(".")[0]
+        if fullname != top:
+            return top in self._found
+        return top == self._wanted or top not in _STANDARD
+
+    def is_package(self, fullname: str) -> bool:
+        return bool(self._found[fullname]["package"])
+
+    def get_source(self, fullname: str) -> str:
+        return importlib.util.decode_source(self._found[fullname]["source"])
+
+    def get_code(self, fullname: str) -> Any:
+        module = self._found[fullname]
+        return compile(module["source"], module["path"] or f"<{fullname}>", "exec", dont_inherit=True)
+
+    def exec_module(self, module: ModuleType) -> None:
+        exec(self.get_code(module.__name__), module.__dict__)

@@ -1,0 +1,535 @@
+"""The node of one host: takes work from the master, gives it to the workers over shared memory, sends roots back.
+
+It never runs user code and never unpickles, so it answers whatever a task does.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import selectors
+import socket
+import sys
+import time
+from typing import Any, Callable, Iterable, Optional
+
+import msgpack
+import zmq
+
+from . import codec, wire
+from .pool import PRINTED, RANG, Pool, WorkerHandle, usable_cores
+from .reducing import Span, default_reduce
+from .rounds import Held, NodeJob, NodeRound
+from .store import Files, NoRoom, Store, map_file, remove
+from .wire import Kind
+from .worker import SLOT, result_prefix
+
+# Bytes of refs that may be on their way to a node: four chunks keep a link busy, and bound the memory they take.
+CREDIT = 16 * 1024 * 1024
+# Bytes of printed text on their way to the master; beyond it print() waits, as on a slow terminal.
+PRINT_CREDIT = 1024 * 1024
+# The share of the host's memory that slices may take before the least recently used ones go.
+STORE_SHARE = 0.5
+
+
+class _Params:
+    """Where a round's params lie: a slot that is used again, or a file (or ref) of their own."""
+
+    def __init__(self, path: str, size: int, view: Optional[memoryview] = None, ref: Optional[str] = None) -> None:
+        self.path = path
+        self.size = size
+        self.view = view  # of a slot
+        self.ref = ref
+
+
+class Node:
+    """`run` serves the master at the other end of `uplink` until it says BYE, or `leave` is called from `watch`.
+
+    `uplink` is a connected DEALER. `watch` maps file descriptors to functions that are called when they are readable.
+    """
+
+    def __init__(
+        self,
+        uplink: zmq.Socket[bytes],
+        workers: int,
+        *,
+        bases: Optional[Iterable[str]] = None,
+        watch: Optional[dict[int, Callable[[], None]]] = None,
+    ) -> None:
+        self.uplink = uplink
+        self.files = Files.make(bases)
+        self.selector = selectors.DefaultSelector()
+        for fd, call in (watch or {}).items():
+            self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
+        self.selector.register(uplink.getsockopt(zmq.FD), selectors.EVENT_READ, (RANG, lambda: None))
+        self.pool = Pool(workers, self.files, self.selector, self)
+        self.store = Store(self.files, int(_memory() * STORE_SHARE))
+        self.jobs: dict[int, NodeJob] = {}
+        self.rounds: dict[int, NodeRound] = {}
+        self.params: dict[int, _Params] = {}
+        self.free_slots: list[_Params] = []
+        self.asked: set[str] = set()
+        self.modules: dict[str, Optional[dict[str, Any]]] = {}
+        self.importing: dict[str, list[WorkerHandle]] = {}
+        self.print_credit = PRINT_CREDIT
+        self.made = 0
+        self.leaving: Optional[str] = None
+        self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
+            Kind.WELCOME: lambda header, buffers: None,
+            Kind.JOB: self.on_job,
+            Kind.TASK: self.on_task,
+            Kind.REFS: self.on_refs,
+            Kind.CREDIT: self.on_credit,
+            Kind.CANCEL: self.on_cancel,
+            Kind.PING: lambda header, buffers: self.send(Kind.PONG, header),
+            Kind.BYE: lambda header, buffers: self.leave(header["reason"]),
+        }
+
+    @classmethod
+    def connect(
+        cls,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        name: str,
+        workers: int,
+        *,
+        bases: Optional[Iterable[str]] = None,
+        watch: Optional[dict[int, Callable[[], None]]] = None,
+    ) -> Node:
+        """A node with an uplink to the master's ROUTER at `endpoint`, which will know it as `name`."""
+        uplink = context.socket(zmq.DEALER)
+        uplink.setsockopt(zmq.ROUTING_ID, name.encode())
+        uplink.setsockopt(zmq.LINGER, 1000)
+        for option in (zmq.SNDHWM, zmq.RCVHWM):
+            uplink.setsockopt(option, 0)  # what may be on its way is bounded by credit, in bytes
+        uplink.connect(endpoint)
+        return cls(uplink, workers, bases=bases, watch=watch)
+
+    def leave(self, reason: str) -> None:
+        self.leaving = reason
+
+    def run(self) -> None:
+        try:
+            self.pool.start()
+            self._hello()
+            while self._receive():
+                deadline = self.pool.next_deadline()
+                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+                for key, _ in sorted(self.selector.select(timeout), key=lambda event: event[0].data[0]):
+                    key.data[1]()
+                if deadline is not None:
+                    self.pool.on_timer(time.monotonic())
+        finally:
+            self.pool.close()
+            self.selector.close()
+            self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
+            self.uplink.close()
+
+    # The uplink
+
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Iterable[Any] = ()) -> None:
+        self.uplink.send_multipart(wire.pack(kind, header, list(buffers)), copy=False)
+
+    def _hello(self) -> None:
+        self.send(
+            Kind.HELLO,
+            {
+                "version": str(wire.VERSION),
+                "python": sys.version.split()[0],
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "cores": usable_cores(),
+                "memory": _memory(),
+                "workers": [worker.index for worker in self.pool.workers],
+                "held": self.store.refs(),
+                "credit": CREDIT,
+            },
+        )
+
+    def _receive(self) -> bool:
+        """Take what the master has sent; False when it is time to leave."""
+        # The descriptor of a ZeroMQ socket signals edges: it must be asked until it has nothing more.
+        while self.leaving is None and self.uplink.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            frames = [frame.buffer for frame in self.uplink.recv_multipart(zmq.NOBLOCK, copy=False)]
+            message = wire.unpack(frames)
+            self.handlers[message.kind](message.header, message.buffers)
+        return self.leaving is None
+
+    # Jobs and rounds
+
+    def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        number = header["job"]
+        for old in header.get("forget", ()):
+            self._forget_job(old)
+        refs = {index: ref for index, ref in header["slices"]}
+        known = self.jobs.get(number)
+        if known is not None:
+            known.refs.update(refs)
+            return
+        self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], refs, header["reduce"])
+
+    def _forget_job(self, number: int) -> None:
+        if self.jobs.pop(number, None) is not None:
+            for worker in self.pool.workers:
+                if number in worker.jobs:
+                    worker.jobs.discard(number)
+                    self.pool.tell(worker, {"op": "forget", "job": number})
+
+    def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        number, job = header["round"], self.jobs[header["job"]]
+        round_ = self.rounds.get(number)
+        if round_ is None:
+            round_ = self.rounds[number] = NodeRound(number, job, len(self.pool.workers))
+            try:
+                self.params[number] = self._keep_params(number, header, buffers)
+            except NoRoom as error:
+                self._fail(round_, "room", str(error))
+                return
+        self._pin(round_, [self._code_ref(job), self.params[number].ref, *(job.refs[i] for i in header["indices"])])
+        round_.add(header["indices"])
+        self._ask_for_missing(round_)
+        self._assign()
+
+    def _keep_params(self, number: int, header: dict[str, Any], buffers: list[Any]) -> _Params:
+        if header["params"] is not None:  # large: pulled in chunks like any ref
+            return _Params("", 0, ref=header["params"])
+        encoded = codec.Encoded(buffers[0], [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
+        size = codec.flat_size(encoded)
+        if size <= SLOT:
+            params = self.free_slots.pop() if self.free_slots else self._new_slot()
+            params.size = size
+        else:
+            mapped = self.files.create(f"params{number}", size)
+            params = _Params(mapped.path, size, mapped.view)
+        assert params.view is not None
+        codec.write_flat(encoded, params.view)
+        return params
+
+    def _new_slot(self) -> _Params:
+        self.made += 1
+        mapped = self.files.create(f"slot{self.made}", SLOT)
+        return _Params(mapped.path, SLOT, mapped.view)
+
+    def _ask_for_missing(self, round_: NodeRound) -> None:
+        """Tell the master which refs the round lacks, in the order in which they are of use."""
+        wanted = [self._code_ref(round_.job), self.params[round_.number].ref]
+        wanted += [round_.job.refs[index] for index in round_.pending]
+        missing = [ref for ref in dict.fromkeys(wanted) if ref is not None and ref not in self.store]
+        missing = [ref for ref in missing if ref not in self.asked]
+        if missing:
+            self.asked.update(missing)
+            refs = [[ref, self.store.have(ref)] for ref in missing]
+            self.send(Kind.STATE, {"state": "blocked", "round": round_.number, "missing": refs})
+
+    def _pin(self, round_: NodeRound, refs: list[Optional[str]]) -> None:
+        for ref in refs:
+            if ref is not None and ref not in round_.pinned:
+                round_.pinned.add(ref)
+                self.store.pin(ref)
+
+    @staticmethod
+    def _code_ref(job: NodeJob) -> Optional[str]:
+        ref: Any = job.entry.get("code")
+        return ref
+
+    def _end(self, round_: NodeRound) -> None:
+        """The round is over here: give back what it held."""
+        del self.rounds[round_.number]
+        for ref in round_.pinned:
+            self.store.unpin(ref)
+        self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
+        params = self.params.pop(round_.number, None)
+        if params is not None and params.ref is not None:
+            self.store.drop(params.ref)
+        elif params is not None and params.view is not None and len(params.view) == SLOT:
+            self.free_slots.append(params)
+        elif params is not None:
+            remove(params.path)
+        for held in round_.tree.values.values():
+            self._release(held)
+        for folding in round_.folding.values():
+            for held in folding.values():
+                self._release(held)
+
+    def on_cancel(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        round_ = self.rounds.get(header["round"])
+        if round_ is None:
+            return
+        now = time.monotonic()
+        for worker in self.pool.workers:
+            if worker.round == round_.number:
+                self.pool.interrupt(worker, now)
+        self._end(round_)
+
+    # Refs
+
+    def on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        ref, offset = header["ref"], header["offset"]
+        if header.get("gone"):  # dropped with the round that asked first; another may still want it
+            self.asked.discard(ref)
+            for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
+                self._ask_for_missing(round_)
+            return
+        dropped: list[str] = []
+        try:
+            for buffer in buffers:
+                data = memoryview(buffer).cast("B")
+                dropped += self.store.write(ref, offset, header["total"], data)
+                offset += len(data)
+        except NoRoom as error:
+            offset = header["offset"] + sum(memoryview(buffer).nbytes for buffer in buffers)
+            for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
+                self._fail(round_, "room", str(error))
+        self.send(Kind.CREDIT, {"bytes": offset - header["offset"]})
+        if dropped:
+            for worker in self.pool.workers:
+                self.pool.tell(worker, {"op": "drop", "paths": dropped})
+        if ref in self.store:
+            self.asked.discard(ref)
+            if ref in self.importing:
+                self._on_module(ref)
+            else:
+                self._assign()
+
+    def _on_module(self, ref: str) -> None:
+        module = self.modules[ref] = msgpack.unpackb(self.store.view(ref))
+        self.store.drop(ref)
+        for worker in self.importing.pop(ref):
+            self._answer_import(worker, ref, module)
+
+    def _answer_import(self, worker: WorkerHandle, ref: str, module: Optional[dict[str, Any]]) -> None:
+        self.pool.tell(worker, {"op": "module", "name": ref.rpartition(":")[2], "module": module})
+
+    def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        self.print_credit += header["bytes"]
+        self.pool.mute(self.print_credit <= 0)
+
+    # Giving out work
+
+    def _assign(self) -> None:
+        """Give every idle worker something to do, the oldest round first."""
+        for round_ in list(self.rounds.values()):
+            if not self._can_start(round_):
+                continue
+            for worker in self.pool.workers:
+                if worker.idle and round_.number in self.rounds:
+                    self._give(worker, round_)
+
+    def _can_start(self, round_: NodeRound) -> bool:
+        code, params = self._code_ref(round_.job), self.params[round_.number].ref
+        return (code is None or code in self.store) and (params is None or params in self.store)
+
+    def _give(self, worker: WorkerHandle, round_: NodeRound) -> None:
+        refs = round_.job.refs
+        block = round_.take_map(worker.index, lambda index: refs[index] in self.store)
+        if block:
+            message = {
+                "op": "run",
+                "params": self._params_place(round_.number),
+                "slices": [self._slice_place(index, refs[index]) for index in block],
+            }
+        elif fold := round_.take_fold(worker.index, lambda held: _size(held) <= SLOT):
+            try:
+                message = {"op": "fold", "items": self._fold_items(fold)}
+            except NoRoom as error:
+                self._fail(round_, "room", str(error))
+                return
+        else:
+            return
+        job = round_.job
+        if job.number not in worker.jobs:
+            worker.jobs.add(job.number)
+            code = self._code_ref(job)
+            place = None if code is None else (self.store.path(code), len(self.store.view(code)))
+            self.pool.tell(
+                worker, {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices}
+            )
+        worker.round = round_.number
+        self.pool.ring(worker, {**message, "job": job.number})
+
+    def _params_place(self, number: int) -> tuple[str, int]:
+        params = self.params[number]
+        if params.ref is not None:
+            return self.store.path(params.ref), len(self.store.view(params.ref))
+        return params.path, params.size
+
+    def _slice_place(self, index: int, ref: Optional[str]) -> tuple[int, Optional[str], int]:
+        return (index, None, 0) if ref is None else (index, self.store.path(ref), len(self.store.view(ref)))
+
+    def _fold_items(self, fold: dict[Span, Held]) -> list[tuple[int, int, str, int, int]]:
+        """Where a worker finds the results to fold; those in the node's own memory go to a file first."""
+        items = []
+        for (lo, hi), held in fold.items():
+            if held.path is None:
+                flat = _flat(held)
+                self.made += 1
+                mapped = self.files.create(f"fold{self.made}", len(flat))
+                mapped.view[:] = flat
+                held.flat, held.path = mapped.view, mapped.path
+            assert held.flat is not None
+            items.append((lo, hi, held.path, 0, len(held.flat)))
+        return items
+
+    # What the workers say
+
+    def on_pool_ready(self) -> None:
+        self.send(Kind.STATE, {"state": "ready", "workers": [worker.pid for worker in self.pool.workers]})
+        self._assign()
+
+    def on_worker_replaced(self, worker: WorkerHandle) -> None:
+        self.send(Kind.STATE, {"state": "replaced", "worker": worker.index, "pid": worker.pid})
+        self._assign()
+
+    def on_worker_message(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
+        answers = {"done": self._on_done, "error": self._on_error, "cancelled": lambda *_: None, "import": self._on_import}
+        if message["op"] == "import":
+            self._on_import(worker, message)
+            return
+        round_ = self.rounds.get(worker.round) if worker.round is not None else None
+        self.pool.rest(worker)
+        answers[message["op"]](worker, message, round_)
+        self._assign()
+
+    def _on_done(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
+        roots = [((lo, hi), self._hold(worker, plain, *where)) for lo, hi, plain, where in message["roots"]]
+        if round_ is None:
+            for _, held in roots:
+                self._release(held)
+            return
+        for used in round_.put(worker.index, roots):
+            self._release(used)
+        if not round_.job.user_reduce:
+            for span, _ in roots:
+                try:
+                    round_.fold_from(span, _fold_small)
+                except TypeError as error:
+                    self._report(round_, "task", str(error), None, span[0], str(error), error)
+                    return
+        self._finish(round_)
+
+    def _hold(self, worker: WorkerHandle, plain: bool, path: str, offset: int, size: int) -> Held:
+        if path == worker.slot.path:  # the slot is written again with the worker's next task
+            return Held(memoryview(bytes(worker.slot.view[offset : offset + size])), plain)
+        return Held(map_file(path, size), plain, path)
+
+    def _finish(self, round_: NodeRound) -> None:
+        """Send the roots when nothing is left to do here."""
+        if not round_.settled or not round_.tree.values:
+            return
+        roots, buffers = [], []
+        for lo, hi in round_.tree.spans:
+            frames = _frames(round_.tree.values[lo, hi])
+            roots.append([lo, hi, len(frames)])
+            buffers += frames
+        self.send(Kind.RESULT, {"round": round_.number, "roots": roots}, buffers)
+        if round_.tree.complete:
+            self._end(round_)
+        else:
+            for held in round_.tree.values.values():
+                self._release(held)
+            round_.tree.values.clear()
+
+    def _on_error(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
+        if round_ is not None:
+            self._report(
+                round_, "task", message["text"], worker.index, message["slice"], message["summary"], message["pickled"]
+            )
+
+    def _report(
+        self,
+        round_: NodeRound,
+        what: str,
+        text: str,
+        worker: Optional[int],
+        slice_: Optional[int],
+        summary: str,
+        error: Any = None,
+    ) -> None:
+        pickled = pickle.dumps(error) if isinstance(error, BaseException) else error
+        header = {"round": round_.number, "what": what, "text": text, "worker": worker, "slice": slice_, "summary": summary}
+        self.send(Kind.ERROR, header, [] if pickled is None else [pickled])
+
+    def _fail(self, round_: NodeRound, what: str, text: str) -> None:
+        """Give a round up that cannot go on here."""
+        self._report(round_, what, text, None, None, text)
+        self._end(round_)
+
+    def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
+        ref = f"module:{message['epoch']}:{message['name']}"
+        if ref in self.modules:
+            self._answer_import(worker, ref, self.modules[ref])
+            return
+        self.importing.setdefault(ref, []).append(worker)
+        if ref not in self.asked:
+            self.asked.add(ref)
+            self.send(Kind.STATE, {"state": "blocked", "round": worker.round, "missing": [[ref, 0]]})
+
+    def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None:
+        for waiting in self.importing.values():
+            while worker in waiting:
+                waiting.remove(worker)
+        self._remove_untold_results(worker.index, pid)
+        round_ = self.rounds.get(worker.round) if worker.round is not None else None
+        report = {"state": "lost", "worker": worker.index, "how": how, "pid": pid}
+        if round_ is not None:
+            slices = round_.lose(worker.index)
+            report.update({"round": round_.number, "slice": at, "slices": slices})
+        self.send(Kind.STATE, report)
+
+    def _remove_untold_results(self, worker: int, pid: int) -> None:
+        held = [held for round_ in self.rounds.values() for held in round_.tree.values.values()]
+        held += [held for round_ in self.rounds.values() for fold in round_.folding.values() for held in fold.values()]
+        known = {one.path for one in held}
+        for directory in self.files.directories:
+            for name in os.listdir(directory):
+                path = os.path.join(directory, name)
+                if name.startswith(result_prefix(worker, pid)) and path not in known:
+                    remove(path)
+
+    def on_output(self, worker: int, stream: int, data: bytes) -> None:
+        self.send(Kind.LOG, {"worker": worker, "stream": stream}, [data])
+        self.print_credit -= len(data)
+        self.pool.mute(self.print_credit <= 0)
+
+    def on_pool_broken(self, reason: str) -> None:
+        self.leave(reason)
+
+    def _release(self, held: Held) -> None:
+        if held.path is not None:
+            remove(held.path)
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _size(held: Held) -> int:
+    return 0 if held.flat is None else len(held.flat)
+
+
+def _value(held: Held) -> Any:
+    if held.flat is not None and held.value is None:
+        header, buffers = codec.read_flat(held.flat)
+        held.value = codec.decode(header, buffers, allow_pickle=False)
+    return held.value
+
+
+def _flat(held: Held) -> bytes:
+    if held.flat is not None:
+        return bytes(held.flat)
+    return b"".join(codec.flat_segments(codec.encode(held.value)))
+
+
+def _frames(held: Held) -> list[Any]:
+    if held.flat is not None:
+        header, buffers = codec.read_flat(held.flat)
+        return [header, *buffers]
+    encoded = codec.encode(held.value)
+    return [encoded.header, *encoded.buffers]
+
+
+def _fold_small(left: Held, right: Held) -> Optional[Held]:
+    """What two small results without pickles in them make together; anything else is a worker's to fold."""
+    if not (left.plain and right.plain and _size(left) <= SLOT and _size(right) <= SLOT):
+        return None
+    return Held(None, True, value=default_reduce(_value(left), _value(right)))

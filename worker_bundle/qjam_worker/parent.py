@@ -1,0 +1,116 @@
+"""The warm parent: forks the workers of a node, tells how they ended, and cleans up when the node is gone."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from .channel import Channel
+from .store import Files
+
+FDS = 3  # doorbell, stdout, stderr of the worker to be
+
+
+def main(control_fd: int, directories: list[str]) -> NoReturn:
+    """Serve fork requests on a socket until its other end closes; then kill the workers and remove their files."""
+    control = socket.socket(fileno=control_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel = Channel(control)
+    files = Files(directories)
+    locks = files.lock()
+    workers: dict[int, int] = {}  # pid -> worker
+    try:
+        _preload()
+        _serve(control, channel, files, workers, locks)
+    except BaseException:  # the node shows what is written here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stderr.flush()
+        for pid in workers:
+            _kill_group(pid)
+        for pid in workers:
+            os.waitpid(pid, 0)
+        files.remove()
+        os._exit(0)
+
+
+def _preload() -> None:
+    for name in ("numpy", "numpy.random", "pickle", "traceback", "linecache", "inspect", "qjam_worker.worker"):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, the pages that the workers share
+
+
+def _serve(control: socket.socket, channel: Channel, files: Files, workers: dict[int, int], locks: list[int]) -> None:
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(wake_read, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fd == wake_read:
+                os.read(wake_read, 4096)
+                _reap(channel, workers)
+                continue
+            data, fds, _, _ = socket.recv_fds(control, 64 * 1024, FDS)
+            if not data:
+                return
+            for message in channel.feed(data):
+                pid = os.fork()
+                if pid == 0:
+                    selector.close()
+                    for fd in (wake_read, wake_write, control.fileno(), *locks):
+                        os.close(fd)
+                    _become_worker(message["worker"], fds, files)
+                for fd in fds:
+                    os.close(fd)
+                workers[pid] = message["worker"]
+                channel.send({"pid": pid, "worker": message["worker"]})
+
+
+def _reap(channel: Channel, workers: dict[int, int]) -> None:
+    while workers:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        worker = workers.pop(pid)
+        _kill_group(pid)  # what the worker's code has started goes with it
+        channel.send({"exit": pid, "worker": worker, "status": status})
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        from .worker import main as work
+
+        status = work(worker, fds[0], fds[1], fds[2], files)
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+        if isinstance(leaving.code, str):  # sys.exit("why")
+            sys.stderr.write(f"{leaving.code}\n")
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status & 0xFF)

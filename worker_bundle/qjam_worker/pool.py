@@ -1,0 +1,345 @@
+"""The worker processes of a node: started, rung, interrupted, replaced when they die, stopped."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import Any, Callable, Optional, Protocol
+
+from .channel import Channel
+from .store import Files, Mapped
+from .worker import CANCELLED, RUNNING, SLICE, SLOT, STATUS_BYTES, out_slot, status_page
+
+# Seconds that user code gets to react to an interrupt before its process is killed.
+GRACE = 2.0
+# Seconds that idle workers get to leave by themselves when the node stops.
+LEAVE = 0.5
+# A worker that dies this often before it is ready will not come up by trying again.
+START_ATTEMPTS = 3
+OUTPUT_READ = 64 * 1024
+PARENT = -1  # the "worker" whose output is the warm parent's own
+PARENT_TAIL = 4096  # bytes of it that are kept, to tell why it died
+
+# Selector priorities: what a worker printed comes before the bell it rang afterwards.
+PRINTED, RANG = 0, 1
+
+BLAS_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
+
+
+class PoolEvents(Protocol):
+    """What the node is told."""
+
+    def on_pool_ready(self) -> None: ...
+    def on_worker_replaced(self, worker: WorkerHandle) -> None: ...
+    def on_worker_message(self, worker: WorkerHandle, message: dict[str, Any]) -> None: ...
+    def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None: ...
+    def on_output(self, worker: int, stream: int, data: bytes) -> None: ...
+    def on_pool_broken(self, reason: str) -> None: ...
+
+
+class WorkerHandle:
+    """The node's side of one worker: a place in the pool, filled by one process after another."""
+
+    def __init__(self, index: int, status: Mapped, slot: Mapped) -> None:
+        self.index = index
+        self.status = status.view.cast("q")
+        self.slot = slot
+        self.pid: Optional[int] = None
+        self.channel: Optional[Channel] = None
+        self.ready = False
+        self.failures = 0
+        self.seq = 0  # of the work that it has now; 0 when idle
+        self.round: Optional[int] = None
+        self.jobs: set[int] = set()
+        self.kill_at: Optional[float] = None
+        self.outputs: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"<worker {self.index} pid={self.pid} {'busy' if self.seq else 'idle' if self.ready else 'starting'}>"
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and not self.seq
+
+
+def usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def thread_environment(workers: int) -> dict[str, str]:
+    """The environment of workers: each BLAS gets its share of the cores, unless the user has said otherwise."""
+    share = str(max(1, usable_cores() // workers))
+    return {**{name: share for name in BLAS_VARIABLES}, **os.environ}
+
+
+class Pool:
+    def __init__(self, count: int, files: Files, selector: selectors.BaseSelector, events: PoolEvents) -> None:
+        self.files = files
+        self.selector = selector
+        self.events = events
+        self.workers = [self._place(index) for index in range(count)]
+        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.parent: Optional[Channel] = None
+        self.parent_output = -1
+        self._parent_said = b""
+        self._seq = 0
+        self._muted = False
+        self._announced = False
+
+    def _place(self, index: int) -> WorkerHandle:
+        status = self.files.create(status_page(index), STATUS_BYTES)
+        return WorkerHandle(index, status, self.files.create(out_slot(index), SLOT))
+
+    # Starting
+
+    def start(self) -> None:
+        ours, theirs = socket.socketpair()
+        output, output_end = os.pipe()
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        command = (
+            f"import sys; sys.path[0] = {root!r}; from qjam_worker.parent import main; "
+            f"main({theirs.fileno()}, {self.files.directories!r})"
+        )
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=output_end,
+                stderr=output_end,
+                pass_fds=[theirs.fileno()],
+                env=thread_environment(len(self.workers)),
+                start_new_session=True,
+            )
+        os.close(output_end)
+        self.parent_output = output
+        self.parent = Channel(ours)
+        self.selector.register(ours, selectors.EVENT_READ, (RANG, self._on_parent))
+        os.set_blocking(output, False)
+        self._register_output(PARENT, 2, output)
+        for worker in self.workers:
+            self._fork(worker)
+
+    def _fork(self, worker: WorkerHandle) -> None:
+        assert self.parent is not None
+        ours, theirs = socket.socketpair()
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        request = self.parent._pack({"worker": worker.index})
+        try:
+            socket.send_fds(self.parent.sock, [request], [theirs.fileno(), out_end, err_end])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the end of the parent is told by its socket
+        theirs.close()
+        os.close(out_end)
+        os.close(err_end)
+        worker.channel = Channel(ours)
+        worker.ready = False
+        worker.pid = None
+        worker.jobs.clear()
+        self.selector.register(ours, selectors.EVENT_READ, (RANG, lambda: self._on_bell(worker)))
+        worker.outputs = [out, err]
+        for stream, fd in ((1, out), (2, err)):
+            os.set_blocking(fd, False)
+            self._register_output(worker.index, stream, fd)
+
+    # Events
+
+    def _on_parent(self) -> None:
+        assert self.parent is not None
+        try:
+            messages = self.parent.receive()
+        except EOFError:
+            self.selector.unregister(self.parent.sock)
+            self._on_readable(PARENT, 2, self.parent_output, to_the_end=True)
+            last = self._parent_said.decode(errors="replace").strip()
+            self.events.on_pool_broken(f"the warm parent of the workers has died{': ' if last else ''}{last}")
+            return
+        for message in messages:
+            worker = self.workers[message["worker"]]
+            if "pid" in message:
+                worker.pid = message["pid"]
+            elif message["exit"] == worker.pid:
+                self._on_exit(worker, message["status"])
+
+    def _on_bell(self, worker: WorkerHandle) -> None:
+        assert worker.channel is not None
+        try:
+            messages = worker.channel.receive()
+        except EOFError:
+            self.selector.unregister(worker.channel.sock)  # the parent tells how it ended
+            return
+        for message in messages:
+            if message["op"] == "ready":
+                worker.ready = True
+                worker.failures = 0
+                if self._announced:
+                    self.events.on_worker_replaced(worker)
+                elif all(other.ready for other in self.workers):
+                    self._announced = True
+                    self.events.on_pool_ready()
+            elif message["op"] == "import" or message["seq"] == worker.seq:
+                self.events.on_worker_message(worker, message)
+
+    def _on_exit(self, worker: WorkerHandle, status: int) -> None:
+        at = worker.status[SLICE] if worker.status[RUNNING] and worker.status[SLICE] >= 0 else None
+        was_ready, pid = worker.ready, worker.pid
+        self._let_go(worker)
+        worker.seq, worker.kill_at = 0, None
+        worker.status[RUNNING] = worker.status[CANCELLED] = 0
+        worker.failures += 0 if was_ready else 1
+        if worker.failures == START_ATTEMPTS:
+            self.events.on_pool_broken(f"worker {worker.index} {how_it_ended(status)} before it was ready")
+            return
+        self._fork(worker)
+        self.events.on_worker_exit(worker, how_it_ended(status), at, pid or 0)
+        worker.round = None
+
+    def _let_go(self, worker: WorkerHandle) -> None:
+        """Read the last that the worker has printed and close its ends."""
+        for stream, fd in enumerate(worker.outputs, start=1):
+            self._on_readable(worker.index, stream, fd, to_the_end=True)
+            self._unregister(fd)
+            os.close(fd)
+        worker.outputs = []
+        if worker.channel is not None:
+            self._unregister(worker.channel.sock)
+            worker.channel.close()
+            worker.channel = None
+
+    def _unregister(self, file: Any) -> None:
+        try:
+            self.selector.unregister(file)
+        except KeyError:
+            pass
+
+    # Output
+
+    def _register_output(self, worker: int, stream: int, fd: int) -> None:
+        if not self._muted:
+            self.selector.register(
+                fd, selectors.EVENT_READ, (PRINTED, lambda: self._on_readable(worker, stream, fd))
+            )
+
+    def _on_readable(self, worker: int, stream: int, fd: int, to_the_end: bool = False) -> None:
+        while True:
+            try:
+                data = os.read(fd, OUTPUT_READ)
+            except BlockingIOError:
+                return
+            if data and worker == PARENT:
+                self._parent_said = (self._parent_said + data)[-PARENT_TAIL:]
+            elif data:
+                self.events.on_output(worker, stream, data)
+            else:
+                self._unregister(fd)
+            if not data or not to_the_end:
+                return
+
+    def mute(self, muted: bool) -> None:
+        """Stop or go on reading what the workers print; while muted, their prints wait, as on a slow terminal."""
+        if muted == self._muted:
+            return
+        self._muted = muted
+        for worker in self.workers:
+            for stream, fd in enumerate(worker.outputs, start=1):
+                if muted:
+                    self._unregister(fd)
+                else:
+                    self._register_output(worker.index, stream, fd)
+
+    # Work
+
+    def ring(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
+        """Give work to an idle worker; the answer will carry the same `seq`."""
+        assert worker.channel is not None
+        self._seq += 1
+        worker.seq = self._seq
+        worker.channel.send({**message, "seq": worker.seq})
+
+    def tell(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
+        if worker.channel is not None:
+            worker.channel.send(message)
+
+    def rest(self, worker: WorkerHandle) -> None:
+        """The worker has answered."""
+        worker.seq, worker.round, worker.kill_at = 0, None, None
+
+    def interrupt(self, worker: WorkerHandle, now: float) -> None:
+        """Stop what the worker does: KeyboardInterrupt in user code, SIGKILL if that does not help in time."""
+        if worker.seq and worker.kill_at is None and worker.pid is not None:
+            worker.status[CANCELLED] = worker.seq
+            worker.kill_at = now + GRACE
+            _signal(worker.pid, signal.SIGINT)
+
+    def next_deadline(self) -> Optional[float]:
+        return min((worker.kill_at for worker in self.workers if worker.kill_at is not None), default=None)
+
+    def on_timer(self, now: float) -> None:
+        for worker in self.workers:
+            if worker.kill_at is not None and worker.kill_at <= now and worker.pid is not None:
+                worker.kill_at = None
+                _signal(worker.pid, signal.SIGKILL)
+
+    # Stopping
+
+    def close(self) -> None:
+        """Stop everything: idle workers by the closed bell, the rest by the parent, which then removes the files."""
+        for worker in self.workers:
+            if worker.channel is not None:
+                worker.channel.sock.shutdown(socket.SHUT_RDWR)
+        self._await_exits(time.monotonic() + LEAVE)
+        for worker in self.workers:
+            worker.pid = None
+            self._let_go(worker)
+        if self.parent is not None:
+            self._unregister(self.parent.sock)
+            self.parent.close()
+        if self.process is not None:
+            self.process.wait()
+            self._unregister(self.parent_output)
+            os.close(self.parent_output)
+        self.files.remove()
+
+    def _await_exits(self, deadline: float) -> None:
+        if self.parent is None:
+            return
+        left = {worker.pid for worker in self.workers if worker.idle}
+        self.parent.sock.settimeout(LEAVE)
+        while left and time.monotonic() < deadline:
+            try:
+                message = self.parent.wait()
+            except (EOFError, OSError):
+                return
+            left.discard(message.get("exit"))
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def how_it_ended(status: int) -> str:
+    """A wait status in words."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
+    except ValueError:
+        return f"was killed by signal {-code}"

@@ -1,0 +1,181 @@
+"""Adding up results along one fixed tree, so that any sharing-out of the work gives bitwise the same sum."""
+
+from __future__ import annotations
+
+import numbers
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Span = tuple[int, int]  # [lo, hi): the slices that one node of the tree stands for
+
+_HINT = "define reduce(a, b) in the module to say how its results add up"
+
+
+def default_reduce(a: Any, b: Any) -> Any:
+    """The sum of two results, as used when the module defines no reduce(a, b).
+
+    Numbers (Python's and numpy's) and arrays of exactly the same shape are added with +; lists and tuples of
+    the same type and length element by element, to any depth. Anything else is a TypeError that says what was
+    found: text is not joined, a number is not spread over an array, a dict has no one way to be added.
+    """
+    return _add(a, b, "")
+
+
+def _add(a: Any, b: Any, where: str) -> Any:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        if a.shape != b.shape:
+            raise _error(a, b, where, "their shapes differ")
+        if a.dtype.kind in "SUT" or b.dtype.kind in "SUT":
+            raise _error(a, b, where, "text is not added")
+        total = _plus(a, b, where)
+        return total if a.shape else np.asanyarray(total)  # numpy's + turns two 0-d arrays into a scalar
+    if _is_number(a) and _is_number(b):
+        return _plus(a, b, where)
+    if isinstance(a, (list, tuple)) and type(a) is type(b):
+        if len(a) != len(b):
+            raise _error(a, b, where, "their lengths differ")
+        items = [_add(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b))]
+        make = getattr(type(a), "_make", type(a))  # a namedtuple takes its fields one by one
+        return make(items)
+    raise _error(a, b, where, "only numbers, arrays, and lists and tuples of them can be added")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (numbers.Number, np.generic)) and not isinstance(value, np.flexible)
+
+
+def _plus(a: Any, b: Any, where: str) -> Any:
+    try:
+        return a + b
+    except TypeError as error:  # datetime64 + datetime64, Decimal + float, records
+        raise _error(a, b, where, str(error)) from error
+
+
+def _error(a: Any, b: Any, where: str, why: str) -> TypeError:
+    place = f" at result{where}" if where else ""
+    return TypeError(f"cannot add two results{place}: {_kind(a)} and {_kind(b)}: {why}; {_HINT}")
+
+
+def _kind(value: Any) -> str:
+    name = type(value).__name__
+    if isinstance(value, np.ndarray):
+        return f"{name} of {value.dtype} with shape {value.shape}"
+    if isinstance(value, (list, tuple)):
+        return f"{name} of length {len(value)}"
+    return name
+
+
+# The tree. Slices pair up as (0,1)(2,3)..., the pairs pair up again, and an odd one moves up as it is. So the
+# j-th node of level k stands for [j * 2**k, min((j + 1) * 2**k, n)), which is all the arithmetic below.
+
+
+def _level(size: int) -> int:
+    """The lowest level whose nodes can hold `size` slices."""
+    return (size - 1).bit_length()
+
+
+def is_span(lo: int, hi: int, n: int) -> bool:
+    """Whether [lo, hi) is a node of the tree over n slices."""
+    if not 0 <= lo < hi <= n:
+        return False
+    width = 1 << _level(hi - lo)
+    return lo % width == 0 and hi == min(lo + width, n)
+
+
+def sibling(span: Span, n: int) -> Span | None:
+    """The node that `span` is added to, left or right of it; None for the root."""
+    lo, hi = _checked(span, n)
+    width = 1 << _level(hi - lo)
+    while width < n:
+        if lo & width:
+            return lo - width, lo
+        if lo + width < n:
+            return lo + width, min(lo + 2 * width, n)
+        width *= 2  # an odd one moves up
+    return None
+
+
+def parent(span: Span, n: int) -> Span:
+    """The node that `span` and its sibling make together; the root is its own parent."""
+    other = sibling(span, n)
+    if other is None:
+        return span
+    return min(span[0], other[0]), max(span[1], other[1])
+
+
+def _checked(span: Span, n: int) -> Span:
+    if not is_span(span[0], span[1], n):
+        raise ValueError(f"{span} is not a node of the reduction tree over {n} slices")
+    return span
+
+
+class Tree:
+    """The results over n slices that have come in so far, each for a node of the tree, no slice twice."""
+
+    def __init__(self, n: int) -> None:
+        if n < 1:
+            raise ValueError(f"a reduction needs at least one slice, not {n}")
+        self.n = n
+        self.values: dict[Span, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Tree over {self.n} slices, holds {self.spans}>"
+
+    @property
+    def spans(self) -> list[Span]:
+        """The nodes that are held, from the lowest slice to the highest."""
+        return sorted(self.values)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is folded into the root; `values[0, n]` is then the result."""
+        return (0, self.n) in self.values
+
+    def add(self, span: Span, value: Any) -> None:
+        """Take the result of `span`, in place of results of parts of it; drop it if it is covered already.
+
+        So a slice that was computed twice still counts once. ValueError for a span that is not of the tree.
+        """
+        above = _checked(span, self.n)
+        while above not in self.values:
+            if above == (0, self.n):
+                break
+            above = parent(above, self.n)
+        else:
+            return
+        self._discard_below(span)
+        self.values[span] = value
+
+    def _discard_below(self, span: Span) -> None:
+        lo, hi = span
+        if hi - lo == 1:
+            return
+        middle = lo + (1 << (_level(hi - lo) - 1))
+        for child in ((lo, middle), (middle, hi)):
+            if child in self.values:
+                del self.values[child]
+            else:
+                self._discard_below(child)
+
+    def pairs(self) -> list[tuple[Span, Span]]:
+        """The (left, right) nodes that are both here and can be folded now, from left to right."""
+        return [(span, other) for span in self.spans if (other := self._right_of(span)) is not None]
+
+    def _right_of(self, span: Span) -> Span | None:
+        other = sibling(span, self.n)
+        return other if other is not None and other > span and other in self.values else None
+
+    def fold(self, reduce: Callable[[Any, Any], Any]) -> None:
+        """Fold all that can be folded; the left operand always has the lower slices.
+
+        When `reduce` raises, its two operands are still here.
+        """
+        while pairs := self.pairs():
+            for left, right in pairs:
+                total = reduce(self.values[left], self.values[right])
+                del self.values[left], self.values[right]
+                self.values[left[0], right[1]] = total

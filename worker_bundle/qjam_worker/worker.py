@@ -1,0 +1,327 @@
+"""One worker process: wait for the bell, map, reduce, answer. User code runs here and only here."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import os
+import pickle
+import random
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import Any, Callable, Iterator, NamedTuple, Optional
+
+import numpy as np
+
+from . import codec
+from .channel import Channel
+from .modules import Shipped
+from .reducing import Tree, default_reduce
+from .store import Files, map_file
+
+# A value of at most this size is copied through a slot that is used again and again; a larger one gets a file of
+# its own, which user code may hold on to. 256 KiB: a copy takes about 25 us, making and mapping a file about 60.
+SLOT = 256 * 1024
+
+# A worker's status page, 64-bit words: what it runs (0: nothing), at which slice, and what it shall stop.
+RUNNING, SLICE, CANCELLED = range(3)
+STATUS_BYTES = 64
+
+Where = tuple[str, int, int]  # path, offset, size of a flat value
+MapFunction = Callable[[Any, Any], Any]
+Reduce = Callable[[Any, Any], Any]
+
+
+def out_slot(worker: int) -> str:
+    return f"out{worker}"
+
+
+def result_prefix(worker: int, pid: int) -> str:
+    """How the names of the files begin that a worker process makes for results too large for its slot."""
+    return f"result{worker}-{pid}-"
+
+
+def status_page(worker: int) -> str:
+    return f"status{worker}"
+
+
+def main(index: int, bell: int, out: int, err: int, files: Files) -> int:
+    """Serve one node until it closes the bell; gives the exit status."""
+    _settle(out, err)
+    return Worker(index, Channel(socket.socket(fileno=bell)), files).serve()
+
+
+def _settle(out: int, err: int) -> None:
+    null = os.open(os.devnull, os.O_RDONLY)
+    for fd, target in ((null, 0), (out, 1), (err, 2)):
+        os.dup2(fd, target)
+        os.close(fd)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdout, sys.stderr = (_text_stream(fd) for fd in (1, 2))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the warm parent
+    # All workers were forked with one state of the generators; the same "random" numbers in each would be a trap.
+    random.seed()
+    np.random.seed()
+
+
+def _text_stream(fd: int) -> io.TextIOWrapper:
+    raw = open(fd, "wb", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class Job(NamedTuple):
+    """What to map with: the entry that names the code, and over how many slices."""
+
+    entry: dict[str, Any]
+    code: Optional[tuple[str, int]]
+    nslices: int
+
+
+class Code(NamedTuple):
+    mapfunc: MapFunction
+    reduce: Reduce
+
+
+class Worker:
+    def __init__(self, index: int, channel: Channel, files: Files) -> None:
+        self.channel = channel
+        self.files = files
+        self.index = index
+        status = next(path for path in self._paths(status_page(index)) if os.path.exists(path))
+        self.status = map_file(status, STATUS_BYTES, write=True).cast("q")
+        slot = next(path for path in self._paths(out_slot(index)) if os.path.exists(path))
+        self.slot = map_file(slot, SLOT, write=True)
+        self.slot_path = slot
+        self.slot_used = 0
+        self.jobs: dict[int, Job] = {}
+        self.codes: dict[int, Code] = {}
+        self.maps: dict[str, memoryview] = {}
+        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.modules = Shipped(self.ask)
+        self.modules.install()
+        self.epoch = 0
+        self.made = 0
+        self.interruptible = False
+        self.ask_lock = threading.Lock()
+        self.operations: dict[str, Callable[[dict[str, Any]], None]] = {
+            "job": self.on_job,
+            "run": self.on_run,
+            "fold": self.on_fold,
+            "drop": self.on_drop,
+            "forget": self.on_forget,
+            "module": lambda message: None,  # an answer to an import that was interrupted
+        }
+
+    def _paths(self, name: str) -> list[str]:
+        return [os.path.join(directory, name) for directory in self.files.directories]
+
+    def serve(self) -> int:
+        signal.signal(signal.SIGINT, self._on_interrupt)
+        self.channel.send({"op": "ready"})
+        try:
+            while True:
+                message = self.channel.wait()
+                self.operations[message["op"]](message)
+        except EOFError:
+            return 0
+
+    # What the node says
+
+    def on_job(self, message: dict[str, Any]) -> None:
+        self.jobs[message["job"]] = Job(message["entry"], message["code"], message["nslices"])
+
+    def on_forget(self, message: dict[str, Any]) -> None:
+        self.jobs.pop(message["job"], None)
+        self.codes.pop(message["job"], None)
+
+    def on_drop(self, message: dict[str, Any]) -> None:
+        for path in message["paths"]:
+            self.maps.pop(path, None)
+            self.arrays.pop(path, None)
+
+    def on_run(self, message: dict[str, Any]) -> None:
+        self._answer(message, self._map)
+
+    def on_fold(self, message: dict[str, Any]) -> None:
+        self._answer(message, self._fold)
+
+    # Running user code
+
+    def _answer(self, message: dict[str, Any], work: Callable[[dict[str, Any], Job, Code], Tree]) -> None:
+        """Do the work and ring: done with the roots, cancelled, or the error that user code raised."""
+        self.status[SLICE] = -1
+        self.status[RUNNING] = seq = message["seq"]
+        self.slot_used = 0
+        try:
+            self.interruptible = True
+            if self.status[CANCELLED] == seq:
+                raise KeyboardInterrupt
+            job = self.jobs[message["job"]]
+            tree = work(message, job, self._code(message["job"], job))
+            answer = {"op": "done", "seq": seq, "roots": list(self._roots(tree))}
+            self.interruptible = False
+        except SystemExit:
+            raise
+        except BaseException as error:
+            self.interruptible = False
+            if self.status[CANCELLED] == seq:
+                answer = {"op": "cancelled", "seq": seq}
+            else:
+                answer = {"op": "error", "seq": seq, "slice": self.status[SLICE], **describe(error)}
+        finally:
+            self.interruptible = False
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.status[RUNNING] = 0
+        self.channel.send(answer)
+
+    def _map(self, message: dict[str, Any], job: Job, code: Code) -> Tree:
+        params = self._values(message["params"])
+        slices = message["slices"]
+        tree = Tree(job.nslices)
+        for position, (index, path, size) in enumerate(slices):
+            self.status[SLICE] = index
+            value = None if path is None else self._slice(path, size)
+            result = code.mapfunc(next(params), value)
+            if position + 1 < len(slices):
+                result = detached(result)
+            tree.add((index, index + 1), result)
+            tree.fold(code.reduce)
+        return tree
+
+    def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Tree:
+        tree = Tree(job.nslices)
+        for lo, hi, path, offset, size in message["items"]:
+            self.status[SLICE] = lo
+            header, buffers = codec.read_flat(map_file(path, offset + size)[offset:])
+            tree.add((lo, hi), codec.decode(header, buffers, copy=code.reduce is not default_reduce))
+        tree.fold(code.reduce)
+        return tree
+
+    def _values(self, where: tuple[str, int]) -> Iterator[Any]:
+        """The params, made anew for each slice unless nobody can alter them, so that no slice sees another's."""
+        path, size = where
+        flat = map_file(path, size)
+        header, buffers = codec.read_flat(bytes(flat) if size <= SLOT else flat)
+        value = codec.decode(header, buffers)
+        while True:
+            yield value
+            if not isinstance(value, (np.ndarray, np.generic, int, float, complex, str, bytes, type(None))):
+                value = codec.decode(header, buffers)
+
+    def _slice(self, path: str, size: int) -> Any:
+        if path in self.arrays:
+            return self.arrays[path]
+        if path not in self.maps:
+            self.maps[path] = map_file(path, size)
+        header, buffers = codec.read_flat(self.maps[path])
+        value = codec.decode(header, buffers)
+        if type(value) is np.ndarray and not value.dtype.hasobject:
+            self.arrays[path] = value  # read-only, so it can serve every round
+        return value
+
+    def _roots(self, tree: Tree) -> Iterator[tuple[int, int, bool, Where]]:
+        for (lo, hi), value in sorted(tree.values.items(), key=lambda item: item[0]):
+            self.status[SLICE] = lo
+            encoded = codec.encode(value)
+            yield lo, hi, encoded.plain, self._put(encoded)
+
+    def _put(self, encoded: codec.Encoded) -> Where:
+        size = codec.flat_size(encoded)
+        if self.slot_used + size <= SLOT:
+            offset = self.slot_used
+            codec.write_flat(encoded, self.slot[offset:])
+            self.slot_used += (size + 63) & ~63
+            return self.slot_path, offset, size
+        self.made += 1
+        mapped = self.files.create(f"{result_prefix(self.index, os.getpid())}{self.made}", size)
+        codec.write_flat(encoded, mapped.view)
+        return mapped.path, 0, size
+
+    # Code
+
+    def _code(self, number: int, job: Job) -> Code:
+        if number not in self.codes:
+            if job.entry["epoch"] != self.epoch:
+                self.modules.forget()
+                self.epoch = job.entry["epoch"]
+            self.codes[number] = self._load(job)
+        return self.codes[number]
+
+    def _load(self, job: Job) -> Code:
+        entry = job.entry
+        if job.code is not None:
+            mapfunc, reduce = pickle.loads(map_file(*job.code))
+            _adopt(mapfunc)
+            return Code(mapfunc, reduce or default_reduce)
+        load = self.modules.load if entry["shipped"] else __import__
+        load(entry["module"])
+        module = sys.modules[entry["module"]]
+        if entry["function"] is not None:
+            return Code(functools.reduce(getattr, entry["function"].split("."), module), default_reduce)
+        return Code(module.mapfunc, getattr(module, "reduce", default_reduce) if entry["reduce"] else default_reduce)
+
+    def ask(self, name: str) -> Optional[dict[str, Any]]:
+        """Ask the master, through the node, for a module of the user's project."""
+        with self.ask_lock:
+            interruptible, self.interruptible = self.interruptible, False
+            self.channel.send({"op": "import", "name": name, "epoch": self.epoch})
+            while True:
+                message = self.channel.wait()
+                if message["op"] == "module" and message["name"] == name:
+                    break
+            self.interruptible = interruptible
+        if interruptible and self.status[CANCELLED] == self.status[RUNNING]:
+            raise KeyboardInterrupt
+        found: Optional[dict[str, Any]] = message["module"]
+        return found
+
+    def _on_interrupt(self, signum: int, frame: Any) -> None:
+        if self.interruptible and self.status[CANCELLED] == self.status[RUNNING]:
+            raise KeyboardInterrupt
+
+
+def _adopt(mapfunc: MapFunction) -> None:
+    """Let classes of the user's `__main__` be pickled by name, so that the master gets its own classes back."""
+    main = vars(sys.modules["__main__"])
+    for name, value in getattr(mapfunc, "__globals__", {}).items():
+        if isinstance(value, type) and value.__module__ == "__main__":
+            main[name] = value
+
+
+def detached(value: Any) -> Any:
+    """The result with arrays of its own: the next call of mapfunc may write to the memory that this one gave."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return type(value)(detached(item) for item in value)
+    return value
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """What the master is told of an exception: text always, and the pickled exception if it survives the journey."""
+    lines = traceback.format_exception(type(error), error, _user_part(error))
+    try:
+        pickled: Optional[bytes] = pickle.dumps(error)
+        pickle.loads(pickled or b"")
+    except Exception:  # whatever a user's __reduce__ or __init__ raises: the text goes alone
+        pickled = None
+    return {"text": "".join(lines), "summary": _summary(error), "pickled": pickled}
+
+
+def _summary(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(type(error), error)).strip()
+
+
+def _user_part(error: BaseException) -> Any:
+    """The traceback from the first frame that is not this package's, or the whole where there is none."""
+    here = os.path.dirname(__file__)
+    position = error.__traceback__
+    while position is not None and position.tb_frame.f_code.co_filename.startswith(here):
+        position = position.tb_next
+    return position or error.__traceback__
