@@ -6,12 +6,12 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 SIDE = 8  # pixels
-PLAIN = 0.003  # about the variance below which a patch counts as plain (sky, a blurred background); grey is 0 to 1
-SMOOTH = 1.0  # directions with less variance than this times the mean are noise more than picture: not made equal
+PLAIN = 0.003  # a patch with less variance is plain, like sky, and its contrast is left low; grey is 0 to 1
+SMOOTH = 1.0  # directions with less variance than this times the mean are mostly noise, and are left low
 
 
 def natural_patches(count: int, seed: int = 0) -> np.ndarray:
-    """Give `count` whitened patches, shape `(count, SIDE * SIDE)`, float64, within -0.9 to 0.9 (what tanh can say).
+    """Give `count` whitened patches: float64, shape `(count, SIDE * SIDE)`, within +-0.9, as a tanh can say.
 
     They come in random order from random places of scikit-learn's two sample photographs, in grey.
     """
@@ -23,10 +23,10 @@ def natural_patches(count: int, seed: int = 0) -> np.ndarray:
 
 
 def whiten(patches: np.ndarray) -> np.ndarray:
-    """Give `patches` without brightness and contrast, their neighbouring pixels decorrelated, scaled to +-0.9.
+    """Give `patches` with brightness and contrast evened out, pixels decorrelated (ZCA), scaled to +-0.9.
 
-    Neighbouring pixels of a photograph are nearly equal. Until that is taken out (here by ZCA), it is all that a
-    network learns: Olshausen & Field, Nature 381 (1996); Ng, CS294A lecture notes, "Sparse autoencoder" (2011).
+    Neighbouring pixels of a photograph are nearly equal, and until that is taken out it is all that a network
+    learns: Olshausen & Field, Nature 381 (1996); Ng, CS294A lecture notes, "Sparse autoencoder" (2011).
     """
     patches = patches - patches.mean(axis=1, keepdims=True)
     patches /= np.sqrt(patches.var(axis=1, keepdims=True) + PLAIN)

@@ -3,7 +3,7 @@
 A network with one hidden layer learns to repeat its input (`a = tanh(W1 x + b1)`, `y = tanh(W2 a + b2)`)
 while few of its hidden units are active. Every term of the cost belongs to one patch, also the penalty that
 makes the activations sparse, so the sum over all patches is the same however they are cut into slices. (The
-well-known penalty on the *mean* activation of a unit, in Ng's CS294A notes, is not: it needs all patches at once.)
+penalty in Ng's CS294A notes is on the *mean* activation of a unit, for which all patches are needed at once.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HIDDEN = 30  # hidden units
 SPARSITY = 0.3  # the weight of the sparsity penalty ...
 ROUNDING = 1e-3  # ... sqrt(a^2 + ROUNDING): |a| with a rounded tip, because L-BFGS needs a smooth cost
 WEIGHT_DECAY = 0.015
-BLOCK = 1000  # patches at a time: what they need (1.5 MB) stays in the processor's cache, which doubles the speed
+BLOCK = 200  # patches at a time: arrays of 100 kB stay in the cache and need no fresh memory: twice as fast
 
 
 class Weights(NamedTuple):
@@ -34,7 +34,7 @@ def unpack(theta: np.ndarray, pixels: int) -> Weights:
     return Weights(w1.reshape(HIDDEN, pixels), w2.reshape(pixels, HIDDEN), b1, b2)
 
 
-def initial_theta(pixels: int, seed: int = 0) -> np.ndarray:
+def initial_theta(pixels: int, seed: int = 1) -> np.ndarray:
     """Give small random weights and zero biases to start from."""
     weights = np.random.default_rng(seed).normal(scale=0.1, size=2 * HIDDEN * pixels)
     return np.concatenate([weights, np.zeros(HIDDEN + pixels)])

@@ -10,22 +10,27 @@ import struct
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
-from functools import cached_property
 from itertools import islice
-from typing import Any, BinaryIO, overload
+from typing import Any, BinaryIO, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
 from qjam_worker import codec
 
-_ACCEPTED = (
-    "a list, a tuple, a range, a numpy array of at least one dimension (cut by rows), or a BaseDataSet"
-)
+_ACCEPTED = "a list, a tuple, a range, a numpy array of one dimension or more (cut by rows), or a BaseDataSet"
 _EMPTY = (
     "so there is nothing to map over and no result; leave the data set out of run() to call "
     "mapfunc(params, None) once on each worker"
 )
+
+
+class _Known(NamedTuple):
+    """The hashes that a data set has computed so far."""
+
+    hash_at: dict[int, str]
+    index_of: dict[str, int]
 
 
 class BaseDataSet(ABC):
@@ -53,7 +58,7 @@ class BaseDataSet(ABC):
         """The data of one slice, as mapfunc gets it; `index` runs from 0 to len(self) - 1."""
 
     def raw_data(self) -> Any:
-        """All of the data: here a list of the slices; a data set made of given data gives that, not a copy."""
+        """All of the data: here a list of the slices; one made of given data gives that, not a copy."""
         return list(self)
 
     def bind(self, slices: int) -> BaseDataSet:
@@ -76,27 +81,36 @@ class BaseDataSet(ABC):
         process to the next: their slice is sent once more than needed.
         """
         index = self._index(index)
-        known = self._hash_at.get(index)
-        if known is None:
-            known = self._hash_at[index] = _content_hash(codec.encode(self.slice(index)))
-            self._index_of.setdefault(known, index)
-        return known
+        if index not in self._known.hash_at:
+            found = _content_hash(codec.encode(self.slice(index)))
+            # In this order: a thread that sees the hash must find its slice.
+            self._known.index_of.setdefault(found, index)
+            self._known.hash_at[index] = found
+        return self._known.hash_at[index]
 
     def hash_list(self) -> list[str]:
         """The hashes of all slices, in order."""
-        return [self.hash(index) for index in range(len(self))]
+        slices = range(len(self))
+        # Every round asks for this; only the first one has work to do.
+        hash_at = self._known.hash_at
+        if len(hash_at) < len(slices):
+            for index in slices:
+                self.hash(index)
+        return [hash_at[index] for index in slices]
 
     def slice_from_hash(self, hash: str) -> Any:
         """The data of a slice that has this hash. Raises KeyError where there is none."""
-        if hash not in self._index_of:
+        index_of = self._known.index_of
+        if hash not in index_of:
             self.hash_list()
-        if hash not in self._index_of:
+        if hash not in index_of:
             raise KeyError(f"none of the {len(self)} slices of this data set has the hash {hash!r}")
-        return self.slice(self._index_of[hash])
+        return self.slice(index_of[hash])
 
     def __len__(self) -> int:
         """The number of slices."""
-        return -(-self._checked_chunks() // (self.slice_size or 1))
+        size = self.slice_size or 1
+        return (self._checked_chunks() + size - 1) // size
 
     @overload
     def __getitem__(self, key: int) -> Any: ...
@@ -111,14 +125,11 @@ class BaseDataSet(ABC):
     def __iter__(self) -> Iterator[Any]:
         return (self.slice(index) for index in range(len(self)))
 
-    # Two memos that a subclass gets without calling __init__.
-    @cached_property
-    def _hash_at(self) -> dict[int, str]:
-        return {}
-
-    @cached_property
-    def _index_of(self) -> dict[str, int]:
-        return {}
+    @property
+    def _known(self) -> _Known:
+        # On demand, since a subclass need not call __init__; by setdefault, since threads must share one.
+        known: _Known = vars(self).setdefault("_slices_known", _Known({}, {}))
+        return known
 
     def _index(self, index: int) -> int:
         found = operator.index(index)
@@ -169,9 +180,7 @@ class _CutDataSet(BaseDataSet):
             return self
         if wanted not in self._bindings:
             bound = copy.copy(self)
-            for memo in ("_hash_at", "_index_of"):
-                vars(bound).pop(memo, None)
-            bound._bound = wanted
+            vars(bound).update(_bound=wanted, _slices_known=_Known({}, {}))
             # Two threads may come here at once; both must leave with the same object.
             self._bindings.setdefault(wanted, bound)
         return self._bindings[wanted]
@@ -188,7 +197,7 @@ class _CutDataSet(BaseDataSet):
         return super().__len__() if self.slice_size is not None else self._bound or 1
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self._count} chunks in {len(self)} slices>"
+        return f"<{type(self).__name__}: chunks={self._count}, slices={len(self)}>"
 
 
 class ListDataSet(_CutDataSet):
@@ -327,7 +336,7 @@ class _TextMatrix:
         found = self._parsed(start, stop)
         if found.shape[1] != self._columns:
             raise ValueError(
-                f"{self._where(start, stop)} have {found.shape[1]} columns, but row 0 has {self._columns}"
+                f"{self._where(start, stop)}: {found.shape[1]} columns, where row 0 has {self._columns}"
             )
         return found
 
@@ -340,7 +349,7 @@ class _TextMatrix:
             try:
                 return np.loadtxt(text, dtype=self._dtype, delimiter=self._delimiter, ndmin=2)
             except ValueError as error:
-                raise ValueError(f"{self._where(start, stop)} cannot be read as numbers: {error}") from error
+                raise ValueError(f"{self._where(start, stop)} cannot be read: {error}") from error
 
     def _where(self, start: int, stop: int) -> str:
         rows = f"row {start}" if stop == start + 1 else f"rows {start} to {stop - 1}"
@@ -412,7 +421,8 @@ def _named(value: Any) -> str:
         return "None"
     if isinstance(value, (bool, int, float, complex, np.generic)):
         return f"{value!r} ({type(value).__name__})"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
 
 
 def _hint(data: Any) -> str:

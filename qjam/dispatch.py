@@ -47,23 +47,18 @@ NODE_TRANSITIONS: dict[tuple[NodeState, str], NodeState] = {
 }
 
 
-class SliceState(enum.Enum):
-    """The life of one slice in one round."""
+# The life of one slice in one round. Plain text: these change several times a slice and round, and to hash an
+# enum's member takes longer than all the rest of it.
+QUEUED, SENT, DONE, FAILED = "queued", "sent", "done", "failed"
 
-    QUEUED = "queued"
-    SENT = "sent"
-    DONE = "done"
-    FAILED = "failed"
-
-
-SLICE_TRANSITIONS: dict[tuple[SliceState, str], SliceState] = {
-    (SliceState.QUEUED, "send"): SliceState.SENT,
-    (SliceState.QUEUED, "result"): SliceState.DONE,  # late, from a node that had been given up
-    (SliceState.SENT, "result"): SliceState.DONE,
-    (SliceState.SENT, "lost"): SliceState.QUEUED,
-    (SliceState.SENT, "poison"): SliceState.FAILED,
-    (SliceState.DONE, "result"): SliceState.DONE,
-    (SliceState.DONE, "lost"): SliceState.DONE,
+SLICE_TRANSITIONS: dict[tuple[str, str], str] = {
+    (QUEUED, "send"): SENT,
+    (QUEUED, "result"): DONE,  # late, from a node that had been given up
+    (SENT, "result"): DONE,
+    (SENT, "lost"): QUEUED,
+    (SENT, "poison"): FAILED,
+    (DONE, "result"): DONE,
+    (DONE, "lost"): DONE,
 }
 
 
@@ -191,7 +186,7 @@ class Round:
     params_ref: str | None
     deadline: float | None
     tree: Tree
-    states: list[SliceState]
+    states: list[str]
     sent: dict[str, set[int]] = field(default_factory=dict)  # node -> slices that it owes
     deaths: Counter[int] = field(default_factory=Counter)
 
@@ -291,7 +286,7 @@ class Dispatch:
     ) -> list[Command]:
         """A new round. `params` go with the task, or are pulled as a ref where `params_ref` names one."""
         job = self._job(spec)
-        states = [SliceState.QUEUED] * spec.nslices
+        states = [QUEUED] * spec.nslices
         round_ = Round(number, job, params, params_ref, deadline, Tree(spec.nslices), states)
         self.rounds[number] = round_
         return self._send_queued(round_)
@@ -309,7 +304,7 @@ class Dispatch:
                 round_.move(index, "result")
             for owed in round_.sent.values():
                 owed.difference_update(range(lo, hi))
-        if sum(hi - lo for lo, hi in round_.tree.values) < round_.job.nslices:
+        if round_.tree.covered < round_.job.nslices:
             return []
         roots = [(span, round_.tree.values[span]) for span in round_.tree.spans]
         return [Done(round_.number, roots), *self._end(round_, whole=len(roots) == 1)]
@@ -339,7 +334,7 @@ class Dispatch:
         blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else 0
         round_.deaths[blamed] += 1
         if round_.deaths[blamed] >= POISON:
-            round_.states[blamed] = SliceState.FAILED
+            round_.move(blamed, "poison")
             text = f"{header['how']}, and so did the {POISON - 1} workers before it that had this slice"
             if round_.job.refs is None:
                 text = f"{header['how']}, {POISON} times in this round"
@@ -414,7 +409,7 @@ class Dispatch:
 
     def _send_queued(self, round_: Round) -> list[Command]:
         """Place the queued slices of a round on ready nodes and tell these."""
-        queued = [index for index, state in enumerate(round_.states) if state is SliceState.QUEUED]
+        queued = [index for index, state in enumerate(round_.states) if state is QUEUED]
         if not queued:
             return []
         if not self.ready:
@@ -466,7 +461,7 @@ class Dispatch:
 
     def _requeue(self, round_: Round, indices: Iterable[int]) -> list[Command]:
         for index in indices:
-            if round_.states[index] is SliceState.SENT:
+            if round_.states[index] is SENT:
                 self.resent += 1
             round_.move(index, "lost")
         return self._send_queued(round_)
@@ -536,5 +531,5 @@ def _is_module(ref: str) -> bool:
 
 
 def _progress(round_: Round) -> str:
-    done = sum(state is SliceState.DONE for state in round_.states)
+    done = sum(state is DONE for state in round_.states)
     return f"{done} of {len(round_.states)} slices were done"

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import zmq
-from qjam_worker import codec, wire
+from qjam_worker import codec, link, wire
 from qjam_worker.wire import Kind
 
 from .dispatch import Chunk, Command, Dispatch, Done, Fail, Failure, JobSpec, Load, NodeState, Send, Unload
@@ -275,17 +275,14 @@ class Engine:
             self._perform[type(command)](command)
 
     def _on_frames(self) -> None:
-        while True:
-            try:
-                identity, *frames = self._router.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            name = identity.bytes.decode()
+        while link.readable(self._router):
+            identity, *frames = link.receive(self._router)
+            name = bytes(identity).decode()
             record = self._dispatch.nodes.get(name)
             if record is None or record.state is NodeState.LOST:
                 continue
             try:
-                message = wire.unpack([frame.buffer for frame in frames])
+                message = wire.unpack(frames)
                 commands = self._receive[message.kind](name, message.header, message.buffers)
             except (wire.WireError, KeyError, ValueError, TypeError) as error:
                 commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
@@ -341,7 +338,7 @@ class Engine:
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
         try:
-            self._router.send_multipart([command.node.encode(), *frames], copy=False)
+            link.send(self._router, [command.node.encode(), *frames])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

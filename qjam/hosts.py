@@ -17,7 +17,7 @@ _FORM = (
 # What a name may hold. A leading '-' would be read as an option where a name becomes an argument of ssh.
 _USER = r"(?!-)[^\s:*,/\[\]\x00-\x1f\x7f]+"
 _NAME = r"(?!-)[^\s@:*,/\[\]\x00-\x1f\x7f]+"
-_IPV6 = r"[0-9A-Fa-f.]*:[0-9A-Fa-f:.]+(?:%[\w.-]+)?"
+_IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?"
 _SPEC = re.compile(
     rf"(?:(?P<user>{_USER})@)?(?:(?P<name>{_NAME})|\[(?P<ipv6>{_IPV6})\])"
     r"(?::(?P<port>[0-9]{1,9}))?(?:\*(?P<workers>-?[0-9]{1,9}|auto))?"
@@ -138,17 +138,17 @@ def resolve(hosts: Hosts) -> list[HostSpec]:
 def _specs(hosts: object) -> list[HostSpec]:
     if hosts is None:
         return [HostSpec(LOCAL, workers=None)]
-    if isinstance(hosts, Integral) and not isinstance(hosts, bool):
-        return [HostSpec(LOCAL, workers=int(hosts))]
     if isinstance(hosts, (str, HostSpec)):
         return _item(hosts)
     # Iterating a mapping would silently lose its values, which can only be meant as numbers of workers.
     if isinstance(hosts, Iterable) and not isinstance(hosts, (bytes, bytearray, memoryview, Mapping)):
         return [spec for item in hosts for spec in _item(item)]
-    raise TypeError(
-        "hosts must be None, a number of workers on this machine, a text, a HostSpec, or a list of texts and "
-        f"HostSpecs, not {hosts!r} ({type(hosts).__name__}); {_FORM}"
-    )
+    if isinstance(hosts, bool) or not isinstance(hosts, Integral):
+        raise TypeError(
+            "hosts must be None, a number of workers on this machine, a text, a HostSpec, or a list of texts "
+            f"and HostSpecs, not {hosts!r} ({type(hosts).__name__}); {_FORM}"
+        )
+    return [HostSpec(LOCAL, workers=int(hosts))]
 
 
 def _item(item: object) -> list[HostSpec]:

@@ -299,7 +299,8 @@ def _reduced(roots: Roots, nslices: int, entry: Entry) -> Any:
     tree = Tree(nslices)
     for span, frames in roots:
         tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
-    tree.fold(entry.reduce or default_reduce)
+    if len(roots) > 1:
+        tree.fold(entry.reduce or default_reduce)
     return tree.values[0, nslices]
 
 

@@ -50,6 +50,7 @@ class Sources:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._shipped: dict[str, tuple[int, int]] = {}
+        self._entries: dict[tuple[str, str | None, Reduce | None], Entry] = {}
         self._epoch = 1
 
     def entry(self, module: Any) -> Entry:
@@ -59,11 +60,10 @@ class Sources:
         """
         with self._lock:
             self._notice_edits()
-            epoch = self._epoch
         if isinstance(module, ModuleType):
-            return _module_entry(module, epoch)
+            return self._module_entry(module)
         if callable(module):
-            return _function_entry(module, epoch)
+            return self._function_entry(module)
         raise TypeError(
             f"module must be a module with mapfunc(params, dataset), or a function f(params, slice), "
             f"not {module!r} ({type(module).__name__})"
@@ -72,8 +72,7 @@ class Sources:
     def forget(self) -> None:
         """Have every module looked for anew: an import has failed, and the user may be mending it."""
         with self._lock:
-            self._shipped.clear()
-            self._epoch += 1
+            self._next_epoch()
 
     def lookup(self, name: str) -> bytes:
         """What a worker is told of a module, as msgpack: {"source", "path", "package"}, or None if it is not ours."""
@@ -86,8 +85,44 @@ class Sources:
 
     def _notice_edits(self) -> None:
         if any(_stamp(path) != stamp for path, stamp in self._shipped.items()):
-            self._shipped.clear()
-            self._epoch += 1
+            self._next_epoch()
+
+    def _next_epoch(self) -> None:
+        self._shipped.clear()
+        self._entries.clear()
+        self._epoch += 1
+
+    def _module_entry(self, module: ModuleType) -> Entry:
+        mapfunc = getattr(module, "mapfunc", None)
+        if not callable(mapfunc):
+            raise TypeError(f"module: {module.__name__} has no function mapfunc(params, dataset)")
+        reduce = getattr(module, "reduce", None)
+        if reduce is functools.reduce or not callable(reduce):  # `from functools import reduce` is not meant
+            reduce = None
+        if not _has_source(module.__name__):
+            return _by_value(mapfunc, reduce, self._epoch)
+        return self._by_name(module.__name__, None, reduce)
+
+    def _function_entry(self, function: Callable[..., Any]) -> Entry:
+        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+        if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
+            return self._by_name(module, name, None)
+        return _by_value(function, None, self._epoch)
+
+    def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> Entry:
+        known = self._entries.get((module, function, reduce))
+        if known is None:
+            header = {
+                "epoch": self._epoch,
+                "module": module,
+                "function": function,
+                "reduce": reduce is not None,
+                "shipped": _find(module) is not None,
+                "code": None,
+            }
+            known = Entry(tuple(header.values()), header, None, reduce)
+            self._entries[module, function, reduce] = known
+        return known
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -96,37 +131,6 @@ def _stamp(path: str) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
-
-
-def _module_entry(module: ModuleType, epoch: int) -> Entry:
-    mapfunc = getattr(module, "mapfunc", None)
-    if not callable(mapfunc):
-        raise TypeError(f"module: {module.__name__} has no function mapfunc(params, dataset)")
-    reduce = getattr(module, "reduce", None)
-    if reduce is functools.reduce or not callable(reduce):  # `from functools import reduce` is not meant
-        reduce = None
-    if not _has_source(module.__name__):
-        return _by_value(mapfunc, reduce, epoch)
-    return _by_name(module.__name__, None, reduce, epoch)
-
-
-def _function_entry(function: Callable[..., Any], epoch: int) -> Entry:
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
-        return _by_name(module, name, None, epoch)
-    return _by_value(function, None, epoch)
-
-
-def _by_name(module: str, function: str | None, reduce: Reduce | None, epoch: int) -> Entry:
-    header = {
-        "epoch": epoch,
-        "module": module,
-        "function": function,
-        "reduce": reduce is not None,
-        "shipped": _find(module) is not None,
-        "code": None,
-    }
-    return Entry(tuple(header.values()), header, None, reduce)
 
 
 def _by_value(mapfunc: Callable[..., Any], reduce: Reduce | None, epoch: int) -> Entry:
@@ -145,7 +149,7 @@ def _has_source(name: str) -> bool:
     if name == "__main__" or name not in sys.modules:
         return False
     spec = getattr(sys.modules[name], "__spec__", None)
-    return spec is not None and spec.origin is not None and os.path.exists(spec.origin)
+    return spec is not None and (spec.has_location or spec.origin == "built-in")
 
 
 def _resolve(module: str, name: str | None) -> Any:

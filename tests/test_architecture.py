@@ -18,7 +18,7 @@ STANDARD = sys.stdlib_module_names
 # Each module of qjam (a package stands for all that is in it) and what of the two packages it may import:
 #   bin, examples -> master -> {launch | engine} -> dispatch -> {dataset, hosts}
 #   -> errors, qjam_worker.{wire, codec, reducing}
-# source (a module or function -> what is shipped) sits beside dispatch; output (what workers printed) knows nobody.
+# source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) apart.
 GROUND = {"qjam.errors", "qjam_worker.wire", "qjam_worker.codec", "qjam_worker.reducing"}
 DATA = {"qjam.dataset", "qjam.hosts"}
 DECISIONS = {"qjam.dispatch", "qjam.source"}

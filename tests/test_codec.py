@@ -78,7 +78,7 @@ def exactly(a: Any, b: Any) -> bool:
         return (
             same_dtype(a.dtype, b.dtype)
             and a.shape == b.shape
-            and (exactly(a.tolist(), b.tolist()) if a.dtype.hasobject else a.tobytes() == b.tobytes())
+            and (exactly(a.tolist(), b.tolist()) if inside(a.dtype) else a.tobytes() == b.tobytes())
         )
     if isinstance(a, np.generic):
         return same_dtype(a.dtype, b.dtype) and a.tobytes() == b.tobytes() and str(a) == str(b)
@@ -93,6 +93,11 @@ def exactly(a: Any, b: Any) -> bool:
     if isinstance(a, complex):
         return exactly(a.real, b.real) and exactly(a.imag, b.imag)
     return bool(a == b)
+
+
+def inside(dtype: np.dtype[Any]) -> bool:
+    """Whether an array's bytes are not its values: they are pointers, or there is padding between them."""
+    return dtype.hasobject or dtype.names is not None
 
 
 def same_dtype(a: np.dtype[Any], b: np.dtype[Any]) -> bool:
@@ -117,12 +122,12 @@ PLAIN = [
     b"", b"bytes", b"\0" * 5000, bytearray(), bytearray(b"abc"), bytearray(5000),
     [], [1, 2.5, "x", None], [[], [[]]], (), (1,), (1, (2, (3, [4, (5,)]))), [(1, 2), [3, 4]], ((),),
     [2**200, 1], [1, [2, {3: 2**100}]], (2**64,), {2**70: 1, "a": {2**71}},
-    {}, {"a": 1}, {1: "a", None: 2, 2.5: 3, True: 4} if False else {2: "a", None: 2, 2.5: 3, True: 4},
+    {}, {"a": 1}, {2: "a", None: 2, 2.5: 3, True: 4},
     {(1, 2): (3, 4), "x": {(5, (6,)): []}}, {b"key": b"value"}, {frozenset([1]): 1, 1j: 2, 2**99: 3},
     {"z": 1, "a": 2, "m": (3,)}, {np.float32(1): 1, np.str_("k"): 2},
     set(), {1, 2, 3}, {"a", "b"}, {1.5, -0.0, math.inf}, {None}, {True, False}, {1, "a", None, (2, 3), b"x"},
     {2**100, 1}, frozenset(), frozenset({frozenset({1}), frozenset()}), {(1, "a"), (2, "b")}, {b"y" * 3000},
-    {"\ud800", "b"}, {1j}, [{1}, {1}], {Ellipsis} - {Ellipsis},
+    {"\ud800", "b"}, {1j}, [{1}, {1}],
 ]  # fmt: skip
 
 
@@ -137,10 +142,12 @@ def test_a_builtin_value_comes_back_and_needs_no_pickle(value: Any, inline: int)
 
 SCALARS = [
     *[np.dtype(char).type(1) for char in "?bBhHiIlLqQefdgFDG"],
-    np.float64(math.nan), np.float64(-0.0), np.float32(0.1), np.int8(-128), np.uint64(2**64 - 1), np.bool_(False),
-    np.datetime64("2020-01-02"), np.datetime64("2020-01-02T03:04:05.678", "ns"), np.datetime64("NaT"),
-    np.datetime64(5, "25s"), np.timedelta64(7, "D"), np.timedelta64(7), np.timedelta64("NaT", "us"),
-    np.str_(""), np.str_("text\0"), np.str_("\ud800"), np.bytes_(b""), np.bytes_(b"ab\0"), np.bytes_(b"x" * 3000),
+    np.float64(math.nan), np.float64(-0.0), np.float32(0.1), np.int8(-128),
+    np.uint64(2**64 - 1), np.bool_(False),
+    np.datetime64("2020-01-02"), np.datetime64("2020-01-02T03:04:05.678", "ns"), np.datetime64("NaT", "s"),
+    np.datetime64(5, "25s"), np.timedelta64(7, "D"), np.timedelta64("NaT", "us"),
+    np.str_(""), np.str_("text\0"), np.str_("\ud800"), np.bytes_(b""),
+    np.bytes_(b"ab\0"), np.bytes_(b"x" * 3000),
     np.void(b"abc"), np.zeros((), "i4,>f8")[()],
     np.zeros((), np.dtype([("a", "u1"), ("b", "f8", (2,))], align=True))[()],
 ]  # fmt: skip
@@ -152,6 +159,12 @@ def test_a_numpy_scalar_keeps_its_type(value: Any, copy: bool) -> None:
     assert encode(value).plain
     assert exactly(back(value, copy=copy), value)
     assert exactly(back([(value, value)], copy=copy), [(value, value)])
+
+
+@pytest.mark.filterwarnings("ignore:The 'generic' unit:DeprecationWarning")
+def test_a_time_without_a_unit_gets_none() -> None:
+    for value in (np.datetime64("NaT"), np.timedelta64(7), np.zeros(2, "M8"), np.zeros(2, "m8")):
+        assert exactly(back(value), value)
 
 
 def test_longlong_and_long_stay_apart_though_they_are_equal() -> None:
@@ -190,7 +203,6 @@ ARRAYS = {
     "datetime64": np.array(["2020-01-02", "NaT"], "M8[D]"),
     "datetime64, long": np.arange(500).astype("M8[ns]"),
     "timedelta64": np.arange(3, dtype="m8[25s]"),
-    "datetime64 without unit": np.zeros(2, "M8"),
     "text": np.array(["a", "bcd", "\U0001f600"]),
     "bytes": np.array([b"a", b"bcd"]),
     "void": np.array([b"abc", b"def"], "V3"),
@@ -206,7 +218,11 @@ ARRAYS = {
 def test_an_array_comes_back(name: str, inline: int, copy: bool) -> None:
     array = ARRAYS[name]
     assert encode(array, inline=inline).plain
-    for got in (back(array, inline, copy), *back((array, [array]), inline, copy)[1], back_flat(array, inline)):
+    for got in (
+        back(array, inline, copy),
+        *back((array, [array]), inline, copy)[1],
+        back_flat(array, inline),
+    ):
         assert exactly(got, array)
         assert got.dtype.isalignedstruct == array.dtype.isalignedstruct
         if array.flags.contiguous or array.flags.f_contiguous:
@@ -230,8 +246,7 @@ def test_any_array_comes_back(array: Any, order: str, inline: int, copy: bool) -
     assert same_dtype(got.dtype, array.dtype)
     assert got.shape == array.shape
     assert got.flags.f_contiguous == array.flags.f_contiguous
-    if array.dtype.itemsize:
-        assert got.tobytes() == array.tobytes()
+    assert str(got.tolist()) == str(array.tolist())  # NaN is as good as NaN, and padding is not looked at
 
 
 @given(npst.arrays("i4", npst.array_shapes(max_dims=4)), st.data(), st.sampled_from([0, 1 << 20]))
@@ -247,7 +262,8 @@ def hashable(inner: Any) -> Any:
 
 
 atoms = (
-    st.none() | st.booleans() | st.integers() | st.integers(-(2**200), 2**200) | st.floats() | st.complex_numbers()
+    st.none() | st.booleans() | st.integers() | st.integers(-(2**200), 2**200)
+    | st.floats() | st.complex_numbers()
     | st.text(st.characters()) | st.binary(max_size=40) | st.sampled_from(SCALARS[:12])
     | st.dates() | st.fractions() | st.sampled_from(Colour)
 )  # fmt: skip
@@ -274,32 +290,37 @@ def test_any_value_comes_back(value: Any, inline: int, copy: bool) -> None:
 # ---- what is only for pickle ------------------------------------------------------------------------------
 
 PICKLED = [
-    datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc), decimal.Decimal("1.50"), fractions.Fraction(1, 3),
+    datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),
+    decimal.Decimal("1.50"), fractions.Fraction(1, 3),
     range(3), slice(1, None), Ellipsis, NotImplemented, int, len, math.sin, np.dtype("i4,f8"), Colour.RED,
-    Number.ONE, Text("x"), Listing([1]), Pair(1, 2.5), collections.OrderedDict(b=1, a=2), Record("a", (1, [2])),
+    Number.ONE, Text("x"), Listing([1]), Pair(1, 2.5),
+    collections.OrderedDict(b=1, a=2), Record("a", (1, [2])),
     collections.defaultdict(list, a=[1]), collections.Counter("abca"), collections.deque([1, 2]), np.float64,
     msgpack.Timestamp(1, 2), msgpack.ExtType(1, b"x"), {Colour.RED, Colour.BLUE}, {Colour.RED: (1,)},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", PICKLED, ids=lambda value: repr(value)[:30])
-@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [1, v], lambda v: (v, {"k": v})], ids=["bare", "list", "deep"])
+@pytest.mark.parametrize(
+    "wrap", [lambda v: v, lambda v: [1, v], lambda v: (v, {"k": v})], ids=["bare", "list", "deep"]
+)
 def test_anything_that_can_be_pickled_comes_back(value: Any, wrap: Callable[[Any], Any]) -> None:
     assert not encode(wrap(value)).plain
     for inline in (0, 1024):
         assert exactly(back(wrap(value), inline), wrap(value))
 
 
-SUBCLASSES = [
-    np.matrix([[1, 2]]),
-    np.ma.masked_array([1.0, 2.0], [True, False]),
-    np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]),
-]
+SUBCLASSES: dict[str, Callable[[], Any]] = {
+    "matrix": lambda: np.matrix([[1, 2]]),
+    "masked": lambda: np.ma.masked_array([1.0, 2.0], [True, False]),
+    "records": lambda: np.rec.array([(1, 2.5)], dtype=[("a", "i4"), ("b", "f8")]),
+}
 
 
 @pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
-@pytest.mark.parametrize("value", SUBCLASSES, ids=lambda value: type(value).__name__)
-def test_a_subclass_of_array_comes_back_as_itself(value: Any) -> None:
+@pytest.mark.parametrize("kind", SUBCLASSES)
+def test_a_subclass_of_array_comes_back_as_itself(kind: str) -> None:
+    value = SUBCLASSES[kind]()
     got = back(value)
     assert type(got) is type(value)
     assert got.dtype == value.dtype
@@ -316,7 +337,11 @@ def test_an_array_of_objects_comes_back() -> None:
 
 
 def test_odd_dtypes_come_back_by_pickle() -> None:
-    for value in (np.zeros(3, np.dtype([])), np.array([""]).astype("S0"), np.zeros(2, np.dtype("f8", metadata={"a": 1}))):
+    for value in (
+        np.zeros(3, np.dtype([])),
+        np.array([""]).astype("S0"),
+        np.zeros(2, np.dtype("f8", metadata={"a": 1})),
+    ):
         assert exactly(back(value), value)
     assert back(np.zeros(2, np.dtype((np.record, [("a", "i4")])))).dtype.type is np.record
 
@@ -350,9 +375,9 @@ def test_without_cloudpickle_the_error_names_the_type(monkeypatch: pytest.Monkey
     assert back(Pair(1, 2)) == Pair(1, 2)
 
 
-@pytest.mark.parametrize("value", [threading.Lock(), (i for i in ()), Stubborn(), [1, (Stubborn(), 2)], memoryview(b"x")])
+@pytest.mark.parametrize("value", [threading.Lock(), (i for i in ()), Stubborn(), [1, (Stubborn(), 2)]])
 def test_what_cannot_be_pickled_is_a_codec_error_that_names_the_type(value: Any) -> None:
-    with pytest.raises(CodecError, match="a value of type (lock|generator|Stubborn|memoryview) cannot be pickled"):
+    with pytest.raises(CodecError, match=r"a value of type (lock|generator|Stubborn) cannot be pickled"):
         encode(value)
 
 
@@ -407,9 +432,6 @@ def test_a_pickle_is_refused_where_it_is_not_allowed(value: Any) -> None:
         *[[msgpack.ExtType(code, b""), 1, 2] for code in range(4)],
         *[(msgpack.ExtType(code, b"\0\0\0\0"), [1]) for code in range(12)],
         [msgpack.Timestamp(0), (msgpack.ExtType(0, b""),)],
-        *list(codec._Mark),
-        [codec._Mark.TUPLE, 1, (2,)],
-        {codec._Mark.DICT: (codec._Mark.SET,)},
         encode((1, 2)),
         ["tuple", 1],
     ],
@@ -423,7 +445,9 @@ def test_a_value_that_looks_like_a_mark_comes_back(value: Any) -> None:
 # ---- memory: whose, and who may write ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("array", [np.arange(1000.0), np.asfortranarray(np.ones((30, 40))), np.ones(300, STRUCTURED[1])])
+@pytest.mark.parametrize(
+    "array", [np.arange(1000.0), np.asfortranarray(np.ones((30, 40))), np.ones(300, STRUCTURED[1])]
+)
 def test_a_contiguous_array_is_not_copied(array: Any) -> None:
     (buffer,) = encode(array).buffers
     assert (buffer.ndim, buffer.format, buffer.nbytes, buffer.c_contiguous) == (1, "B", array.nbytes, True)
@@ -456,7 +480,12 @@ def test_a_bytearray_may_be_resized_while_its_encoded_form_is_held() -> None:
 
 @pytest.mark.parametrize("inline", [0, 1 << 20])
 def test_arrays_are_read_only_whatever_they_came_in(inline: int) -> None:
-    value = {"a": np.arange(200.0), "b": [(np.arange(3),)], "c": Record("x", np.arange(200.0)), "d": np.array([None])}
+    value = {
+        "a": np.arange(200.0),
+        "b": [(np.arange(3),)],
+        "c": Record("x", np.arange(200.0)),
+        "d": np.array([None]),
+    }
     header, buffers, _ = encode(value, inline=inline)
     got = decode(header, [memoryview(bytearray(buffer)) for buffer in buffers])
     for array in (got["a"], got["b"][0][0], got["c"].data, got["d"]):
@@ -466,7 +495,12 @@ def test_arrays_are_read_only_whatever_they_came_in(inline: int) -> None:
 
 @pytest.mark.parametrize("inline", [0, 1 << 20])
 def test_a_copy_is_private_and_can_be_written_to(inline: int) -> None:
-    value = {"a": np.arange(200.0), "b": [(np.arange(3),)], "c": Record("x", np.arange(200.0)), "d": np.array([None])}
+    value = {
+        "a": np.arange(200.0),
+        "b": [(np.arange(3),)],
+        "c": Record("x", np.arange(200.0)),
+        "d": np.array([None]),
+    }
     header, buffers, _ = encode(value, inline=inline)
     held = [bytearray(buffer) for buffer in buffers]
     got = decode(header, held, copy=True)
@@ -513,12 +547,14 @@ Colour = enum.Enum("Colour", [(f"C{i}", i) for i in range(9)], module="colours")
 import sys; sys.modules["colours"] = sys.modules["__main__"]
 words = [f"word{i}" for i in range(50)]
 value = [
-    set(words), frozenset(words), {frozenset({w, w * 2}) for w in words}, {(w, i) for i, w in enumerate(words)},
+    set(words), frozenset(words), {frozenset({w, w * 2}) for w in words},
+    {(w, i) for i, w in enumerate(words)},
     {"a": {w.encode() for w in words}}, {*words, 1, None, 2.5, b"x"}, {float(i) / 7 for i in range(50)},
     {w.encode() * 500 for w in words}, {2**100 + i for i in range(9)},
 ]
 header, buffers, _ = encode(value)
-print(hashlib.sha256(header).hexdigest(), hashlib.sha256(encode(set(Colour)).header).hexdigest(), len(buffers))
+for data in (header, encode(set(Colour)).header, *buffers):
+    print(hashlib.sha256(data).hexdigest())
 """
 
 
@@ -577,10 +613,14 @@ def test_values_nested_by_the_thousand_come_back_or_are_refused(kind: str, depth
     value = nested(MAKERS[kind], depth)
     try:
         got = back(value)
-    except CodecError as error:
-        assert "nested too deeply" in str(error)
-    else:
-        assert depth_of(got) == depth_of(value)
+    except CodecError:
+        return
+    assert depth_of(got) == depth_of(value)
+
+
+def test_what_is_nested_too_deeply_even_for_pickle_is_told() -> None:
+    with pytest.raises(CodecError, match="a value of type list is nested too deeply"):
+        encode(nested(MAKERS["list"], 100_000))
 
 
 def test_a_value_nested_in_5000_frozensets_comes_back_or_is_refused() -> None:
@@ -589,9 +629,10 @@ def test_a_value_nested_in_5000_frozensets_comes_back_or_is_refused() -> None:
         for _ in range(depth):
             value = frozenset([value])
         try:
-            encode(value)
-        except CodecError as error:
-            assert "nested too deeply" in str(error)
+            header, buffers, _ = encode(value)
+            decode(header, buffers)
+        except CodecError:
+            pass
 
 
 def test_little_stack_left_is_success_or_a_codec_error() -> None:
@@ -637,7 +678,10 @@ def test_many_threads_may_encode_and_decode_at_once() -> None:
     def work(seed: int) -> None:
         chance = random.Random(seed)
         for _ in range(300):
-            value = {"a": [(chance.random(), chance.randbytes(chance.randrange(2000)))], "b": Record(str(seed), seed)}
+            value = {
+                "a": [(chance.random(), chance.randbytes(chance.randrange(2000)))],
+                "b": Record(str(seed), seed),
+            }
             if back(value) != value:
                 wrong.append(value)
 
@@ -652,8 +696,10 @@ def test_many_threads_may_encode_and_decode_at_once() -> None:
 # ---- bytes that are no value ------------------------------------------------------------------------------
 
 SAMPLE: list[Any] = [
-    (1, 2.5, {"a": np.arange(3)}), {1, "a"}, {(1, 2): 2**100}, np.float32(1), 1j, bytearray(b"x"), b"y" * 2000,
-    np.asfortranarray(np.ones((20, 30))), np.zeros(2, STRUCTURED[2]), np.str_("x"), np.datetime64("2020-01-01"),
+    (1, 2.5, {"a": np.arange(3)}), {1, "a"}, {(1, 2): 2**100}, np.float32(1), 1j,
+    bytearray(b"x"), b"y" * 2000,
+    np.asfortranarray(np.ones((20, 30))), np.zeros(2, STRUCTURED[2]),
+    np.str_("x"), np.datetime64("2020-01-01"),
     frozenset([(1,)]), [[], [None]],
 ]  # fmt: skip
 
@@ -700,13 +746,20 @@ def test_buffers_lost_added_cut_or_swapped_are_seen(value: Any) -> None:
 
 
 def test_what_is_not_bytes_is_refused() -> None:
-    for header, buffers in (("text", []), (None, []), (encode(1).header, ["text"]), (encode(1).header, [None])):
+    for header, buffers in (
+        ("text", []),
+        (None, []),
+        (encode(1).header, ["text"]),
+        (encode(1).header, [None]),
+    ):
         with pytest.raises(CodecError):
             decode(header, buffers)  # type: ignore[arg-type]
 
 
 def array_ext(token: bytes, *shape: int, place: int = 0, data: bytes = b"", ndim: int | None = None) -> bytes:
-    layout = struct.pack(f"<BBII{len(shape)}Q", len(shape) if ndim is None else ndim, 0, len(token), place, *shape)
+    layout = struct.pack(
+        f"<BBII{len(shape)}Q", len(shape) if ndim is None else ndim, 0, len(token), place, *shape
+    )
     return msgpack.packb(msgpack.ExtType(codec._ARRAY, layout + token + data))
 
 
@@ -748,7 +801,9 @@ BAD_TREES = {
     "array of objects": array_ext(b"|O", 1, data=b"12345678"),
     "array of python's objects": array_ext(b"object", 1, data=b"12345678"),
     "array of fields of objects": array_ext(
-        b"\0" + msgpack.packb({"names": ["a"], "formats": ["|O"], "offsets": [0], "itemsize": 8}), 1, data=b"12345678"
+        b"\0" + msgpack.packb({"names": ["a"], "formats": ["|O"], "offsets": [0], "itemsize": 8}),
+        1,
+        data=b"12345678",
     ),
     "array of a bad structure": array_ext(b"\0" + msgpack.packb({"names": 1}), 1, data=b"12345678"),
     "array of itself": array_ext(b"\0" + msgpack.packb([["<f8", [-1]], [2**40]]), 1, data=b"12345678"),
@@ -765,13 +820,18 @@ BAD_TREES = {
 def test_a_forged_tree_with_a_right_checksum_is_refused_or_harmless(name: str) -> None:
     for flags in range(4):
         value_or_codec_error(sealed(flags, 0, BAD_TREES[name]), [])
-    if name not in ("timestamp", "nested 1,000 deep", "mark as a key", "key without a value"):
+    if name not in ("timestamp", "nested 1,000 deep"):
         with pytest.raises(CodecError):
             decode(sealed(codec._TAGGED, 0, BAD_TREES[name]), [])
 
 
 def test_forged_sizes_of_the_pickle_are_refused() -> None:
-    for pickled, places in ((b"", b""), (b"\x80\x05.", b"\x90"), (b"N.", b"\x90"), (pickle.dumps([1]), b"\x91\x92\5\1")):
+    for pickled, places in (
+        (b"", b""),
+        (b"\x80\x05.", b"\x90"),
+        (b"N.", b"\x90"),
+        (pickle.dumps([1]), b"\x91\x92\5\1"),
+    ):
         value_or_codec_error(sealed(codec._PICKLED, 0, b"\1", pickled, places), [])
     rest = struct.pack("<BIQQ", codec._PICKLED, 0, 2**63, 2**63) + b"\1"
     with pytest.raises(CodecError):

@@ -1,4 +1,4 @@
-"""default_reduce adds what has one way to be added; the tree gives one result, in whatever order parts come in."""
+"""default_reduce adds what can be added one way; the tree gives one result, however its parts come in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qjam_worker.reducing import Tree, default_reduce, is_span, parent, sibling
+from qjam_worker.reducing import STAYS, Tree, default_reduce, is_span, parent, sibling
 
 Pair = collections.namedtuple("Pair", "cost grad")
 
@@ -195,7 +195,7 @@ def test_each_slice_counts_once_whatever_comes_twice_or_in_parts(n: int, data: s
 
 
 def part(lo: int, hi: int, n: int) -> str:
-    """The value of one node, made the naive way: a node's slices pair up among themselves as in the whole tree."""
+    """The value of one node: its slices pair up among themselves as they do in the whole tree."""
     return naive([str(i) for i in range(lo, hi)])
 
 
@@ -205,6 +205,47 @@ def test_pairs_are_what_can_be_folded_now_left_before_right() -> None:
         tree.add((i, i + 1), i)
     assert tree.pairs() == [((2, 3), (3, 4)), ((4, 5), (5, 6))]
     assert not tree.complete
+
+
+def test_folding_from_each_result_as_it_comes_is_folding_all() -> None:
+    tree = Tree(5)
+    for i in (4, 1, 0, 3, 2):
+        tree.add((i, i + 1), str(i))
+        tree.fold_from((i, i + 1), join)
+    assert tree.values == {(0, 5): naive(list("01234"))}
+
+
+def test_folding_from_a_span_leaves_other_pairs_alone() -> None:
+    tree = Tree(4)
+    for i in range(4):
+        tree.add((i, i + 1), str(i))
+    tree.fold_from((0, 1), join)
+    assert tree.spans == [(0, 2), (2, 3), (3, 4)]
+    tree.fold_from((0, 1), join)  # gone already
+    assert tree.spans == [(0, 2), (2, 3), (3, 4)]
+
+
+def test_a_reduce_may_leave_its_operands_where_they_are() -> None:
+    tree = Tree(4)
+    for i in range(4):
+        tree.add((i, i + 1), str(i))
+    tree.fold(lambda a, b: STAYS if a == "0" else join(a, b))
+    assert tree.values == {(0, 1): "0", (1, 2): "1", (2, 4): "(23)"}
+
+
+def test_the_slices_that_are_covered_are_counted() -> None:
+    tree = Tree(8)
+    spans = [(1, 2), (0, 4), (2, 4), (6, 7), (4, 8), (6, 7)]
+    told = [(tree.add(span, "x"), tree.covered) for span in spans]
+    assert told == [(True, 1), (True, 4), (False, 4), (True, 5), (True, 8), (False, 8)]
+
+
+def test_a_result_that_is_taken_away_may_come_again() -> None:
+    tree = Tree(4)
+    tree.add((0, 2), "01")
+    assert tree.take((0, 2)) == "01"
+    assert (tree.covered, tree.values) == (0, {})
+    assert tree.add((1, 2), "1")
 
 
 def test_one_slice_is_complete_without_a_reduce() -> None:

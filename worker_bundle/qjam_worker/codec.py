@@ -260,15 +260,16 @@ class _Encoder:
         if token is None:
             return self.lower_object(array)
         flags = array.flags
-        fortran = flags.f_contiguous and not flags.c_contiguous
+        contiguous = flags.c_contiguous
+        fortran = flags.f_contiguous and not contiguous
         layout = _LAYOUTS[array.ndim]
         if array.nbytes <= self.inline:
             fixed = layout.pack(array.ndim, fortran, len(token), 0, *array.shape)
             return _ext((_ARRAY, fixed + token + array.tobytes("F" if fortran else "C")))
         ext = self.seen.get(id(array))
         if ext is None:
-            flat = (array.T if fortran else array).reshape(-1)  # a copy only of what is not contiguous
-            self.buffers.append(flat.view(np.uint8).data)
+            flat = array if contiguous else array.T if fortran else np.ascontiguousarray(array)
+            self.buffers.append(flat.reshape(-1).view(np.uint8).data)
             fixed = layout.pack(array.ndim, fortran, len(token), len(self.buffers), *array.shape)
             ext = self.seen[id(array)] = _ext((_ARRAY, fixed + token))
         return ext
@@ -343,6 +344,7 @@ class _Mark(enum.Enum):
     DICT = _DICT
 
 
+_MARKS = list(_Mark)  # in the order of their codes; _Mark(code) takes longer than making the tuple
 _NESTING = frozenset([list, dict, _Mark])  # what `lift` has to look into
 
 
@@ -430,7 +432,7 @@ class _Decoder:
         if code == _OBJECT:
             return self.objects[_INDEX.unpack(data)[0]]
         if code <= _DICT and self.tagged:
-            return _Mark(code)
+            return _MARKS[code]
         if code == _BYTES:
             return self._bytes(data)
         if code == _INT:
@@ -471,6 +473,8 @@ class _Decoder:
     def lift(self, tree: Any) -> Any:
         """`tree` with its marked lists made into what they stand for."""
         if type(tree) is dict:
+            if _Mark in map(type, tree):
+                raise CodecError("a mark stands where a key should be")
             return {key: self._item(value) for key, value in tree.items()}
         if type(tree) is not list:
             raise CodecError("a mark stands where a value should be")
@@ -479,11 +483,15 @@ class _Decoder:
         if type(tree[0]) is not _Mark:
             return [self._item(item) for item in tree]
         mark = tree[0]
-        if mark in (_Mark.SET, _Mark.FROZENSET):
-            items = [self._element(item) for item in tree[1:]]
-            return set(items) if mark is _Mark.SET else frozenset(items)
+        if mark is _Mark.TUPLE:
+            return tuple([self._item(item) for item in tree[1:]])
+        if mark is not _Mark.DICT:
+            elements = [self._element(item) for item in tree[1:]]
+            return set(elements) if mark is _Mark.SET else frozenset(elements)
         items = [self._item(item) for item in tree[1:]]
-        return tuple(items) if mark is _Mark.TUPLE else dict(zip(items[::2], items[1::2]))
+        if len(items) % 2:
+            raise CodecError("a dict has a key without a value")
+        return dict(zip(items[::2], items[1::2]))
 
     def _item(self, item: Any) -> Any:
         return self.lift(item) if type(item) in _NESTING else item
@@ -492,6 +500,8 @@ class _Decoder:
         """One element of a set: encoded apart, unless it is native."""
         if type(item) is bytes:
             return _decode(memoryview(item), [], self.copy, self.allow_pickle)
+        if type(item) not in _NATIVE:
+            raise CodecError(f"a set has a {type(item).__name__} where bytes should be")
         return item
 
 

@@ -16,9 +16,9 @@ from typing import Any, Callable, Iterable, Optional
 import msgpack
 import zmq
 
-from . import codec, wire
+from . import codec, link, wire
 from .pool import PRINTED, RANG, Pool, WorkerHandle, usable_cores
-from .reducing import Span, default_reduce
+from .reducing import STAYS, Span, default_reduce
 from .rounds import Held, NodeJob, NodeRound
 from .store import Files, NoRoom, Store, map_file, remove
 from .wire import Kind
@@ -74,6 +74,11 @@ class Node:
         self.print_credit = PRINT_CREDIT
         self.made = 0
         self.leaving: Optional[str] = None
+        self.answers: dict[str, Callable[[WorkerHandle, dict[str, Any], Optional[NodeRound]], None]] = {
+            "done": self._on_done,
+            "error": self._on_error,
+            "cancelled": lambda worker, message, round_: None,
+        }
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.WELCOME: lambda header, buffers: None,
             Kind.JOB: self.on_job,
@@ -115,7 +120,10 @@ class Node:
             while self._receive():
                 deadline = self.pool.next_deadline()
                 timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-                for key, _ in sorted(self.selector.select(timeout), key=lambda event: event[0].data[0]):
+                events = self.selector.select(timeout)
+                if len(events) > 1:
+                    events.sort(key=lambda event: event[0].data[0])
+                for key, _ in events:
                     key.data[1]()
                 if deadline is not None:
                     self.pool.on_timer(time.monotonic())
@@ -128,7 +136,7 @@ class Node:
     # The uplink
 
     def send(self, kind: Kind, header: dict[str, Any], buffers: Iterable[Any] = ()) -> None:
-        self.uplink.send_multipart(wire.pack(kind, header, list(buffers)), copy=False)
+        link.send(self.uplink, wire.pack(kind, header, list(buffers)))
 
     def _hello(self) -> None:
         self.send(
@@ -149,9 +157,8 @@ class Node:
     def _receive(self) -> bool:
         """Take what the master has sent; False when it is time to leave."""
         # The descriptor of a ZeroMQ socket signals edges: it must be asked until it has nothing more.
-        while self.leaving is None and self.uplink.getsockopt(zmq.EVENTS) & zmq.POLLIN:
-            frames = [frame.buffer for frame in self.uplink.recv_multipart(zmq.NOBLOCK, copy=False)]
-            message = wire.unpack(frames)
+        while self.leaving is None and link.readable(self.uplink):
+            message = wire.unpack(link.receive(self.uplink))
             self.handlers[message.kind](message.header, message.buffers)
         return self.leaving is None
 
@@ -161,12 +168,9 @@ class Node:
         number = header["job"]
         for old in header.get("forget", ()):
             self._forget_job(old)
-        refs = {index: ref for index, ref in header["slices"]}
-        known = self.jobs.get(number)
-        if known is not None:
-            known.refs.update(refs)
-            return
-        self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], refs, header["reduce"])
+        if number not in self.jobs:
+            self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
+        self.jobs[number].add(dict(header["slices"]))
 
     def _forget_job(self, number: int) -> None:
         if self.jobs.pop(number, None) is not None:
@@ -212,10 +216,12 @@ class Node:
 
     def _ask_for_missing(self, round_: NodeRound) -> None:
         """Tell the master which refs the round lacks, in the order in which they are of use."""
+        if not round_.missing:
+            return
         wanted = [self._code_ref(round_.job), self.params[round_.number].ref]
         wanted += [round_.job.refs[index] for index in round_.pending]
-        missing = [ref for ref in dict.fromkeys(wanted) if ref is not None and ref not in self.store]
-        missing = [ref for ref in missing if ref not in self.asked]
+        wanted = [ref for ref in dict.fromkeys(wanted) if ref in round_.missing]
+        missing = [ref for ref in wanted if ref is not None and ref not in self.asked]
         if missing:
             self.asked.update(missing)
             refs = [[ref, self.store.have(ref)] for ref in missing]
@@ -226,6 +232,8 @@ class Node:
             if ref is not None and ref not in round_.pinned:
                 round_.pinned.add(ref)
                 self.store.pin(ref)
+                if ref not in self.store:
+                    round_.missing.add(ref)
 
     @staticmethod
     def _code_ref(job: NodeJob) -> Optional[str]:
@@ -286,6 +294,8 @@ class Node:
                 self.pool.tell(worker, {"op": "drop", "paths": dropped})
         if ref in self.store:
             self.asked.discard(ref)
+            for round_ in self.rounds.values():
+                round_.missing.discard(ref)
             if ref in self.importing:
                 self._on_module(ref)
             else:
@@ -308,20 +318,21 @@ class Node:
 
     def _assign(self) -> None:
         """Give every idle worker something to do, the oldest round first."""
-        for round_ in list(self.rounds.values()):
-            if not self._can_start(round_):
-                continue
+        for round_ in [r for r in self.rounds.values() if r.has_work and self._can_start(r)]:
             for worker in self.pool.workers:
-                if worker.idle and round_.number in self.rounds:
-                    self._give(worker, round_)
+                if not worker.seq and worker.ready and not self._give(worker, round_) and round_.job.has_data:
+                    break
 
     def _can_start(self, round_: NodeRound) -> bool:
-        code, params = self._code_ref(round_.job), self.params[round_.number].ref
-        return (code is None or code in self.store) and (params is None or params in self.store)
+        missing = round_.missing
+        return not missing or not (
+            self._code_ref(round_.job) in missing or self.params[round_.number].ref in missing
+        )
 
-    def _give(self, worker: WorkerHandle, round_: NodeRound) -> None:
+    def _give(self, worker: WorkerHandle, round_: NodeRound) -> bool:
         refs = round_.job.refs
-        block = round_.take_map(worker.index, lambda index: refs[index] in self.store)
+        present = None if not round_.missing else lambda index: refs[index] not in round_.missing
+        block = round_.take_map(worker.index, present)
         if block:
             message = {
                 "op": "run",
@@ -333,9 +344,9 @@ class Node:
                 message = {"op": "fold", "items": self._fold_items(fold)}
             except NoRoom as error:
                 self._fail(round_, "room", str(error))
-                return
+                return False
         else:
-            return
+            return False
         job = round_.job
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
@@ -345,7 +356,9 @@ class Node:
                 worker, {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices}
             )
         worker.round = round_.number
-        self.pool.ring(worker, {**message, "job": job.number})
+        message["job"] = job.number
+        self.pool.ring(worker, message)
+        return True
 
     def _params_place(self, number: int) -> tuple[str, int]:
         params = self.params[number]
@@ -381,14 +394,14 @@ class Node:
         self._assign()
 
     def on_worker_message(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        answers = {"done": self._on_done, "error": self._on_error, "cancelled": lambda *_: None, "import": self._on_import}
         if message["op"] == "import":
             self._on_import(worker, message)
             return
         round_ = self.rounds.get(worker.round) if worker.round is not None else None
         self.pool.rest(worker)
-        answers[message["op"]](worker, message, round_)
-        self._assign()
+        self.answers[message["op"]](worker, message, round_)
+        if self.rounds:
+            self._assign()
 
     def _on_done(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
         roots = [((lo, hi), self._hold(worker, plain, *where)) for lo, hi, plain, where in message["roots"]]
@@ -401,9 +414,10 @@ class Node:
         if not round_.job.user_reduce:
             for span, _ in roots:
                 try:
-                    round_.fold_from(span, _fold_small)
+                    round_.tree.fold_from(span, _fold_small)
                 except TypeError as error:
-                    self._report(round_, "task", str(error), None, span[0], str(error), error)
+                    self._report(round_, "task", "", None, span[0], f"TypeError: {error}", error)
+                    self._end(round_)
                     return
         self._finish(round_)
 
@@ -425,9 +439,8 @@ class Node:
         if round_.tree.complete:
             self._end(round_)
         else:
-            for held in round_.tree.values.values():
-                self._release(held)
-            round_.tree.values.clear()
+            for span in roots:
+                self._release(round_.tree.take((span[0], span[1])))
 
     def _on_error(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
         if round_ is not None:
@@ -528,8 +541,8 @@ def _frames(held: Held) -> list[Any]:
     return [encoded.header, *encoded.buffers]
 
 
-def _fold_small(left: Held, right: Held) -> Optional[Held]:
+def _fold_small(left: Held, right: Held) -> Any:
     """What two small results without pickles in them make together; anything else is a worker's to fold."""
     if not (left.plain and right.plain and _size(left) <= SLOT and _size(right) <= SLOT):
-        return None
+        return STAYS
     return Held(None, True, value=default_reduce(_value(left), _value(right)))

@@ -8,26 +8,29 @@ import os
 import selectors
 import signal
 import socket
+import struct
 import sys
 from typing import NoReturn
 
-from .channel import Channel
 from .store import Files
 
-FDS = 3  # doorbell, stdout, stderr of the worker to be
+# The node asks for a worker by its index, with file descriptors beside; it is told of forks and ends.
+REQUEST = struct.Struct("=i")  # worker
+NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
+FORKED, EXITED = 1, 2
+FDS = 4  # of the worker to be: its bell, its answers, stdout, stderr
 
 
 def main(control_fd: int, directories: list[str]) -> NoReturn:
     """Serve fork requests on a socket until its other end closes; then kill the workers and remove their files."""
     control = socket.socket(fileno=control_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = Channel(control)
     files = Files(directories)
     locks = files.lock()
     workers: dict[int, int] = {}  # pid -> worker
     try:
         _preload()
-        _serve(control, channel, files, workers, locks)
+        _serve(control, files, workers, locks)
     except BaseException:  # the node shows what is written here
         sys.excepthook(*sys.exc_info())
     finally:
@@ -47,7 +50,7 @@ def _preload() -> None:
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that the workers share
 
 
-def _serve(control: socket.socket, channel: Channel, files: Files, workers: dict[int, int], locks: list[int]) -> None:
+def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks: list[int]) -> None:
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda signum, frame: None)
@@ -58,32 +61,39 @@ def _serve(control: socket.socket, channel: Channel, files: Files, workers: dict
         for key, _ in selector.select():
             if key.fd == wake_read:
                 os.read(wake_read, 4096)
-                _reap(channel, workers)
+                _reap(control, workers)
                 continue
-            data, fds, _, _ = socket.recv_fds(control, 64 * 1024, FDS)
-            if not data:
+            request, fds, _, _ = socket.recv_fds(control, REQUEST.size, FDS)
+            if not request:
                 return
-            for message in channel.feed(data):
-                pid = os.fork()
-                if pid == 0:
-                    selector.close()
-                    for fd in (wake_read, wake_write, control.fileno(), *locks):
-                        os.close(fd)
-                    _become_worker(message["worker"], fds, files)
-                for fd in fds:
+            (worker,) = REQUEST.unpack(request)
+            pid = os.fork()
+            if pid == 0:
+                selector.close()
+                for fd in (wake_read, wake_write, control.fileno(), *locks):
                     os.close(fd)
-                workers[pid] = message["worker"]
-                channel.send({"pid": pid, "worker": message["worker"]})
+                _become_worker(worker, fds, files)
+            for fd in fds:
+                os.close(fd)
+            workers[pid] = worker
+            _tell(control, FORKED, worker, pid, 0)
 
 
-def _reap(channel: Channel, workers: dict[int, int]) -> None:
+def _tell(control: socket.socket, what: int, worker: int, pid: int, status: int) -> None:
+    try:
+        control.sendall(NEWS.pack(what, worker, pid, status))
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the node is gone, as the next read will show
+
+
+def _reap(control: socket.socket, workers: dict[int, int]) -> None:
     while workers:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid == 0:
             return
         worker = workers.pop(pid)
         _kill_group(pid)  # what the worker's code has started goes with it
-        channel.send({"exit": pid, "worker": worker, "status": status})
+        _tell(control, EXITED, worker, pid, status)
 
 
 def _kill_group(pid: int) -> None:
@@ -101,7 +111,7 @@ def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         from .worker import main as work
 
-        status = work(worker, fds[0], fds[1], fds[2], files)
+        status = work(worker, *fds, files)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")

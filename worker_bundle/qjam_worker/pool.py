@@ -12,6 +12,7 @@ import time
 from typing import Any, Callable, Optional, Protocol
 
 from .channel import Channel
+from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
 from .store import Files, Mapped
 from .worker import CANCELLED, RUNNING, SLICE, SLOT, STATUS_BYTES, out_slot, status_page
 
@@ -93,7 +94,7 @@ class Pool:
         self.events = events
         self.workers = [self._place(index) for index in range(count)]
         self.process: Optional[subprocess.Popen[bytes]] = None
-        self.parent: Optional[Channel] = None
+        self.parent: Optional[socket.socket] = None
         self.parent_output = -1
         self._parent_said = b""
         self._seq = 0
@@ -126,7 +127,7 @@ class Pool:
             )
         os.close(output_end)
         self.parent_output = output
-        self.parent = Channel(ours)
+        self.parent = ours
         self.selector.register(ours, selectors.EVENT_READ, (RANG, self._on_parent))
         os.set_blocking(output, False)
         self._register_output(PARENT, 2, output)
@@ -135,22 +136,20 @@ class Pool:
 
     def _fork(self, worker: WorkerHandle) -> None:
         assert self.parent is not None
-        ours, theirs = socket.socketpair()
-        out, out_end = os.pipe()
-        err, err_end = os.pipe()
-        request = self.parent._pack({"worker": worker.index})
+        pipes = [os.pipe() for _ in range(FDS)]
+        (bell_end, bell), (answer, answer_end), (out, out_end), (err, err_end) = pipes
+        ends = [bell_end, answer_end, out_end, err_end]
         try:
-            socket.send_fds(self.parent.sock, [request], [theirs.fileno(), out_end, err_end])
+            socket.send_fds(self.parent, [REQUEST.pack(worker.index)], ends)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the end of the parent is told by its socket
-        theirs.close()
-        os.close(out_end)
-        os.close(err_end)
-        worker.channel = Channel(ours)
+        for fd in ends:
+            os.close(fd)
+        worker.channel = Channel(answer, bell)
         worker.ready = False
         worker.pid = None
         worker.jobs.clear()
-        self.selector.register(ours, selectors.EVENT_READ, (RANG, lambda: self._on_bell(worker)))
+        self.selector.register(answer, selectors.EVENT_READ, (RANG, lambda: self._on_bell(worker)))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
             os.set_blocking(fd, False)
@@ -160,27 +159,26 @@ class Pool:
 
     def _on_parent(self) -> None:
         assert self.parent is not None
-        try:
-            messages = self.parent.receive()
-        except EOFError:
-            self.selector.unregister(self.parent.sock)
+        news = self.parent.recv(NEWS.size, socket.MSG_WAITALL)
+        if not news:
+            self.selector.unregister(self.parent)
             self._on_readable(PARENT, 2, self.parent_output, to_the_end=True)
             last = self._parent_said.decode(errors="replace").strip()
             self.events.on_pool_broken(f"the warm parent of the workers has died{': ' if last else ''}{last}")
             return
-        for message in messages:
-            worker = self.workers[message["worker"]]
-            if "pid" in message:
-                worker.pid = message["pid"]
-            elif message["exit"] == worker.pid:
-                self._on_exit(worker, message["status"])
+        what, index, pid, status = NEWS.unpack(news)
+        worker = self.workers[index]
+        if what == FORKED:
+            worker.pid = pid
+        elif pid == worker.pid:
+            self._on_exit(worker, status)
 
     def _on_bell(self, worker: WorkerHandle) -> None:
         assert worker.channel is not None
         try:
             messages = worker.channel.receive()
         except EOFError:
-            self.selector.unregister(worker.channel.sock)  # the parent tells how it ended
+            self.selector.unregister(worker.channel.read_fd)  # the parent tells how it ended
             return
         for message in messages:
             if message["op"] == "ready":
@@ -216,7 +214,7 @@ class Pool:
             os.close(fd)
         worker.outputs = []
         if worker.channel is not None:
-            self._unregister(worker.channel.sock)
+            self._unregister(worker.channel.read_fd)
             worker.channel.close()
             worker.channel = None
 
@@ -298,15 +296,12 @@ class Pool:
 
     def close(self) -> None:
         """Stop everything: idle workers by the closed bell, the rest by the parent, which then removes the files."""
+        idle = {worker.pid for worker in self.workers if worker.idle}
         for worker in self.workers:
-            if worker.channel is not None:
-                worker.channel.sock.shutdown(socket.SHUT_RDWR)
-        self._await_exits(time.monotonic() + LEAVE)
-        for worker in self.workers:
-            worker.pid = None
             self._let_go(worker)
         if self.parent is not None:
-            self._unregister(self.parent.sock)
+            self._await_exits(self.parent, idle, time.monotonic() + LEAVE)
+            self._unregister(self.parent)
             self.parent.close()
         if self.process is not None:
             self.process.wait()
@@ -314,17 +309,18 @@ class Pool:
             os.close(self.parent_output)
         self.files.remove()
 
-    def _await_exits(self, deadline: float) -> None:
-        if self.parent is None:
-            return
-        left = {worker.pid for worker in self.workers if worker.idle}
-        self.parent.sock.settimeout(LEAVE)
-        while left and time.monotonic() < deadline:
+    def _await_exits(self, parent: socket.socket, pids: set[Optional[int]], deadline: float) -> None:
+        while pids and (left := deadline - time.monotonic()) > 0:
+            parent.settimeout(left)
             try:
-                message = self.parent.wait()
-            except (EOFError, OSError):
+                news = parent.recv(NEWS.size, socket.MSG_WAITALL)
+            except OSError:
                 return
-            left.discard(message.get("exit"))
+            if not news:
+                return
+            what, _, pid, _ = NEWS.unpack(news)
+            if what == EXITED:
+                pids.discard(pid)
 
 
 def _signal(pid: int, number: int) -> None:

@@ -87,9 +87,13 @@ def is_span(lo: int, hi: int, n: int) -> bool:
 
 
 def sibling(span: Span, n: int) -> Span | None:
-    """The node that `span` is added to, left or right of it; None for the root."""
-    lo, hi = _checked(span, n)
-    width = 1 << _level(hi - lo)
+    """The node that `span` is added to, left or right of it; None for the root. ValueError for no node."""
+    return _sibling(_checked(span, n), n)
+
+
+def _sibling(span: Span, n: int) -> Span | None:
+    lo, hi = span
+    width = 1 << (hi - lo - 1).bit_length()
     while width < n:
         if lo & width:
             return lo - width, lo
@@ -113,6 +117,9 @@ def _checked(span: Span, n: int) -> Span:
     return span
 
 
+STAYS = object()  # what a reduce function gives to leave its two operands where they are
+
+
 class Tree:
     """The results over n slices that have come in so far, each for a node of the tree, no slice twice."""
 
@@ -121,6 +128,8 @@ class Tree:
             raise ValueError(f"a reduction needs at least one slice, not {n}")
         self.n = n
         self.values: dict[Span, Any] = {}
+        self.covered = 0  # slices
+        self._seen = bytearray(n)
 
     def __repr__(self) -> str:
         return f"<Tree over {self.n} slices, holds {self.spans}>"
@@ -135,47 +144,53 @@ class Tree:
         """Whether everything is folded into the root; `values[0, n]` is then the result."""
         return (0, self.n) in self.values
 
-    def add(self, span: Span, value: Any) -> None:
-        """Take the result of `span`, in place of results of parts of it; drop it if it is covered already.
+    def add(self, span: Span, value: Any) -> bool:
+        """Take the result of `span`, in place of results of parts of it; drop it (False) if it is covered.
 
         So a slice that was computed twice still counts once. ValueError for a span that is not of the tree.
         """
-        above = _checked(span, self.n)
-        while above not in self.values:
-            if above == (0, self.n):
-                break
-            above = parent(above, self.n)
-        else:
-            return
-        self._discard_below(span)
+        lo, hi = _checked(span, self.n)
+        if self._seen.find(1, lo, hi) >= 0:
+            for held in list(self.values):
+                if held[0] <= lo and hi <= held[1]:
+                    return False
+                if lo <= held[0] and held[1] <= hi:
+                    self.take(held)
+        self._seen[lo:hi] = b"\x01" * (hi - lo)
+        self.covered += hi - lo
         self.values[span] = value
+        return True
 
-    def _discard_below(self, span: Span) -> None:
+    def take(self, span: Span) -> Any:
+        """Give the result of `span` away, as if it had never come."""
         lo, hi = span
-        if hi - lo == 1:
-            return
-        middle = lo + (1 << (_level(hi - lo) - 1))
-        for child in ((lo, middle), (middle, hi)):
-            if child in self.values:
-                del self.values[child]
-            else:
-                self._discard_below(child)
+        self._seen[lo:hi] = bytes(hi - lo)
+        self.covered -= hi - lo
+        return self.values.pop(span)
 
     def pairs(self) -> list[tuple[Span, Span]]:
         """The (left, right) nodes that are both here and can be folded now, from left to right."""
-        return [(span, other) for span in self.spans if (other := self._right_of(span)) is not None]
+        if len(self.values) < 2:
+            return []
+        found = ((span, _sibling(span, self.n)) for span in self.spans)
+        return [(span, other) for span, other in found if other in self.values and span < other]
 
-    def _right_of(self, span: Span) -> Span | None:
-        other = sibling(span, self.n)
-        return other if other is not None and other > span and other in self.values else None
+    def fold_from(self, span: Span, reduce: Callable[[Any, Any], Any]) -> None:
+        """Fold upward from a result that has just been added, as far as the siblings are here.
+
+        The left operand has the lower slices. When `reduce` raises or gives STAYS, both are still here.
+        """
+        values = self.values
+        while (other := _sibling(span, self.n)) is not None and other in values and span in values:
+            left, right = (span, other) if span < other else (other, span)
+            total = reduce(values[left], values[right])
+            if total is STAYS:
+                return
+            del values[left], values[right]
+            span = left[0], right[1]
+            values[span] = total
 
     def fold(self, reduce: Callable[[Any, Any], Any]) -> None:
-        """Fold all that can be folded; the left operand always has the lower slices.
-
-        When `reduce` raises, its two operands are still here.
-        """
-        while pairs := self.pairs():
-            for left, right in pairs:
-                total = reduce(self.values[left], self.values[right])
-                del self.values[left], self.values[right]
-                self.values[left[0], right[1]] = total
+        """Fold all that can be folded."""
+        for span in self.spans:
+            self.fold_from(span, reduce)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
-from .reducing import Span, Tree, is_span, sibling
+from .reducing import Span, Tree
 
 __all__ = ["Held", "NodeJob", "NodeRound", "take_block"]
 
 
-class NodeJob(NamedTuple):
-    """The part of a job that a node knows: its slices by index, None for a round without a data set."""
+class NodeJob:
+    """The part of a job that a node knows: its slices, the ref of each by index, None where there is no data set."""
 
-    number: int
-    entry: dict[str, object]
-    nslices: int
-    refs: dict[int, Optional[str]]
-    user_reduce: bool
+    def __init__(self, number: int, entry: dict[str, Any], nslices: int, user_reduce: bool) -> None:
+        self.number = number
+        self.entry = entry
+        self.nslices = nslices
+        self.user_reduce = user_reduce
+        self.refs: dict[int, Optional[str]] = {}
+        self.order: list[int] = []  # the indices, sorted
+        self.has_data = False
+
+    def add(self, refs: dict[int, Optional[str]]) -> None:
+        """Learn of more slices."""
+        self.refs.update(refs)
+        self.order = sorted(self.refs)
+        self.has_data = self.refs[self.order[0]] is not None
 
 
 class Held:
@@ -44,6 +53,7 @@ class NodeRound:
         self.folding: dict[int, dict[Span, Held]] = {}  # worker -> what it folds
         self.tree = Tree(job.nslices)
         self.pinned: set[str] = set()  # refs that the store keeps for it
+        self.missing: set[str] = set()  # those of them that are still on their way
 
     def __repr__(self) -> str:
         return (
@@ -52,49 +62,53 @@ class NodeRound:
         )
 
     def add(self, indices: list[int]) -> None:
+        """Give the node more slices to map."""
         self.pending = sorted({*self.pending, *indices})
 
-    def take_map(self, worker: int, present: Callable[[int], bool]) -> list[int]:
+    @property
+    def has_work(self) -> bool:
+        """Whether an idle worker may find something to do."""
+        return bool(self.pending) or (len(self.tree.values) > 1 and not self.mapping)
+
+    def take_map(self, worker: int, present: Callable[[int], bool] | None) -> list[int]:
         """Slices for an idle worker, consecutive ones, counted as running from now on; empty when there is nothing.
 
-        Without a data set worker k gets the k-th of the node's slices and no other: mapfunc runs once on each.
+        `present` tells of a slice whether it is here; None: all are. Without a data set worker k gets the k-th of the
+        node's slices and no other: mapfunc runs once on each.
         """
         if not self.pending:
             return []
-        owned = sorted(self.job.refs)
-        if self.job.refs[owned[0]] is None:
-            block = [index for index in self.pending if owned.index(index) % self.workers == worker][:1]
+        owned = self.job.order
+        if not self.job.has_data:
+            block = [index for index in owned[worker :: self.workers] if index in self.pending][:1]
         else:
-            home = owned[len(owned) * worker // self.workers]
-            block = take_block([i for i in self.pending if present(i)], home, self.workers)
+            ready = self.pending if present is None else [index for index in self.pending if present(index)]
+            block = take_block(ready, owned[len(owned) * worker // self.workers], self.workers)
         if block:
-            self.pending = [index for index in self.pending if index not in block]
+            start = bisect_left(self.pending, block[0])
+            del self.pending[start : start + len(block)]
             self.mapping[worker] = block
         return block
 
     def take_fold(self, worker: int, together: Callable[[Held], bool]) -> dict[Span, Held]:
         """Results for an idle worker to fold: all small ones at once, or one pair; out of the tree until put back."""
-        pairs = self._pairs()
-        if not pairs or (self.pending or self.mapping):
+        if self.pending or self.mapping:
             return {}
-        spans = set(pairs[0])
+        pairs = self.tree.pairs()
+        if not pairs:
+            return {}
+        spans = list(pairs[0])
         if all(together(held) for held in self.tree.values.values()):
-            spans = set(self.tree.values)
-        self.folding[worker] = {span: self.tree.values.pop(span) for span in sorted(spans)}
+            spans = self.tree.spans
+        self.folding[worker] = {span: self.tree.take(span) for span in spans}
         return self.folding[worker]
-
-    def _pairs(self) -> list[tuple[Span, Span]]:
-        return self.tree.pairs() if len(self.tree.values) > 1 else []
 
     def put(self, worker: int, roots: list[tuple[Span, Held]]) -> list[Held]:
         """Results of what a worker had taken. Gives what it has folded and nobody needs any more."""
         self.mapping.pop(worker, None)
-        used = list(self.folding.pop(worker, {}).values())
         for span, held in roots:
-            if not is_span(span[0], span[1], self.job.nslices):
-                raise ValueError(f"worker {worker} gave a result for {span}, which is no part of the tree")
             self.tree.add(span, held)
-        return used
+        return list(self.folding.pop(worker).values()) if worker in self.folding else []
 
     def lose(self, worker: int) -> list[int]:
         """The worker is gone: what it folded can be folded again; the slices that it was mapping are given back."""
@@ -102,25 +116,10 @@ class NodeRound:
             self.tree.add(span, held)
         return self.mapping.pop(worker, [])
 
-    def fold_from(self, span: Span, fold: Callable[[Held, Held], Optional[Held]]) -> None:
-        """Fold upward from a new result as far as `fold` is willing (it gives None where a worker has to do it)."""
-        values = self.tree.values
-        while True:
-            other = sibling(span, self.job.nslices)
-            if other is None or other not in values or span not in values:
-                return
-            left, right = min(span, other), max(span, other)
-            folded = fold(values[left], values[right])
-            if folded is None:
-                return
-            del values[left], values[right]
-            span = (left[0], right[1])
-            values[span] = folded
-
     @property
     def settled(self) -> bool:
         """Whether every slice given to this node is mapped and all that can be folded here is folded."""
-        return not (self.pending or self.mapping or self.folding or self._pairs())
+        return not (self.pending or self.mapping or self.folding or self.tree.pairs())
 
 
 def take_block(ready: list[int], home: int, workers: int) -> list[int]:

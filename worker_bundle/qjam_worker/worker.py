@@ -9,7 +9,6 @@ import os
 import pickle
 import random
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -49,10 +48,10 @@ def status_page(worker: int) -> str:
     return f"status{worker}"
 
 
-def main(index: int, bell: int, out: int, err: int, files: Files) -> int:
+def main(index: int, bell: int, answer: int, out: int, err: int, files: Files) -> int:
     """Serve one node until it closes the bell; gives the exit status."""
     _settle(out, err)
-    return Worker(index, Channel(socket.socket(fileno=bell)), files).serve()
+    return Worker(index, Channel(bell, answer), files).serve()
 
 
 def _settle(out: int, err: int) -> None:
@@ -190,8 +189,9 @@ class Worker:
             result = code.mapfunc(next(params), value)
             if position + 1 < len(slices):
                 result = detached(result)
-            tree.add((index, index + 1), result)
-            tree.fold(code.reduce)
+            span = (index, index + 1)
+            tree.add(span, result)
+            tree.fold_from(span, code.reduce)
         return tree
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Tree:
@@ -206,8 +206,13 @@ class Worker:
     def _values(self, where: tuple[str, int]) -> Iterator[Any]:
         """The params, made anew for each slice unless nobody can alter them, so that no slice sees another's."""
         path, size = where
-        flat = map_file(path, size)
-        header, buffers = codec.read_flat(bytes(flat) if size <= SLOT else flat)
+        if size <= SLOT:
+            if path not in self.maps:
+                self.maps[path] = map_file(path, SLOT)
+            flat: Any = bytes(self.maps[path][:size])
+        else:
+            flat = map_file(path, size)
+        header, buffers = codec.read_flat(flat)
         value = codec.decode(header, buffers)
         while True:
             yield value

@@ -1,0 +1,37 @@
+"""How often each letter from a to z occurs in a text file, in either case."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from string import ascii_lowercase
+
+
+def mapfunc(params: None, lines: Sequence[str]) -> list[int]:
+    """Give the counts of the 26 letters in `lines`, a slice of the text; lists add up element by element."""
+    text = "".join(lines).lower()
+    return [text.count(letter) for letter in ascii_lowercase]
+
+
+def main() -> None:
+    """Print a line for each letter."""
+    from qjam import DataSet, Master
+
+    parser = argparse.ArgumentParser(description="Count the letters of a text file.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("hosts", nargs="*", help='"local*2", "node1*8"; none: the cores of this machine')
+    args = parser.parse_args()
+    try:
+        lines = args.file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        parser.error(f"{args.file}: {error.strerror}")
+
+    with Master(args.hosts or None) as master:
+        counts = master.run(mapfunc, None, DataSet(lines or [""]))
+    for letter, count in zip(ascii_lowercase, counts, strict=True):
+        print(f"{letter}\t{count}")
+
+
+if __name__ == "__main__":
+    main()

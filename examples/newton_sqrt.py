@@ -1,0 +1,41 @@
+"""The square root of a number by Newton's method: a loop in which params change and the data set stays."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+
+
+def mapfunc(guess: float, numbers: Sequence[float]) -> float:
+    """Give a better guess at the square root of the one number in `numbers`."""
+    return (guess + numbers[0] / guess) / 2
+
+
+def main() -> None:
+    """Print each guess until the next one is no better."""
+    from qjam import DataSet, Master
+
+    parser = argparse.ArgumentParser(description="Find the square root of a number by Newton's method.")
+    parser.add_argument("number", type=_positive)
+    parser.add_argument("hosts", nargs="*", help='"local", "node1"; none: one worker on this machine')
+    args = parser.parse_args()
+
+    data = DataSet([args.number])  # one slice, so one worker has work; the others look on
+    guess, change, step = max(args.number, 1.0), math.inf, 0
+    with Master(args.hosts or 1) as master:
+        while change > 1e-15 * guess:
+            better = master.run(mapfunc, guess, data)
+            change, guess, step = abs(better - guess), better, step + 1
+            print(f"{step}. {guess:.12g} (change {change:.3g})")
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not (0 < number < math.inf):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+if __name__ == "__main__":
+    main()
