@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import selectors
 import threading
 import time
 from collections import deque
@@ -51,6 +52,17 @@ class Stats:
     results_received: int = 0
     output_received: int = 0
     resent_slices: int = 0
+
+
+class Guest(Protocol):
+    """A node that lives in the engine's loop: the one of this machine. It is reached over inproc like any other."""
+
+    def start(self) -> None: ...
+    def receive(self) -> bool: ...
+    def poll(self, timeout: float | None) -> None: ...
+    def fileno(self) -> int: ...
+    def next_deadline(self) -> float | None: ...
+    def close(self) -> None: ...
 
 
 class Pending:
@@ -128,6 +140,7 @@ class Engine:
         self._find_module = find_module
         self._dispatch = Dispatch()
         self._nodes: dict[str, _Node] = {}
+        self._guests: dict[str, Guest] = {}
         self._pending: dict[int, Pending] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._numbers = 0
@@ -143,6 +156,7 @@ class Engine:
         ):
             self._router.setsockopt(option, value)
         self._router.bind(endpoint)
+        self._selector = selectors.DefaultSelector()
         # Slices, code and modules are read here: data sets may run user code, and the loop never does.
         self._loads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loader = threading.Thread(target=self._run_loads, name="qjam-load", daemon=True)
@@ -178,6 +192,21 @@ class Engine:
         """Expect a node; before its launcher starts it."""
         self._nodes[name] = _Node()
         self._dispatch.add_node(name, host, workers)
+
+    def host_node(self, name: str, make: Callable[[], Guest]) -> None:
+        """Make a node that lives in this loop: no thread has to wake another for it, which would take longer than
+        a small round does."""
+
+        def host() -> None:
+            try:
+                guest = make()
+                self._guests[name] = guest
+                self._selector.register(guest, selectors.EVENT_READ, lambda: guest.poll(0))
+                guest.start()
+            except OSError as error:
+                self._act(self._lose(name, str(error)))
+
+        self._post(host)
 
     def lose_node(self, name: str, why: str) -> None:
         """Its launcher says that a node has ended or will not come."""
@@ -250,21 +279,47 @@ class Engine:
     # The loop
 
     def _run(self) -> None:
-        poller = zmq.Poller()
-        poller.register(self._router, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        self._selector.register(self._router.getsockopt(zmq.FD), selectors.EVENT_READ, lambda: None)
         while not self._stopped:
-            deadline = self._dispatch.next_deadline()
-            timeout = None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
-            for source, _ in poller.poll(timeout):
-                if source is self._router:
-                    self._on_frames()
-                else:
-                    os.read(self._wake_read, 4096)
+            for key, _ in self._selector.select(self._timeout()):
+                key.data()
             while self._calls:
                 self._calls.popleft()()
-            if deadline is not None:
-                self._act(self._dispatch.on_timer(time.monotonic()))
+            self._on_time(time.monotonic())
+            self._exchange()
+        self._selector.close()
+
+    def _on_wake(self) -> None:
+        os.read(self._wake_read, 4096)
+
+    def _on_time(self, now: float) -> None:
+        for guest in self._guests.values():
+            deadline = guest.next_deadline()
+            if deadline is not None and deadline <= now:
+                guest.poll(0)
+        deadline = self._dispatch.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._act(self._dispatch.on_timer(now))
+
+    def _timeout(self) -> float | None:
+        deadlines = [guest.next_deadline() for guest in self._guests.values()]
+        deadlines.append(self._dispatch.next_deadline())
+        due = [deadline for deadline in deadlines if deadline is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _exchange(self) -> None:
+        """Hand messages over until none is left: the descriptor of a ZeroMQ socket signals edges, so every socket has to
+        be asked before the loop may sleep."""
+        while True:
+            for name, guest in list(self._guests.items()):
+                if not guest.receive():
+                    self._selector.unregister(guest)
+                    del self._guests[name]
+                    guest.close()
+            if not link.readable(self._router):
+                return
+            self._on_frames()
 
     def _run_loads(self) -> None:
         while (load := self._loads.get()) is not None:

@@ -23,7 +23,7 @@ from .dispatch import Failure, JobSpec, NodeState
 from .engine import Engine, Pending, Roots, Stats
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve, usable_cores
-from .launch.local import LocalNode
+from .launch import local
 from .output import Printer
 from .source import Entry, Sources
 
@@ -89,8 +89,7 @@ class Master:
         self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._make_printer(echo), self._sources.lookup)
         self._names = {f"{spec.address}/{uuid.uuid4().hex[:8]}": spec for spec in specs}
         self._finisher = _Finisher()
-        self._nodes: list[LocalNode] = []
-        self._close = weakref.finalize(self, _close, self._engine, self._printer, self._finisher, self._nodes)
+        self._close = weakref.finalize(self, _close, self._engine, self._printer, self._finisher, list(self._names))
         self._start()
 
     def _make_printer(self, echo: bool) -> Callable[[str, int, int, bytes], None]:
@@ -110,9 +109,7 @@ class Master:
                 hosts[name] = spec.address
                 workers = spec.workers or 1
                 self._engine.add_node(name, spec.address, workers)
-                self._nodes.append(
-                    LocalNode(self._engine.context, self._engine.endpoint, name, workers, self._engine.lose_node)
-                )
+                local.launch(self._engine.host_node, self._engine.context, self._engine.endpoint, name, workers)
             deadline = time.monotonic() + START_TIMEOUT
             for name, spec in self._names.items():
                 state, why = self._engine.wait_for_node(name, max(0.0, deadline - time.monotonic()))
@@ -241,11 +238,10 @@ def _look(engine: Engine, name: str, index: int) -> tuple[str, int | None]:
     return node.state.value, node.pids[index] if index < len(node.pids) else None
 
 
-def _close(engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[LocalNode]) -> None:
+def _close(engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
     engine.say_goodbye()
-    for node in nodes:
-        engine.wait_for_bye(node.name, STOP_TIMEOUT)
-        node.join()
+    for name in nodes:
+        engine.wait_for_bye(name, STOP_TIMEOUT)
     printer.close()
     finisher.close()
     engine.stop()

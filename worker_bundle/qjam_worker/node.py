@@ -113,25 +113,48 @@ class Node:
     def leave(self, reason: str) -> None:
         self.leaving = reason
 
+    def start(self) -> None:
+        """Start the workers and report to the master."""
+        self.pool.start()
+        self._hello()
+
     def run(self) -> None:
+        """Serve until it is time to leave. For a node with a process of its own."""
         try:
-            self.pool.start()
-            self._hello()
-            while self._receive():
-                deadline = self.pool.next_deadline()
-                timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-                events = self.selector.select(timeout)
-                if len(events) > 1:
-                    events.sort(key=lambda event: event[0].data[0])
-                for key, _ in events:
-                    key.data[1]()
-                if deadline is not None:
-                    self.pool.on_timer(time.monotonic())
+            self.start()
+            while self.receive():
+                self.poll(None)
         finally:
-            self.pool.close()
-            self.selector.close()
-            self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
-            self.uplink.close()
+            self.close()
+
+    def poll(self, timeout: Optional[float]) -> None:
+        """Wait for events, `timeout` seconds at most, and handle them. The uplink is `receive`'s: call that first."""
+        deadline = self.pool.next_deadline()
+        if deadline is not None:
+            left = max(0.0, deadline - time.monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        events = self.selector.select(timeout)
+        if len(events) > 1:
+            events.sort(key=lambda event: event[0].data[0])
+        for key, _ in events:
+            key.data[1]()
+        if deadline is not None:
+            self.pool.on_timer(time.monotonic())
+
+    def fileno(self) -> int:
+        """Readable when `poll` has something to do: for a loop that this node is a guest of."""
+        return self.selector.fileno()  # type: ignore[attr-defined]  # epoll and kqueue have it
+
+    def next_deadline(self) -> Optional[float]:
+        """When `poll` is due even if nothing happens, by time.monotonic(), in seconds."""
+        return self.pool.next_deadline()
+
+    def close(self) -> None:
+        """Stop the workers, remove the files, say BYE."""
+        self.pool.close()
+        self.selector.close()
+        self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
+        self.uplink.close()
 
     # The uplink
 
@@ -154,7 +177,7 @@ class Node:
             },
         )
 
-    def _receive(self) -> bool:
+    def receive(self) -> bool:
         """Take what the master has sent; False when it is time to leave."""
         # The descriptor of a ZeroMQ socket signals edges: it must be asked until it has nothing more.
         while self.leaving is None and link.readable(self.uplink):
