@@ -47,6 +47,8 @@ NODE_TRANSITIONS: dict[tuple[NodeState, str], NodeState] = {
 }
 
 
+COMING = frozenset({NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT})  # may yet be ready
+
 # The life of one slice in one round. Plain text: these change several times a slice and round, and to hash an
 # enum's member takes longer than all the rest of it.
 QUEUED, SENT, DONE, FAILED = "queued", "sent", "done", "failed"
@@ -409,55 +411,60 @@ class Dispatch:
 
     def _send_queued(self, round_: Round) -> list[Command]:
         """Place the queued slices of a round on ready nodes and tell these."""
-        queued = [index for index, state in enumerate(round_.states) if state is QUEUED]
+        queued = [index for index, state in enumerate(round_.states) if state == QUEUED]
         if not queued:
             return []
         if not self.ready:
-            alive = [n for n in self.nodes.values() if n.state in (NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT)]
-            return [] if alive else self._fail(round_, Failure("unreachable", self._why_nobody()))
-        self._place(round_.job, queued)
-        shares: dict[str, list[int]] = {}
-        for index in queued:
-            shares.setdefault(round_.job.placement[index], []).append(index)
+            coming = any(node.state in COMING for node in self.nodes.values())
+            return [] if coming else self._fail(round_, Failure("unreachable", self._why_nobody()))
         commands: list[Command] = []
-        for name, indices in shares.items():
+        for name, indices in self._shares(round_.job, queued).items():
             commands += self._send_task(self.nodes[name], round_, indices)
         return commands
 
-    def _place(self, job: Job, indices: list[int]) -> None:
-        """Give each slice a node, and keep to it: the node has the data. Neighbours go together, by worker count."""
-        ready = {node.name: node for node in self.ready}
+    def _shares(self, job: Job, indices: list[int]) -> dict[str, list[int]]:
+        """Which node gets which slices. A node keeps those it has had, for it has the data; others go to neighbours
+        together, in proportion to the workers of the nodes."""
+        ready = {node.name: node.workers for node in self.ready}
         homeless = [index for index in indices if job.placement.get(index) not in ready]
-        seats = [node.name for node in ready.values() for _ in range(node.workers)]
-        for position, index in enumerate(homeless):
-            job.placement[index] = seats[len(seats) * position // len(homeless)]
+        if homeless:
+            seats = [name for name, workers in ready.items() for _ in range(workers)]
+            for position, index in enumerate(homeless):
+                job.placement[index] = seats[len(seats) * position // len(homeless)]
+        shares: dict[str, list[int]] = {}
+        for index in indices:
+            shares.setdefault(job.placement[index], []).append(index)
+        return shares
 
     def _send_task(self, node: NodeRecord, round_: Round, indices: list[int]) -> list[Command]:
-        job, commands = round_.job, []
-        told = node.jobs.get(job.number)
-        new = [index for index in indices if told is None or index not in told]
-        if new:
-            node.jobs.setdefault(job.number, set()).update(new)
-            forget = self._forgotten()
-            for other in self.nodes.values():
-                for number in forget:
-                    other.jobs.pop(number, None)
-            header = {
-                "job": job.number,
-                "entry": job.entry,
-                "slices": [[index, job.refs[index] if job.refs else None] for index in new],
-                "nslices": job.nslices,
-                "reduce": job.entry["reduce"],
-                "forget": forget,
-            }
-            commands.append(Send(node.name, Kind.JOB, header))
+        job = round_.job
+        told = node.jobs.setdefault(job.number, set())
+        commands: list[Command] = []
+        if not told.issuperset(indices):
+            commands.append(self._send_job(node, job, [index for index in indices if index not in told]))
+            told.update(indices)
         known = node.name in round_.sent
         round_.sent.setdefault(node.name, set()).update(indices)
         for index in indices:
-            round_.move(index, "send")
+            round_.states[index] = SLICE_TRANSITIONS[QUEUED, "send"]
         task = {"job": job.number, "round": round_.number, "indices": indices, "params": round_.params_ref}
         commands.append(Send(node.name, Kind.TASK, task, () if known else round_.params))
         return commands
+
+    def _send_job(self, node: NodeRecord, job: Job, indices: list[int]) -> Send:
+        forget = self._forgotten()
+        for other in self.nodes.values():
+            for number in forget:
+                other.jobs.pop(number, None)
+        header = {
+            "job": job.number,
+            "entry": job.entry,
+            "slices": [[index, job.refs[index] if job.refs else None] for index in indices],
+            "nslices": job.nslices,
+            "reduce": job.entry["reduce"],
+            "forget": forget,
+        }
+        return Send(node.name, Kind.JOB, header)
 
     def _requeue(self, round_: Round, indices: Iterable[int]) -> list[Command]:
         for index in indices:

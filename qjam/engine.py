@@ -14,7 +14,8 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import zmq
-from qjam_worker import codec, link, wire
+from qjam_worker import codec, wire
+from qjam_worker.link import Link
 from qjam_worker.wire import Kind
 
 from .dispatch import Chunk, Command, Dispatch, Done, Fail, Failure, JobSpec, Load, NodeState, Send, Unload
@@ -59,6 +60,7 @@ class Guest(Protocol):
 
     def start(self) -> None: ...
     def receive(self) -> bool: ...
+    def stir(self) -> None: ...
     def poll(self, timeout: float | None) -> None: ...
     def fileno(self) -> int: ...
     def next_deadline(self) -> float | None: ...
@@ -146,7 +148,7 @@ class Engine:
         self._numbers = 0
         self._number_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self._router = self.context.socket(zmq.ROUTER)
+        router = self.context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.ROUTER_HANDOVER, 1),
@@ -154,8 +156,9 @@ class Engine:
             (zmq.RCVHWM, 0),
             (zmq.LINGER, 0),
         ):
-            self._router.setsockopt(option, value)
-        self._router.bind(endpoint)
+            router.setsockopt(option, value)
+        router.bind(endpoint)
+        self._router = Link(router)
         self._selector = selectors.DefaultSelector()
         # Slices, code and modules are read here: data sets may run user code, and the loop never does.
         self._loads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -264,7 +267,7 @@ class Engine:
         self._loads.put(None)
         self._thread.join()
         self._loader.join()
-        self._router.close()
+        self._router.socket.close()
         self.context.term()
         os.close(self._wake_read)
         os.close(self._wake_write)
@@ -280,7 +283,7 @@ class Engine:
 
     def _run(self) -> None:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
-        self._selector.register(self._router.getsockopt(zmq.FD), selectors.EVENT_READ, lambda: None)
+        self._selector.register(self._router, selectors.EVENT_READ, self._router.stir)
         while not self._stopped:
             for key, _ in self._selector.select(self._timeout()):
                 key.data()
@@ -309,17 +312,20 @@ class Engine:
         return max(0.0, min(due) - time.monotonic()) if due else None
 
     def _exchange(self) -> None:
-        """Hand messages over until none is left: the descriptor of a ZeroMQ socket signals edges, so every socket has to
-        be asked before the loop may sleep."""
+        """Hand messages over until there are none. What the guests have sent came through a socket of this thread."""
+        if self._guests:
+            self._router.stir()
         while True:
             for name, guest in list(self._guests.items()):
                 if not guest.receive():
                     self._selector.unregister(guest)
                     del self._guests[name]
                     guest.close()
-            if not link.readable(self._router):
+                    self._router.stir()
+            frames = self._router.receive()
+            if frames is None:
                 return
-            self._on_frames()
+            self._on_frames(frames)
 
     def _run_loads(self) -> None:
         while (load := self._loads.get()) is not None:
@@ -329,19 +335,17 @@ class Engine:
         for command in commands:
             self._perform[type(command)](command)
 
-    def _on_frames(self) -> None:
-        while link.readable(self._router):
-            identity, *frames = link.receive(self._router)
-            name = bytes(identity).decode()
-            record = self._dispatch.nodes.get(name)
-            if record is None or record.state is NodeState.LOST:
-                continue
-            try:
-                message = wire.unpack(frames)
-                commands = self._receive[message.kind](name, message.header, message.buffers)
-            except (wire.WireError, KeyError, ValueError, TypeError) as error:
-                commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
-            self._act(commands)
+    def _on_frames(self, frames: list[memoryview]) -> None:
+        name = bytes(frames[0]).decode()
+        record = self._dispatch.nodes.get(name)
+        if record is None or record.state is NodeState.LOST:
+            return
+        try:
+            message = wire.unpack(frames[1:])
+            commands = self._receive[message.kind](name, message.header, message.buffers)
+        except (wire.WireError, KeyError, ValueError, TypeError) as error:
+            commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
+        self._act(commands)
 
     def _lose(self, name: str, why: str) -> list[Command]:
         commands = self._dispatch.on_node_lost(name, why)
@@ -393,11 +397,14 @@ class Engine:
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
         try:
-            link.send(self._router, [command.node.encode(), *frames])
+            self._router.send([command.node.encode(), *frames])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._act(self._lose(command.node, "its connection is gone"))
+        guest = self._guests.get(command.node)
+        if guest is not None:
+            guest.stir()
 
     def _load(self, command: Load) -> None:
         pending = self._pending.get(command.round)

@@ -104,6 +104,8 @@ def encode(value: Any, *, inline: int = 1024) -> Encoded:
     An array that is contiguous and longer than `inline` is not copied: do not change it before it is sent.
     CodecError when the value holds something that cannot be pickled, or is nested too deeply even for pickle.
     """
+    if type(value) is np.ndarray and id(value.dtype) in _LONE and value.nbytes > inline:
+        return _encode_lone(value)
     try:
         return _Encoder(inline).run(value)
     except OverflowError:  # an int of more than 64 bits somewhere: rare enough to start again
@@ -114,6 +116,39 @@ def encode(value: Any, *, inline: int = 1024) -> Encoded:
         return _Encoder(inline, big_ints=True).run(value)
     except (_UnfitError, RecursionError):
         return _Encoder(inline).run_pickled(value)
+
+
+# A value that is one long array of numbers is what most rounds send and return. Its header depends on dtype and shape
+# alone, so it is remembered, and read by looking it up: that takes a third of the time.
+_LONE = {id(np.dtype(char)) for char in "?bBhHiIlLqQefd"}  # whose memory a memoryview can show as bytes
+_lone_headers: dict[tuple[int, tuple[int, ...]], bytes] = {}
+_lone_arrays: dict[bytes, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
+_MAX_LONE = 1024
+
+
+def _encode_lone(value: np.ndarray[Any, Any]) -> Encoded:
+    key = (id(value.dtype), value.shape)
+    header = _lone_headers.get(key)
+    if header is None or not value.flags.c_contiguous:
+        encoded = _Encoder(1).run(value)
+        if value.flags.c_contiguous and len(_lone_headers) < _MAX_LONE:
+            _lone_headers[key] = encoded.header
+            _lone_arrays[encoded.header] = value.dtype, value.shape, value.nbytes
+        return encoded
+    return Encoded(header, [memoryview(value).cast("B")], True)
+
+
+def _decode_lone(header: Buffer, buffers: Sequence[Buffer], copy: bool) -> Any:
+    """The array, or None when this is not the known header of one."""
+    known = _lone_arrays.get(bytes(header))
+    if known is None:
+        return None
+    dtype, shape, size = known
+    view = _bytes_view(buffers[0])
+    if len(view) != size:
+        return None
+    array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, view)
+    return array.copy() if copy else array
 
 
 class _Encoder:
@@ -359,11 +394,21 @@ def decode(
     pickle inside cannot be opened here.
     """
     try:
-        return _decode(memoryview(header), [_bytes_view(b) for b in buffers], copy, allow_pickle)
+        if len(buffers) == 1 and (array := _decode_lone(header, buffers, copy)) is not None:
+            return array
+        value = _decode(memoryview(header), [_bytes_view(b) for b in buffers], copy, allow_pickle)
+        if type(value) is np.ndarray and id(value.dtype) in _LONE and value.flags.c_contiguous and len(buffers) == 1:
+            _remember(bytes(header), value)
+        return value
     except CodecError:
         raise
     except Exception as error:  # msgpack, numpy and pickle raise almost anything on what was never a value
         raise CodecError(f"this is not an encoded value: {type(error).__name__}: {error}") from error
+
+
+def _remember(header: bytes, value: np.ndarray[Any, Any]) -> None:
+    if len(_lone_arrays) < _MAX_LONE:
+        _lone_arrays[header] = value.dtype, value.shape, value.nbytes
 
 
 def _bytes_view(buffer: Buffer) -> memoryview:
@@ -512,11 +557,15 @@ _FLAT = struct.Struct("<4sIQ")  # magic, number of buffers, size of the header; 
 _FLAT_MAGIC = b"qjv1"
 
 
-def flat_segments(enc: Encoded) -> list[bytes | memoryview]:
-    """The flat form in pieces: joined they are what `read_flat` takes. The buffers are there uncopied."""
+def _flat_head(enc: Encoded) -> bytes:
     sizes = [buffer.nbytes for buffer in enc.buffers]
     fixed = _FLAT.pack(_FLAT_MAGIC, len(sizes), len(enc.header))
-    head = fixed + struct.pack(f"<{len(sizes)}Q", *sizes) + enc.header
+    return fixed + struct.pack(f"<{len(sizes)}Q", *sizes) + enc.header
+
+
+def flat_segments(enc: Encoded) -> list[bytes | memoryview]:
+    """The flat form in pieces: joined they are what `read_flat` takes. The buffers are there uncopied."""
+    head = _flat_head(enc)
     segments: list[bytes | memoryview] = [head]
     end = len(head)
     for buffer in enc.buffers:
@@ -542,10 +591,15 @@ def write_flat(enc: Encoded, out: memoryview) -> int:
     size = flat_size(enc)
     if len(out) < size:
         raise CodecError(f"the flat form takes {size} bytes, and there is room for {len(out)}")
-    end = 0
-    for segment in flat_segments(enc):
-        out[end : end + len(segment)] = segment
-        end += len(segment)
+    head = _flat_head(enc)
+    end = len(head)
+    out[:end] = head
+    for buffer in enc.buffers:
+        start = end + -end % _ALIGN
+        if start > end:
+            out[end:start] = bytes(start - end)
+        end = start + buffer.nbytes
+        out[start:end] = buffer
     return end
 
 

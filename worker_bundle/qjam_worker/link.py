@@ -1,9 +1,9 @@
-"""Whole messages through a ZeroMQ socket, with less Python on the way than pyzmq's own multipart calls."""
+"""Whole messages through a ZeroMQ socket that lives in an event loop."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import zmq
 
@@ -15,24 +15,45 @@ MORE, READABLE, EVENTS, NOWAIT = int(zmq.SNDMORE), int(zmq.POLLIN), int(zmq.EVEN
 COPY_BELOW = 64 * 1024
 
 
-def send(socket: zmq.Socket[Any], frames: Sequence[Buffer]) -> None:
-    """Send all frames as one message; large ones are not copied and must not be changed until they are gone."""
-    last = len(frames) - 1
-    for position, frame in enumerate(frames):
-        small = memoryview(frame).nbytes < COPY_BELOW
-        socket.send(frame, MORE if position < last else 0, copy=small, track=False)
+class Link:
+    """A socket's messages, without waiting.
 
+    The descriptor of a ZeroMQ socket signals edges, and any call on the socket may use one up. So after each send the
+    socket has to be asked again before the loop may sleep; `receive` does that, and does not ask in vain.
+    """
 
-def receive(socket: zmq.Socket[Any]) -> list[memoryview]:
-    """The frames of one message that has arrived, in the memory where ZeroMQ has put them."""
-    frame = socket.recv(NOWAIT, copy=False)
-    frames = [frame.buffer]
-    while frame.more:
-        frame = socket.recv(NOWAIT, copy=False)
-        frames.append(frame.buffer)
-    return frames
+    def __init__(self, socket: zmq.Socket[Any]) -> None:
+        self.socket = socket
+        self._ask = True
 
+    def fileno(self) -> int:
+        """The descriptor to wait for; when it is readable call `stir`, then `receive` until that gives None."""
+        descriptor: int = self.socket.getsockopt(zmq.FD)
+        return descriptor
 
-def readable(socket: zmq.Socket[Any]) -> bool:
-    """Whether a message has arrived."""
-    return bool(socket.getsockopt(EVENTS) & READABLE)
+    def stir(self) -> None:
+        """A message may have come."""
+        self._ask = True
+
+    def send(self, frames: Sequence[Buffer]) -> None:
+        """Send all frames as one message; large ones are not copied and must not be changed until they are gone."""
+        self._ask = True
+        send, last = self.socket.send, len(frames) - 1
+        for position, frame in enumerate(frames):
+            size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
+            send(frame, MORE if position < last else 0, size < COPY_BELOW, False)
+
+    def receive(self) -> Optional[list[memoryview]]:
+        """The frames of the next message, in the memory where ZeroMQ has put them; None when there is none."""
+        if not self._ask:
+            return None
+        socket = self.socket
+        if not socket.getsockopt(EVENTS) & READABLE:
+            self._ask = False
+            return None
+        frame = socket.recv(NOWAIT, False)
+        frames = [frame.buffer]
+        while frame.more:
+            frame = socket.recv(NOWAIT, False)
+            frames.append(frame.buffer)
+        return frames

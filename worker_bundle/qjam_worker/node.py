@@ -11,12 +11,13 @@ import selectors
 import socket
 import sys
 import time
-from typing import Any, Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, Optional, Sequence
 
 import msgpack
 import zmq
 
-from . import codec, link, wire
+from . import codec, wire
+from .link import Link
 from .pool import PRINTED, RANG, Pool, WorkerHandle, usable_cores
 from .reducing import STAYS, Span, default_reduce
 from .rounds import Held, NodeJob, NodeRound
@@ -56,12 +57,12 @@ class Node:
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
     ) -> None:
-        self.uplink = uplink
+        self.uplink = Link(uplink)
         self.files = Files.make(bases)
         self.selector = selectors.DefaultSelector()
         for fd, call in (watch or {}).items():
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
-        self.selector.register(uplink.getsockopt(zmq.FD), selectors.EVENT_READ, (RANG, lambda: None))
+        self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
         self.pool = Pool(workers, self.files, self.selector, self)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.jobs: dict[int, NodeJob] = {}
@@ -154,12 +155,12 @@ class Node:
         self.pool.close()
         self.selector.close()
         self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
-        self.uplink.close()
+        self.uplink.socket.close()
 
     # The uplink
 
-    def send(self, kind: Kind, header: dict[str, Any], buffers: Iterable[Any] = ()) -> None:
-        link.send(self.uplink, wire.pack(kind, header, list(buffers)))
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Sequence[Any] = ()) -> None:
+        self.uplink.send(wire.pack(kind, header, buffers))
 
     def _hello(self) -> None:
         self.send(
@@ -179,11 +180,14 @@ class Node:
 
     def receive(self) -> bool:
         """Take what the master has sent; False when it is time to leave."""
-        # The descriptor of a ZeroMQ socket signals edges: it must be asked until it has nothing more.
-        while self.leaving is None and link.readable(self.uplink):
-            message = wire.unpack(link.receive(self.uplink))
+        while self.leaving is None and (frames := self.uplink.receive()) is not None:
+            message = wire.unpack(frames)
             self.handlers[message.kind](message.header, message.buffers)
         return self.leaving is None
+
+    def stir(self) -> None:
+        """The master has sent something, through a socket of this same thread."""
+        self.uplink.stir()
 
     # Jobs and rounds
 

@@ -100,6 +100,7 @@ class Pool:
         self._seq = 0
         self._muted = False
         self._announced = False
+        self._interrupted: set[int] = set()  # workers that have a kill_at
 
     def _place(self, index: int) -> WorkerHandle:
         status = self.files.create(status_page(index), STATUS_BYTES)
@@ -197,6 +198,7 @@ class Pool:
         was_ready, pid = worker.ready, worker.pid
         self._let_go(worker)
         worker.seq, worker.kill_at = 0, None
+        self._interrupted.discard(worker.index)
         worker.status[RUNNING] = worker.status[CANCELLED] = 0
         worker.failures += 0 if was_ready else 1
         if worker.failures == START_ATTEMPTS:
@@ -274,22 +276,29 @@ class Pool:
 
     def rest(self, worker: WorkerHandle) -> None:
         """The worker has answered."""
-        worker.seq, worker.round, worker.kill_at = 0, None, None
+        worker.seq, worker.round = 0, None
+        if self._interrupted:
+            self._interrupted.discard(worker.index)
+            worker.kill_at = None
 
     def interrupt(self, worker: WorkerHandle, now: float) -> None:
         """Stop what the worker does: KeyboardInterrupt in user code, SIGKILL if that does not help in time."""
         if worker.seq and worker.kill_at is None and worker.pid is not None:
             worker.status[CANCELLED] = worker.seq
             worker.kill_at = now + GRACE
+            self._interrupted.add(worker.index)
             _signal(worker.pid, signal.SIGINT)
 
     def next_deadline(self) -> Optional[float]:
-        return min((worker.kill_at for worker in self.workers if worker.kill_at is not None), default=None)
+        if not self._interrupted:
+            return None
+        return min(self.workers[index].kill_at or 0.0 for index in self._interrupted)
 
     def on_timer(self, now: float) -> None:
-        for worker in self.workers:
+        for worker in [self.workers[index] for index in self._interrupted]:
             if worker.kill_at is not None and worker.kill_at <= now and worker.pid is not None:
                 worker.kill_at = None
+                self._interrupted.discard(worker.index)
                 _signal(worker.pid, signal.SIGKILL)
 
     # Stopping

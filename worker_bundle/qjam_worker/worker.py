@@ -12,14 +12,14 @@ import signal
 import sys
 import threading
 import traceback
-from typing import Any, Callable, Iterator, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
 from . import codec
 from .channel import Channel
 from .modules import Shipped
-from .reducing import Tree, default_reduce
+from .reducing import Span, Tree, default_reduce
 from .store import Files, map_file
 
 # A value of at most this size is copied through a slot that is used again and again; a larger one gets a file of
@@ -31,6 +31,7 @@ RUNNING, SLICE, CANCELLED = range(3)
 STATUS_BYTES = 64
 
 Where = tuple[str, int, int]  # path, offset, size of a flat value
+Results = list[tuple[Span, Any]]
 MapFunction = Callable[[Any, Any], Any]
 Reduce = Callable[[Any, Any], Any]
 
@@ -151,73 +152,69 @@ class Worker:
 
     # Running user code
 
-    def _answer(self, message: dict[str, Any], work: Callable[[dict[str, Any], Job, Code], Tree]) -> None:
+    def _answer(self, message: dict[str, Any], work: Callable[[dict[str, Any], Job, Code], Results]) -> None:
         """Do the work and ring: done with the roots, cancelled, or the error that user code raised."""
-        self.status[SLICE] = -1
-        self.status[RUNNING] = seq = message["seq"]
+        status, seq, number = self.status, message["seq"], message["job"]
+        status[SLICE] = -1
+        status[RUNNING] = seq
         self.slot_used = 0
         try:
             self.interruptible = True
-            if self.status[CANCELLED] == seq:
+            if status[CANCELLED] == seq:
                 raise KeyboardInterrupt
-            job = self.jobs[message["job"]]
-            tree = work(message, job, self._code(message["job"], job))
-            answer = {"op": "done", "seq": seq, "roots": list(self._roots(tree))}
+            job = self.jobs[number]
+            code = self.codes.get(number) or self._code(number, job)
+            roots = [self._root(span, value) for span, value in work(message, job, code)]
             self.interruptible = False
+            answer = {"op": "done", "seq": seq, "roots": roots}
         except SystemExit:
             raise
         except BaseException as error:
             self.interruptible = False
-            if self.status[CANCELLED] == seq:
+            if status[CANCELLED] == seq:
                 answer = {"op": "cancelled", "seq": seq}
             else:
-                answer = {"op": "error", "seq": seq, "slice": self.status[SLICE], **describe(error)}
-        finally:
-            self.interruptible = False
+                answer = {"op": "error", "seq": seq, "slice": status[SLICE], **describe(error)}
         sys.stdout.flush()
         sys.stderr.flush()
-        self.status[RUNNING] = 0
+        status[RUNNING] = 0
         self.channel.send(answer)
 
-    def _map(self, message: dict[str, Any], job: Job, code: Code) -> Tree:
-        params = self._values(message["params"])
+    def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
+        flat = self._params(*message["params"])
         slices = message["slices"]
+        if len(slices) == 1:
+            return [self._map_one(*slices[0], flat, code)]
         tree = Tree(job.nslices)
-        for position, (index, path, size) in enumerate(slices):
-            self.status[SLICE] = index
-            value = None if path is None else self._slice(path, size)
-            result = code.mapfunc(next(params), value)
-            if position + 1 < len(slices):
-                result = detached(result)
-            span = (index, index + 1)
-            tree.add(span, result)
+        for index, path, size in slices:
+            span, result = self._map_one(index, path, size, flat, code)
+            tree.add(span, detached(result))
             tree.fold_from(span, code.reduce)
-        return tree
+        return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Tree:
+    def _map_one(self, index: int, path: Optional[str], size: int, flat: Any, code: Code) -> tuple[Span, Any]:
+        self.status[SLICE] = index
+        # Decoded anew for each slice, so that none sees what another has done to the params.
+        params = codec.decode(*codec.read_flat(flat))
+        return (index, index + 1), code.mapfunc(params, None if path is None else self._slice(path, size))
+
+    def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         tree = Tree(job.nslices)
         for lo, hi, path, offset, size in message["items"]:
             self.status[SLICE] = lo
             header, buffers = codec.read_flat(map_file(path, offset + size)[offset:])
             tree.add((lo, hi), codec.decode(header, buffers, copy=code.reduce is not default_reduce))
         tree.fold(code.reduce)
-        return tree
+        return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _values(self, where: tuple[str, int]) -> Iterator[Any]:
-        """The params, made anew for each slice unless nobody can alter them, so that no slice sees another's."""
-        path, size = where
-        if size <= SLOT:
-            if path not in self.maps:
-                self.maps[path] = map_file(path, SLOT)
-            flat: Any = bytes(self.maps[path][:size])
-        else:
-            flat = map_file(path, size)
-        header, buffers = codec.read_flat(flat)
-        value = codec.decode(header, buffers)
-        while True:
-            yield value
-            if not isinstance(value, (np.ndarray, np.generic, int, float, complex, str, bytes, type(None))):
-                value = codec.decode(header, buffers)
+    def _params(self, path: str, size: int) -> Any:
+        """The flat params: a copy where they lie in a slot, which the next round writes to."""
+        if size > SLOT:
+            return map_file(path, size)
+        slot = self.maps.get(path)
+        if slot is None:
+            slot = self.maps[path] = map_file(path, SLOT)
+        return bytes(slot[:size])
 
     def _slice(self, path: str, size: int) -> Any:
         if path in self.arrays:
@@ -230,11 +227,10 @@ class Worker:
             self.arrays[path] = value  # read-only, so it can serve every round
         return value
 
-    def _roots(self, tree: Tree) -> Iterator[tuple[int, int, bool, Where]]:
-        for (lo, hi), value in sorted(tree.values.items(), key=lambda item: item[0]):
-            self.status[SLICE] = lo
-            encoded = codec.encode(value)
-            yield lo, hi, encoded.plain, self._put(encoded)
+    def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
+        self.status[SLICE] = span[0]
+        encoded = codec.encode(value)
+        return span[0], span[1], encoded.plain, self._put(encoded)
 
     def _put(self, encoded: codec.Encoded) -> Where:
         size = codec.flat_size(encoded)
@@ -251,12 +247,11 @@ class Worker:
     # Code
 
     def _code(self, number: int, job: Job) -> Code:
-        if number not in self.codes:
-            if job.entry["epoch"] != self.epoch:
-                self.modules.forget()
-                self.epoch = job.entry["epoch"]
-            self.codes[number] = self._load(job)
-        return self.codes[number]
+        if job.entry["epoch"] != self.epoch:
+            self.modules.forget()
+            self.epoch = job.entry["epoch"]
+        code = self.codes[number] = self._load(job)
+        return code
 
     def _load(self, job: Job) -> Code:
         entry = job.entry
