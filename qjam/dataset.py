@@ -335,9 +335,7 @@ class _TextMatrix:
         start, stop, _ = rows.indices(self._count)
         found = self._parsed(start, stop)
         if found.shape[1] != self._columns:
-            raise ValueError(
-                f"{self._where(start, stop)}: {found.shape[1]} columns, where row 0 has {self._columns}"
-            )
+            raise ValueError(f"{self._where(start, stop)}: {found.shape[1]} columns, where row 0 has {self._columns}")
         return found
 
     def _parsed(self, start: int, stop: int) -> npt.NDArray[Any]:

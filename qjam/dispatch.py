@@ -12,6 +12,7 @@ import enum
 from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from qjam_worker.reducing import Span, Tree
@@ -20,6 +21,9 @@ from qjam_worker.wire import Kind
 # Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
 # heartbeat or a small round waits for it a few milliseconds at most.
 CHUNK = 4 * 1024 * 1024
+# Refs are loaded ahead of being sent as long as what is loaded stays below this many bytes, and at most so many.
+AHEAD_BYTES = 16 * 1024 * 1024
+AHEAD = 16
 # A slice that has ended this many worker processes is at fault itself.
 POISON = 3
 # Jobs that nodes remember beside those in use.
@@ -147,6 +151,7 @@ class Transfer:
     round: int
     offset: int
     size: int | None = None
+    loading: bool = False
 
 
 @dataclass
@@ -284,7 +289,12 @@ class Dispatch:
     # Rounds
 
     def on_submit(
-        self, number: int, spec: JobSpec, params: tuple[Any, ...], params_ref: str | None, deadline: float | None
+        self,
+        number: int,
+        spec: JobSpec,
+        params: tuple[Any, ...],
+        params_ref: str | None,
+        deadline: float | None,
     ) -> list[Command]:
         """A new round. `params` go with the task, or are pulled as a ref where `params_ref` names one."""
         job = self._job(spec)
@@ -369,16 +379,16 @@ class Dispatch:
 
     def _enqueue(self, node: NodeRecord, number: int, missing: Iterable[tuple[str, int]]) -> list[Command]:
         known = {transfer.ref for transfer in node.transfers}
-        idle = not node.transfers
         node.transfers.extend(Transfer(ref, number, offset) for ref, offset in missing if ref not in known)
-        return self._next_transfer(node) if idle else []
+        return self._load_ahead(node)
 
     def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
         """The content that `Load` asked for is there."""
         node = self.nodes[name]
-        if not node.transfers or node.transfers[0].ref != ref:
+        transfer = next((transfer for transfer in node.transfers if transfer.ref == ref), None)
+        if transfer is None:
             return [Unload(name, ref)]
-        node.transfers[0].size = size
+        transfer.size = size
         return self._stream(node)
 
     def on_load_failed(self, number: int, failure: Failure) -> list[Command]:
@@ -424,7 +434,8 @@ class Dispatch:
 
     def _shares(self, job: Job, indices: list[int]) -> dict[str, list[int]]:
         """Which node gets which slices. A node keeps those it has had, for it has the data; others go to neighbours
-        together, in proportion to the workers of the nodes."""
+        together, in proportion to the workers of the nodes.
+        """
         ready = {node.name: node.workers for node in self.ready}
         homeless = [index for index in indices if job.placement.get(index) not in ready]
         if homeless:
@@ -483,9 +494,8 @@ class Dispatch:
         """Forget the round; nodes that hold more of it than one whole root are told."""
         del self.rounds[round_.number]
         commands: list[Command] = []
-        for name in round_.sent:
-            if not whole or len(round_.sent) > 1:
-                commands.append(Send(name, Kind.CANCEL, {"round": round_.number}))
+        if not whole or len(round_.sent) > 1:
+            commands += [Send(name, Kind.CANCEL, {"round": round_.number}) for name in round_.sent]
         for node in self.nodes.values():
             if node.transfers:
                 commands += self._drop_transfers(node, round_)
@@ -494,7 +504,7 @@ class Dispatch:
     def _drop_transfers(self, node: NodeRecord, ended: Round) -> list[Command]:
         """Stop sending what only the ended round wanted; what another round of the job wants goes on in its name."""
         heir = next((r.number for r in self.rounds.values() if r.job is ended.job), None)
-        head, commands = node.transfers[0], []
+        commands: list[Command] = []
         for transfer in list(node.transfers):
             if transfer.round != ended.number or _is_module(transfer.ref):
                 continue
@@ -503,15 +513,20 @@ class Dispatch:
                 continue
             node.transfers.remove(transfer)
             commands += [Unload(node.name, transfer.ref), _gone(node.name, transfer.ref)]
-        if node.transfers and node.transfers[0] is not head:
-            commands += self._next_transfer(node)
-        return commands
+        return commands + self._stream(node)
 
-    def _next_transfer(self, node: NodeRecord) -> list[Command]:
-        if not node.transfers:
-            return []
-        first = node.transfers[0]
-        return [Load(node.name, first.round, first.ref)]
+    def _load_ahead(self, node: NodeRecord) -> list[Command]:
+        """Have the next refs made ready: the first one always, more while they are small."""
+        commands: list[Command] = []
+        loaded = 0
+        for position, transfer in enumerate(islice(node.transfers, AHEAD)):
+            if not transfer.loading:
+                if position and (loaded > AHEAD_BYTES or node.transfers[position - 1].size is None):
+                    break
+                transfer.loading = True
+                commands.append(Load(node.name, transfer.round, transfer.ref))
+            loaded += (transfer.size or 0) * (position + 2)  # the next ones may be as large
+        return commands
 
     def _stream(self, node: NodeRecord) -> list[Command]:
         """As many chunks as the node's credit allows, of one ref after the other."""
@@ -525,8 +540,8 @@ class Dispatch:
             if transfer.offset < transfer.size:
                 break
             node.transfers.popleft()
-            commands += [Unload(node.name, transfer.ref), *self._next_transfer(node)]
-        return commands
+            commands.append(Unload(node.name, transfer.ref))
+        return commands + self._load_ahead(node)
 
 
 def _gone(node: str, ref: str) -> Send:

@@ -14,6 +14,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 import zmq
+
 from qjam_worker import codec, wire
 from qjam_worker.link import Link
 from qjam_worker.wire import Kind
@@ -24,7 +25,7 @@ from .dispatch import Chunk, Command, Dispatch, Done, Fail, Failure, JobSpec, Lo
 PARAMS_INLINE = 4 * 1024 * 1024
 
 Roots = list[tuple[tuple[int, int], list[Any]]]
-OnPrint = Callable[[str, int, int, bytes], None]  # node, worker, stream, data
+OnPrint = Callable[[str, str, int, int, bytes], None]  # node, host, worker, stream, data
 
 
 class SliceSource(Protocol):
@@ -134,11 +135,11 @@ class _Node:
 class Engine:
     """One thread with the ROUTER. The methods without underscore may be called from any thread."""
 
-    def __init__(self, endpoint: str, on_print: OnPrint, find_module: Callable[[str], bytes]) -> None:
+    def __init__(self, endpoint: str, find_module: Callable[[str], bytes]) -> None:
         self.context = zmq.Context()
         self.endpoint = endpoint
         self.stats = Stats()
-        self._on_print = on_print
+        self._on_print: OnPrint = lambda *_: None
         self._find_module = find_module
         self._dispatch = Dispatch()
         self._nodes: dict[str, _Node] = {}
@@ -164,6 +165,7 @@ class Engine:
         self._loads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loader = threading.Thread(target=self._run_loads, name="qjam-load", daemon=True)
         self._stopped = False
+        self._crashed = ""
         self._thread = threading.Thread(target=self._run, name="qjam-engine", daemon=True)
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
@@ -184,8 +186,9 @@ class Engine:
             Kind.BYE: self._on_bye,
         }
 
-    def start(self) -> None:
-        """Start the loop."""
+    def start(self, on_print: OnPrint) -> None:
+        """Start the loop; `on_print` is called in it with what user code has printed."""
+        self._on_print = on_print
         self._thread.start()
         self._loader.start()
 
@@ -198,16 +201,18 @@ class Engine:
 
     def host_node(self, name: str, make: Callable[[], Guest]) -> None:
         """Make a node that lives in this loop: no thread has to wake another for it, which would take longer than
-        a small round does."""
+        a small round does.
+        """
 
         def host() -> None:
             try:
                 guest = make()
-                self._guests[name] = guest
-                self._selector.register(guest, selectors.EVENT_READ, lambda: guest.poll(0))
-                guest.start()
-            except OSError as error:
-                self._act(self._lose(name, str(error)))
+            except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
+                self._act(self._lose(name, f"{type(error).__name__}: {error}"))
+                return
+            self._guests[name] = guest
+            self._selector.register(guest, selectors.EVENT_READ, lambda: self._attend(name, lambda: guest.poll(0)))
+            self._attend(name, guest.start)
 
         self._post(host)
 
@@ -233,6 +238,9 @@ class Engine:
 
     def submit(self, pending: Pending) -> None:
         """Start a round."""
+        if self._crashed:
+            pending.end(None, Failure("crashed", self._crashed))
+            return
         with self._number_lock:
             self._numbers += 1
             pending.number = self._numbers
@@ -284,23 +292,39 @@ class Engine:
     def _run(self) -> None:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
         self._selector.register(self._router, selectors.EVENT_READ, self._router.stir)
-        while not self._stopped:
-            for key, _ in self._selector.select(self._timeout()):
-                key.data()
-            while self._calls:
-                self._calls.popleft()()
-            self._on_time(time.monotonic())
-            self._exchange()
-        self._selector.close()
+        try:
+            while not self._stopped:
+                for key, _ in self._selector.select(self._timeout()):
+                    key.data()
+                while self._calls:
+                    self._calls.popleft()()
+                self._on_time(time.monotonic())
+                self._exchange()
+        except BaseException as error:
+            self._crash(error)
+            raise
+        finally:
+            for name in list(self._guests):
+                self._dismiss(name)
+            self._selector.close()
+
+    def _crash(self, error: BaseException) -> None:
+        """A defect of ours: nobody may wait for a loop that does not run."""
+        self._crashed = f"the engine has failed ({type(error).__name__}: {error}); this is a defect of qjam"
+        for pending in self._pending.values():
+            pending.end(None, Failure("crashed", self._crashed))
+        for node in self._nodes.values():
+            node.changed.set()
+            node.gone.set()
 
     def _on_wake(self) -> None:
         os.read(self._wake_read, 4096)
 
     def _on_time(self, now: float) -> None:
-        for guest in self._guests.values():
+        for name, guest in list(self._guests.items()):
             deadline = guest.next_deadline()
             if deadline is not None and deadline <= now:
-                guest.poll(0)
+                self._attend(name, lambda guest=guest: guest.poll(0))  # type: ignore[misc]
         deadline = self._dispatch.next_deadline()
         if deadline is not None and deadline <= now:
             self._act(self._dispatch.on_timer(now))
@@ -311,17 +335,30 @@ class Engine:
         due = [deadline for deadline in deadlines if deadline is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
+    def _attend(self, name: str, call: Callable[[], bool | None]) -> bool | None:
+        """Let a guest act. Whatever goes wrong in it is the end of that node, not of this loop."""
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001
+            self._act(self._lose(name, f"the node failed: {type(error).__name__}: {error}"))
+            self._dismiss(name)
+            return None
+
+    def _dismiss(self, name: str) -> None:
+        guest = self._guests.pop(name, None)
+        if guest is not None:
+            self._selector.unregister(guest)
+            guest.close()
+            self._router.stir()
+
     def _exchange(self) -> None:
         """Hand messages over until there are none. What the guests have sent came through a socket of this thread."""
         if self._guests:
             self._router.stir()
         while True:
             for name, guest in list(self._guests.items()):
-                if not guest.receive():
-                    self._selector.unregister(guest)
-                    del self._guests[name]
-                    guest.close()
-                    self._router.stir()
+                if self._attend(name, guest.receive) is False:
+                    self._dismiss(name)
             frames = self._router.receive()
             if frames is None:
                 return
@@ -376,7 +413,7 @@ class Engine:
     def _on_log(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         data = bytes(buffers[0])
         self.stats.output_received += len(data)
-        self._on_print(name, header["worker"], header["stream"], data)
+        self._on_print(name, self._dispatch.nodes[name].host, header["worker"], header["stream"], data)
         return []
 
     def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
@@ -412,7 +449,7 @@ class Engine:
         def load() -> None:
             try:
                 blob = self._blob(command.ref, pending)
-            except Exception as error:  # user code: a data set's slice()
+            except Exception as error:  # noqa: BLE001  user code: a data set's slice()
                 failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
                 self._post(lambda: self._act(self._dispatch.on_load_failed(command.round, failure)))
             else:

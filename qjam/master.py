@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qjam_worker import codec
 from qjam_worker.reducing import Tree, default_reduce
@@ -27,10 +27,16 @@ from .launch import local
 from .output import Printer
 from .source import Entry, Sources
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 # Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
 START_TIMEOUT = 60.0
 # Seconds for a node to stop its workers, those in user code included, and to remove its files.
 STOP_TIMEOUT = 5.0
+
+
+Look = Callable[[], tuple[str, int | None]]  # state and pid now
 
 
 class RemoteWorker:
@@ -43,21 +49,23 @@ class RemoteWorker:
         pid: the process id on its host; another one after the worker has been replaced; None before it runs.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, index: int = 0, look: Look = lambda: ("starting", None)) -> None:
         specs = resolve(host)
         if len(specs) != 1 or specs[0].workers != 1:
             raise ValueError(f"host: {host!r} must name one host, without *workers: a RemoteWorker is one worker")
         self.spec = specs[0]
         self.host = self.spec.address
-        self.index = 0
-        self._look: Callable[[], tuple[str, int | None]] = lambda: ("starting", None)
+        self.index = index
+        self._look = look
 
     @property
     def state(self) -> str:
+        """The state of its host's node now."""
         return self._look()[0]
 
     @property
     def pid(self) -> int | None:
+        """The process id on its host now."""
         return self._look()[1]
 
     def __repr__(self) -> str:
@@ -86,27 +94,17 @@ class Master:
                 "'local' is this machine without ssh"
             )
         self._sources = Sources()
-        self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._make_printer(echo), self._sources.lookup)
+        self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._sources.lookup)
+        self._printer = Printer(echo, self._engine.acknowledge)
         self._names = {f"{spec.address}/{uuid.uuid4().hex[:8]}": spec for spec in specs}
         self._finisher = _Finisher()
         self._close = weakref.finalize(self, _close, self._engine, self._printer, self._finisher, list(self._names))
         self._start()
 
-    def _make_printer(self, echo: bool) -> Callable[[str, int, int, bytes], None]:
-        # The engine must not hold the master, or it would never be collected: hence these two tables.
-        hosts: dict[str, str] = {}
-        engine: list[Engine] = []
-        printer = self._printer = Printer(echo, lambda node, size: engine[0].acknowledge(node, size))
-        self._printer_tables = hosts, engine
-        return lambda node, worker, stream, data: printer.put(node, hosts[node], worker, stream, data)
-
     def _start(self) -> None:
-        hosts, engine = self._printer_tables
-        engine.append(self._engine)
-        self._engine.start()
+        self._engine.start(self._printer.put)
         try:
             for name, spec in self._names.items():
-                hosts[name] = spec.address
                 workers = spec.workers or 1
                 self._engine.add_node(name, spec.address, workers)
                 local.launch(self._engine.host_node, self._engine.context, self._engine.endpoint, name, workers)
@@ -124,7 +122,7 @@ class Master:
         state = "" if self._close.alive else "closed, "
         return f"<Master: {state}{len(self.workers)} workers on {', '.join(map(str, self._names.values()))}>"
 
-    def __enter__(self) -> Master:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -138,10 +136,7 @@ class Master:
         workers = []
         for name, spec in self._names.items():
             for index in range(spec.workers or 1):
-                worker = RemoteWorker(spec.address)
-                worker.index = index
-                worker._look = partial(_look, self._engine, name, index)
-                workers.append(worker)
+                workers.append(RemoteWorker(spec.address, index, partial(_look, self._engine, name, index)))
         return workers
 
     def stats(self) -> Stats:
@@ -192,15 +187,20 @@ class Master:
         return future
 
     def close(self) -> None:
-        """End running rounds (MasterClosed), stop all workers and remove everything that was made; may be called again."""
+        """End running rounds (MasterClosed), stop all workers, remove all that was made; may be called again."""
         self._close()
 
     def _prepare(
-        self, module: Any, params: Any, dataset: Any, timeout: float | None, on_end: Callable[[Pending], None] | None
+        self,
+        module: Any,
+        params: Any,
+        dataset: Any,
+        timeout: float | None,
+        on_end: Callable[[Pending], None] | None,
     ) -> tuple[Entry, Pending]:
         if not self._close.alive:
             raise MasterClosed("this Master is closed; make a new one")
-        if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        if timeout is not None and not timeout > 0:
             raise ValueError(f"timeout must be a positive number of seconds, or None, not {timeout!r}")
         entry = self._sources.entry(module)
         capacity = max(1, self._engine.dispatch.capacity)
@@ -211,7 +211,9 @@ class Master:
             data = DataSet(dataset).bind(capacity)
             refs = data.hash_list()
             if not refs:
-                raise ValueError("dataset has no slices, so there is nothing to map over; None runs once on each worker")
+                raise ValueError(
+                    "dataset has no slices, so there is nothing to map over; None runs once on each worker"
+                )
             spec = JobSpec((entry.key, tuple(refs)), entry.header, refs, len(refs))
         try:
             encoded = codec.encode(params)
@@ -276,7 +278,7 @@ def _settle(future: Future[Any], pending: Pending, entry: Entry, sources: Source
         return
     try:
         future.set_result(_outcome(pending, entry, sources, timeout))
-    except BaseException as error:  # belongs to whoever waits for the future
+    except BaseException as error:  # noqa: BLE001  belongs to whoever waits for the future
         future.set_exception(error)
 
 
@@ -305,7 +307,7 @@ def _task_error(failure: Failure, timeout: float | None) -> BaseException:
     if failure.error is not None:
         try:
             error.__cause__ = pickle.loads(failure.error)
-        except Exception:  # noqa: S110  its class cannot be had here; the text tells all
+        except Exception:  # noqa: BLE001, S110  its class cannot be had here; the text tells all
             pass
     return error
 
@@ -318,5 +320,6 @@ _EXCEPTIONS: dict[str, Callable[[Failure, float | None], BaseException]] = {
     "timeout": lambda f, timeout: RoundTimeout(f"the round did not end within {timeout} s: {f.text}"),
     "cancelled": lambda f, timeout: CancelledError(),
     "closed": lambda f, timeout: MasterClosed(f.text),
+    "crashed": lambda f, timeout: QjamError(f.text),
     "unreachable": lambda f, timeout: BootstrapError(f"no worker is left: {f.text}"),
 }

@@ -24,7 +24,7 @@ class Printer:
         self._queue: queue.SimpleQueue[tuple[str, str, int, int, bytes] | threading.Event | None] = queue.SimpleQueue()
         self._begun: dict[tuple[str, int, int], bytes] = {}
         self._hosts: dict[str, str] = {}
-        self._idle = True
+        self._taken = self._done = 0  # pieces; each counted by one thread
         self._thread: threading.Thread | None = None
 
     def put(self, node: str, host: str, worker: int, stream: int, data: bytes) -> None:
@@ -32,12 +32,12 @@ class Printer:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="qjam-print", daemon=True)
             self._thread.start()
-        self._idle = False
+        self._taken += 1
         self._queue.put((node, host, worker, stream, data))
 
     def flush(self) -> None:
         """Block until everything that came before is shown."""
-        if not self._idle and threading.current_thread() is not self._thread:
+        if self._taken != self._done and threading.current_thread() is not self._thread:
             reached = threading.Event()
             self._queue.put(reached)
             reached.wait()
@@ -52,12 +52,12 @@ class Printer:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
-                self._idle = self._queue.empty()
                 item.set()
                 continue
             node, host, worker, stream, data = item
             self._hosts[node] = host
             self._write(stream, self._lines(node, worker, stream, data))
+            self._done += 1
             self._shown(node, len(data))
         for (node, worker, stream), rest in self._begun.items():
             self._write(stream, [(_prefix(self._hosts[node], worker) + rest + b"\n")] if rest else [])

@@ -135,7 +135,7 @@ def _encode_lone(value: np.ndarray[Any, Any]) -> Encoded:
             _lone_headers[key] = encoded.header
             _lone_arrays[encoded.header] = value.dtype, value.shape, value.nbytes
         return encoded
-    return Encoded(header, [memoryview(value).cast("B")], True)
+    return Encoded(header, [value.data.cast("B")], True)
 
 
 def _decode_lone(header: Buffer, buffers: Sequence[Buffer], copy: bool) -> Any:
@@ -383,9 +383,7 @@ _MARKS = list(_Mark)  # in the order of their codes; _Mark(code) takes longer th
 _NESTING = frozenset([list, dict, _Mark])  # what `lift` has to look into
 
 
-def decode(
-    header: Buffer, buffers: Sequence[Buffer], *, copy: bool = False, allow_pickle: bool = True
-) -> Any:
+def decode(header: Buffer, buffers: Sequence[Buffer], *, copy: bool = False, allow_pickle: bool = True) -> Any:
     """The value that `encode` was given.
 
     With copy=False arrays are read-only, and long ones are views of `buffers`, which they keep alive; with
@@ -394,16 +392,21 @@ def decode(
     pickle inside cannot be opened here.
     """
     try:
-        if len(buffers) == 1 and (array := _decode_lone(header, buffers, copy)) is not None:
-            return array
-        value = _decode(memoryview(header), [_bytes_view(b) for b in buffers], copy, allow_pickle)
-        if type(value) is np.ndarray and id(value.dtype) in _LONE and value.flags.c_contiguous and len(buffers) == 1:
-            _remember(bytes(header), value)
-        return value
+        return _decode_any(header, buffers, copy, allow_pickle)
     except CodecError:
         raise
     except Exception as error:  # msgpack, numpy and pickle raise almost anything on what was never a value
         raise CodecError(f"this is not an encoded value: {type(error).__name__}: {error}") from error
+
+
+def _decode_any(header: Buffer, buffers: Sequence[Buffer], copy: bool, allow_pickle: bool) -> Any:
+    lone = len(buffers) == 1
+    if lone and (array := _decode_lone(header, buffers, copy)) is not None:
+        return array
+    value = _decode(memoryview(header), [_bytes_view(buffer) for buffer in buffers], copy, allow_pickle)
+    if lone and type(value) is np.ndarray and id(value.dtype) in _LONE and value.flags.c_contiguous:
+        _remember(bytes(header), value)
+    return value
 
 
 def _remember(header: bytes, value: np.ndarray[Any, Any]) -> None:

@@ -28,8 +28,7 @@ class Link:
 
     def fileno(self) -> int:
         """The descriptor to wait for; when it is readable call `stir`, then `receive` until that gives None."""
-        descriptor: int = self.socket.getsockopt(zmq.FD)
-        return descriptor
+        return int(self.socket.getsockopt(zmq.FD))
 
     def stir(self) -> None:
         """A message may have come."""
@@ -48,7 +47,7 @@ class Link:
         if not self._ask:
             return None
         socket = self.socket
-        if not socket.getsockopt(EVENTS) & READABLE:
+        if not int(socket.getsockopt(EVENTS)) & READABLE:
             self._ask = False
             return None
         frame = socket.recv(NOWAIT, False)

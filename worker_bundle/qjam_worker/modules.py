@@ -8,8 +8,9 @@ import importlib.machinery
 import importlib.util
 import linecache
 import sys
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Optional
 
 # Asks the master for a module by its full name: {"source": bytes, "path": str, "package": bool}, or None when it
 # is not a module of the user's project.
@@ -59,9 +60,7 @@ class Shipped(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
             self._absent.add(fullname)
             return None
         self._found[fullname] = module
-        spec = importlib.machinery.ModuleSpec(
-            fullname, self, origin=module["path"], is_package=module["package"]
-        )
+        spec = importlib.machinery.ModuleSpec(fullname, self, origin=module["path"], is_package=module["package"])
         spec.has_location = bool(module["path"])
         return spec
 

@@ -11,7 +11,8 @@ import selectors
 import socket
 import sys
 import time
-from typing import Any, Callable, Iterable, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, Callable, Optional
 
 import msgpack
 import zmq
@@ -70,7 +71,8 @@ class Node:
         self.params: dict[int, _Params] = {}
         self.free_slots: list[_Params] = []
         self.asked: set[str] = set()
-        self.modules: dict[str, Optional[dict[str, Any]]] = {}
+        self.modules: dict[str, Optional[dict[str, Any]]] = {}  # those of the newest epoch
+        self.epoch = 0
         self.importing: dict[str, list[WorkerHandle]] = {}
         self.print_credit = PRINT_CREDIT
         self.made = 0
@@ -144,7 +146,7 @@ class Node:
 
     def fileno(self) -> int:
         """Readable when `poll` has something to do: for a loop that this node is a guest of."""
-        return self.selector.fileno()  # type: ignore[attr-defined]  # epoll and kqueue have it
+        return self.selector.fileno()
 
     def next_deadline(self) -> Optional[float]:
         """When `poll` is due even if nothing happens, by time.monotonic(), in seconds."""
@@ -195,6 +197,9 @@ class Node:
         number = header["job"]
         for old in header.get("forget", ()):
             self._forget_job(old)
+        if header["entry"]["epoch"] != self.epoch:
+            self.epoch = header["entry"]["epoch"]
+            self.modules.clear()
         if number not in self.jobs:
             self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
         self.jobs[number].add(dict(header["slices"]))
@@ -216,8 +221,11 @@ class Node:
             except NoRoom as error:
                 self._fail(round_, "room", str(error))
                 return
-        self._pin(round_, [self._code_ref(job), self.params[number].ref, *(job.refs[i] for i in header["indices"])])
-        round_.add(header["indices"])
+        for ref in (self._code_ref(job), self.params[number].ref):
+            if ref is not None and not self._pin(round_, ref):
+                round_.lacking.add(ref)
+        refs = [job.refs[index] for index in header["indices"]]
+        round_.add(header["indices"], {ref for ref in refs if ref is not None and not self._pin(round_, ref)})
         self._ask_for_missing(round_)
         self._assign()
 
@@ -241,30 +249,26 @@ class Node:
         mapped = self.files.create(f"slot{self.made}", SLOT)
         return _Params(mapped.path, SLOT, mapped.view)
 
+    def _pin(self, round_: NodeRound, ref: str) -> bool:
+        """Keep the ref for the round; False when it is not here yet."""
+        if ref not in round_.pinned:
+            round_.pinned.add(ref)
+            self.store.pin(ref)
+        return ref in self.store
+
     def _ask_for_missing(self, round_: NodeRound) -> None:
-        """Tell the master which refs the round lacks, in the order in which they are of use."""
-        if not round_.missing:
+        """Tell the master which refs the round lacks."""
+        if not (round_.lacking or round_.waiting):
             return
-        wanted = [self._code_ref(round_.job), self.params[round_.number].ref]
-        wanted += [round_.job.refs[index] for index in round_.pending]
-        wanted = [ref for ref in dict.fromkeys(wanted) if ref in round_.missing]
-        missing = [ref for ref in wanted if ref is not None and ref not in self.asked]
+        missing = [ref for ref in round_.missing if ref not in self.asked]
         if missing:
             self.asked.update(missing)
             refs = [[ref, self.store.have(ref)] for ref in missing]
             self.send(Kind.STATE, {"state": "blocked", "round": round_.number, "missing": refs})
 
-    def _pin(self, round_: NodeRound, refs: list[Optional[str]]) -> None:
-        for ref in refs:
-            if ref is not None and ref not in round_.pinned:
-                round_.pinned.add(ref)
-                self.store.pin(ref)
-                if ref not in self.store:
-                    round_.missing.add(ref)
-
     @staticmethod
     def _code_ref(job: NodeJob) -> Optional[str]:
-        ref: Any = job.entry.get("code")
+        ref: Optional[str] = job.entry["code"]
         return ref
 
     def _end(self, round_: NodeRound) -> None:
@@ -322,7 +326,7 @@ class Node:
         if ref in self.store:
             self.asked.discard(ref)
             for round_ in self.rounds.values():
-                round_.missing.discard(ref)
+                round_.arrived(ref)
             if ref in self.importing:
                 self._on_module(ref)
             else:
@@ -345,21 +349,15 @@ class Node:
 
     def _assign(self) -> None:
         """Give every idle worker something to do, the oldest round first."""
-        for round_ in [r for r in self.rounds.values() if r.has_work and self._can_start(r)]:
+        for round_ in [r for r in self.rounds.values() if r.has_work]:
             for worker in self.pool.workers:
                 if not worker.seq and worker.ready and not self._give(worker, round_) and round_.job.has_data:
                     break
 
-    def _can_start(self, round_: NodeRound) -> bool:
-        missing = round_.missing
-        return not missing or not (
-            self._code_ref(round_.job) in missing or self.params[round_.number].ref in missing
-        )
-
     def _give(self, worker: WorkerHandle, round_: NodeRound) -> bool:
         refs = round_.job.refs
-        present = None if not round_.missing else lambda index: refs[index] not in round_.missing
-        block = round_.take_map(worker.index, present)
+        block = round_.take_map(worker.index)
+        message: dict[str, Any]
         if block:
             message = {
                 "op": "run",
@@ -380,7 +378,8 @@ class Node:
             code = self._code_ref(job)
             place = None if code is None else (self.store.path(code), len(self.store.view(code)))
             self.pool.tell(
-                worker, {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices}
+                worker,
+                {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices},
             )
         worker.round = round_.number
         message["job"] = job.number
@@ -472,7 +471,13 @@ class Node:
     def _on_error(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
         if round_ is not None:
             self._report(
-                round_, "task", message["text"], worker.index, message["slice"], message["summary"], message["pickled"]
+                round_,
+                "task",
+                message["text"],
+                worker.index,
+                message["slice"],
+                message["summary"],
+                message["pickled"],
             )
 
     def _report(
@@ -486,7 +491,14 @@ class Node:
         error: Any = None,
     ) -> None:
         pickled = pickle.dumps(error) if isinstance(error, BaseException) else error
-        header = {"round": round_.number, "what": what, "text": text, "worker": worker, "slice": slice_, "summary": summary}
+        header = {
+            "round": round_.number,
+            "what": what,
+            "text": text,
+            "worker": worker,
+            "slice": slice_,
+            "summary": summary,
+        }
         self.send(Kind.ERROR, header, [] if pickled is None else [pickled])
 
     def _fail(self, round_: NodeRound, what: str, text: str) -> None:

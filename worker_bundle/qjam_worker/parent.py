@@ -31,7 +31,7 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
     try:
         _preload()
         _serve(control, files, workers, locks)
-    except BaseException:  # the node shows what is written here
+    except BaseException:  # noqa: BLE001  the node shows what is written here
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()
@@ -44,7 +44,15 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
 
 
 def _preload() -> None:
-    for name in ("numpy", "numpy.random", "pickle", "traceback", "linecache", "inspect", "qjam_worker.worker"):
+    for name in (
+        "numpy",
+        "numpy.random",
+        "pickle",
+        "traceback",
+        "linecache",
+        "inspect",
+        "qjam_worker.worker",
+    ):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # keeps the collector from touching, and so copying, the pages that the workers share
@@ -111,12 +119,13 @@ def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         from .worker import main as work
 
-        status = work(worker, *fds, files)
+        bell, answer, out, err = fds
+        status = work(worker, bell, answer, out, err, files)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")
             sys.stderr.write(f"{leaving.code}\n")
-    except BaseException:
+    except BaseException:  # noqa: BLE001  the last chance to tell
         sys.excepthook(*sys.exc_info())
     finally:
         try:

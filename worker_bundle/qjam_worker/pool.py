@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 from .channel import Channel
 from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
@@ -84,7 +84,7 @@ def usable_cores() -> int:
 def thread_environment(workers: int) -> dict[str, str]:
     """The environment of workers: each BLAS gets its share of the cores, unless the user has said otherwise."""
     share = str(max(1, usable_cores() // workers))
-    return {**{name: share for name in BLAS_VARIABLES}, **os.environ}
+    return {**dict.fromkeys(BLAS_VARIABLES, share), **os.environ}
 
 
 class Pool:
@@ -109,6 +109,12 @@ class Pool:
     # Starting
 
     def start(self) -> None:
+        """Start the warm parent and have it fork all workers."""
+        self._start_parent()
+        for worker in self.workers:
+            self._fork(worker)
+
+    def _start_parent(self) -> None:
         ours, theirs = socket.socketpair()
         output, output_end = os.pipe()
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -132,8 +138,6 @@ class Pool:
         self.selector.register(ours, selectors.EVENT_READ, (RANG, self._on_parent))
         os.set_blocking(output, False)
         self._register_output(PARENT, 2, output)
-        for worker in self.workers:
-            self._fork(worker)
 
     def _fork(self, worker: WorkerHandle) -> None:
         assert self.parent is not None
@@ -162,10 +166,7 @@ class Pool:
         assert self.parent is not None
         news = self.parent.recv(NEWS.size, socket.MSG_WAITALL)
         if not news:
-            self.selector.unregister(self.parent)
-            self._on_readable(PARENT, 2, self.parent_output, to_the_end=True)
-            last = self._parent_said.decode(errors="replace").strip()
-            self.events.on_pool_broken(f"the warm parent of the workers has died{': ' if last else ''}{last}")
+            self._on_parent_death()
             return
         what, index, pid, status = NEWS.unpack(news)
         worker = self.workers[index]
@@ -173,6 +174,31 @@ class Pool:
             worker.pid = pid
         elif pid == worker.pid:
             self._on_exit(worker, status)
+
+    def _on_parent_death(self) -> None:
+        """Its workers die with it. Killed from outside, it is replaced; if it could not start, that is told."""
+        assert self.process is not None
+        self._on_readable(PARENT, 2, self.parent_output, to_the_end=True)
+        status = self.process.wait()
+        self._forget_parent()
+        if status >= 0 or not self._announced:
+            last = self._parent_said.decode(errors="replace").strip()
+            self.events.on_pool_broken(f"the warm parent of the workers has died{': ' if last else ''}{last}")
+            return
+        for worker in self.workers:
+            if worker.pid is not None:
+                _signal(worker.pid, signal.SIGKILL)
+        self._start_parent()
+        for worker in self.workers:
+            self._on_exit(worker, signal.SIGKILL)
+
+    def _forget_parent(self) -> None:
+        if self.parent is not None:
+            self._unregister(self.parent)
+            self.parent.close()
+            self.parent = None
+        self._unregister(self.parent_output)
+        os.close(self.parent_output)
 
     def _on_bell(self, worker: WorkerHandle) -> None:
         assert worker.channel is not None
@@ -230,9 +256,7 @@ class Pool:
 
     def _register_output(self, worker: int, stream: int, fd: int) -> None:
         if not self._muted:
-            self.selector.register(
-                fd, selectors.EVENT_READ, (PRINTED, lambda: self._on_readable(worker, stream, fd))
-            )
+            self.selector.register(fd, selectors.EVENT_READ, (PRINTED, lambda: self._on_readable(worker, stream, fd)))
 
     def _on_readable(self, worker: int, stream: int, fd: int, to_the_end: bool = False) -> None:
         while True:
@@ -310,12 +334,9 @@ class Pool:
             self._let_go(worker)
         if self.parent is not None:
             self._await_exits(self.parent, idle, time.monotonic() + LEAVE)
-            self._unregister(self.parent)
-            self.parent.close()
+            self._forget_parent()
         if self.process is not None:
             self.process.wait()
-            self._unregister(self.parent_output)
-            os.close(self.parent_output)
         self.files.remove()
 
     def _await_exits(self, parent: socket.socket, pids: set[Optional[int]], deadline: float) -> None:

@@ -1,8 +1,9 @@
-"""What one node still has to do for a round: which slices are to be mapped, by whom, and what is to be folded. No I/O."""
+"""What one node still has to do for a round: what is to be mapped, by whom, and what is to be folded. No I/O."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
+from collections.abc import Container
 from typing import Any, Callable, Optional
 
 from .reducing import Span, Tree
@@ -34,7 +35,9 @@ class Held:
 
     __slots__ = ("flat", "path", "plain", "value")
 
-    def __init__(self, flat: Optional[memoryview], plain: bool, path: Optional[str] = None, value: object = None) -> None:
+    def __init__(
+        self, flat: Optional[memoryview], plain: bool, path: Optional[str] = None, value: object = None
+    ) -> None:
         self.flat = flat
         self.plain = plain
         self.path = path  # the file to remove when the result is used up
@@ -48,51 +51,69 @@ class NodeRound:
         self.number = number
         self.job = job
         self.workers = workers
-        self.pending: list[int] = []  # sorted
+        self.ready: list[int] = []  # slices that can be mapped now, sorted
+        self.waiting: dict[str, list[int]] = {}  # ref on its way -> slices
+        self.lacking: set[str] = set()  # code and params on their way: without them nothing can start
         self.mapping: dict[int, list[int]] = {}  # worker -> slices
         self.folding: dict[int, dict[Span, Held]] = {}  # worker -> what it folds
         self.tree = Tree(job.nslices)
         self.pinned: set[str] = set()  # refs that the store keeps for it
-        self.missing: set[str] = set()  # those of them that are still on their way
 
     def __repr__(self) -> str:
         return (
-            f"<NodeRound {self.number}: {len(self.pending)} pending, mapping {self.mapping}, "
-            f"folding {list(self.folding)}, holds {self.tree.spans}>"
+            f"<NodeRound {self.number}: {len(self.ready)} ready, {len(self.waiting)} refs on their way, "
+            f"mapping {self.mapping}, folding {list(self.folding)}, holds {self.tree.spans}>"
         )
 
-    def add(self, indices: list[int]) -> None:
-        """Give the node more slices to map."""
-        self.pending = sorted({*self.pending, *indices})
+    def add(self, indices: list[int], missing: Container[str]) -> None:
+        """Give the node more slices to map; those whose ref is missing wait for it."""
+        refs = self.job.refs
+        for index in indices:
+            ref = refs[index]
+            if ref is not None and ref in missing:
+                self.waiting.setdefault(ref, []).append(index)
+            else:
+                insort(self.ready, index)
+
+    def arrived(self, ref: str) -> None:
+        """A ref is here."""
+        self.lacking.discard(ref)
+        for index in self.waiting.pop(ref, ()):
+            insort(self.ready, index)
+
+    @property
+    def missing(self) -> list[str]:
+        """What is still on its way, in the order in which it is of use."""
+        return [*self.lacking, *self.waiting]
 
     @property
     def has_work(self) -> bool:
         """Whether an idle worker may find something to do."""
-        return bool(self.pending) or (len(self.tree.values) > 1 and not self.mapping)
+        if self.lacking:
+            return False
+        return bool(self.ready) or (len(self.tree.values) > 1 and not self.mapping and not self.waiting)
 
-    def take_map(self, worker: int, present: Callable[[int], bool] | None) -> list[int]:
-        """Slices for an idle worker, consecutive ones, counted as running from now on; empty when there is nothing.
+    def take_map(self, worker: int) -> list[int]:
+        """Slices for an idle worker, consecutive ones, counted as running from now on; empty when there is none.
 
-        `present` tells of a slice whether it is here; None: all are. Without a data set worker k gets the k-th of the
-        node's slices and no other: mapfunc runs once on each.
+        Without a data set worker k gets the k-th of the node's slices and no other: mapfunc runs once on each.
         """
-        if not self.pending:
+        if not self.ready:
             return []
         owned = self.job.order
-        if not self.job.has_data:
-            block = [index for index in owned[worker :: self.workers] if index in self.pending][:1]
+        if self.job.has_data:
+            block = take_block(self.ready, owned[len(owned) * worker // self.workers], self.workers)
         else:
-            ready = self.pending if present is None else [index for index in self.pending if present(index)]
-            block = take_block(ready, owned[len(owned) * worker // self.workers], self.workers)
+            block = [index for index in owned[worker :: self.workers] if index in self.ready][:1]
         if block:
-            start = bisect_left(self.pending, block[0])
-            del self.pending[start : start + len(block)]
+            start = bisect_left(self.ready, block[0])
+            del self.ready[start : start + len(block)]
             self.mapping[worker] = block
         return block
 
     def take_fold(self, worker: int, together: Callable[[Held], bool]) -> dict[Span, Held]:
         """Results for an idle worker to fold: all small ones at once, or one pair; out of the tree until put back."""
-        if self.pending or self.mapping:
+        if self.ready or self.waiting or self.mapping:
             return {}
         pairs = self.tree.pairs()
         if not pairs:
@@ -119,7 +140,7 @@ class NodeRound:
     @property
     def settled(self) -> bool:
         """Whether every slice given to this node is mapped and all that can be folded here is folded."""
-        return not (self.pending or self.mapping or self.folding or self.tree.pairs())
+        return not (self.ready or self.waiting or self.mapping or self.folding or self.tree.pairs())
 
 
 def take_block(ready: list[int], home: int, workers: int) -> list[int]:

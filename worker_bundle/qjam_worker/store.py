@@ -10,7 +10,8 @@ import shutil
 import stat
 import tempfile
 from collections import OrderedDict
-from typing import Iterable, NamedTuple, Optional
+from collections.abc import Iterable
+from typing import NamedTuple, Optional
 
 PREFIX = "qjam-"
 SHARED_MEMORY = "/dev/shm"
@@ -208,7 +209,9 @@ class Store:
             entry = self._entries[ref] = Slice(mapped.path, mapped.view, 0)
             self.bytes += total
         if total != len(entry.view) or offset < 0 or offset + len(data) > total:
-            raise ValueError(f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {len(entry.view)}, not {total}")
+            raise ValueError(
+                f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {len(entry.view)}, not {total}"
+            )
         if offset == entry.have:
             entry.view[offset : offset + len(data)] = data
             self._entries[ref] = entry._replace(have=offset + len(data))
@@ -221,9 +224,10 @@ class Store:
             remove(entry.path)
 
     def _make_room(self, size: int) -> list[str]:
-        dropped = []
-        for ref in [ref for ref in self._entries if ref not in self._pins]:
-            if self.bytes + size <= self.limit:
+        dropped: list[str] = []
+        while self.bytes + size > self.limit:
+            ref = next((ref for ref in self._entries if ref not in self._pins), None)
+            if ref is None:
                 break
             dropped.append(self._entries[ref].path)
             self.drop(ref)

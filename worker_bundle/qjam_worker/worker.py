@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import io
 import os
 import pickle
@@ -66,7 +67,7 @@ def _settle(out: int, err: int) -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the warm parent
     # All workers were forked with one state of the generators; the same "random" numbers in each would be a trap.
     random.seed()
-    np.random.seed()
+    np.random.seed()  # noqa: NPY002  user code may use the old generator
 
 
 def _text_stream(fd: int) -> io.TextIOWrapper:
@@ -169,7 +170,7 @@ class Worker:
             answer = {"op": "done", "seq": seq, "roots": roots}
         except SystemExit:
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  whatever user code raises is the answer
             self.interruptible = False
             if status[CANCELLED] == seq:
                 answer = {"op": "cancelled", "seq": seq}
@@ -184,7 +185,8 @@ class Worker:
         flat = self._params(*message["params"])
         slices = message["slices"]
         if len(slices) == 1:
-            return [self._map_one(*slices[0], flat, code)]
+            index, path, size = slices[0]
+            return [self._map_one(index, path, size, flat, code)]
         tree = Tree(job.nslices)
         for index, path, size in slices:
             span, result = self._map_one(index, path, size, flat, code)
@@ -259,9 +261,8 @@ class Worker:
             mapfunc, reduce = pickle.loads(map_file(*job.code))
             _adopt(mapfunc)
             return Code(mapfunc, reduce or default_reduce)
-        load = self.modules.load if entry["shipped"] else __import__
-        load(entry["module"])
-        module = sys.modules[entry["module"]]
+        load: Callable[[str], Any] = self.modules.load if entry["shipped"] else importlib.import_module
+        module = load(entry["module"])
         if entry["function"] is not None:
             return Code(functools.reduce(getattr, entry["function"].split("."), module), default_reduce)
         return Code(module.mapfunc, getattr(module, "reduce", default_reduce) if entry["reduce"] else default_reduce)
@@ -309,7 +310,7 @@ def describe(error: BaseException) -> dict[str, Any]:
     try:
         pickled: Optional[bytes] = pickle.dumps(error)
         pickle.loads(pickled or b"")
-    except Exception:  # whatever a user's __reduce__ or __init__ raises: the text goes alone
+    except Exception:  # noqa: BLE001  whatever a user's __reduce__ or __init__ raises: the text goes alone
         pickled = None
     return {"text": "".join(lines), "summary": _summary(error), "pickled": pickled}
 
