@@ -28,8 +28,8 @@ class TaskError(QjamError):
 
     Attributes:
         host: the name of the worker's host, as it was given to the master.
-        worker: the index of the worker on that host.
-        slice: the index of the slice it was mapping; None where there was none (no data set, a reduction).
+        worker: the index of the worker on that host; -1 where the results were being added up.
+        slice: the index of the slice it was mapping; None where there was none.
         remote_traceback: the worker's own traceback as text; may be empty.
         what: the exception in one line, as `ZeroDivisionError: division by zero`.
     """
@@ -73,5 +73,5 @@ class WorkerLost(QjamError):
 
 
 def _place(host: str, worker: int, slice: int | None) -> str:
-    place = f"worker {worker} on {host}"
+    place = f"worker {worker} on {host}" if worker >= 0 else f"the reduction on {host}"
     return place if slice is None else f"{place}, slice {slice}"

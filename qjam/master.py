@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from qjam_worker import codec
 from qjam_worker.reducing import Tree, default_reduce
@@ -26,9 +26,6 @@ from .hosts import HostSpec, resolve, usable_cores
 from .launch import local
 from .output import Printer
 from .source import Entry, Sources
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 # Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
 START_TIMEOUT = 60.0
@@ -122,7 +119,7 @@ class Master:
         state = "" if self._close.alive else "closed, "
         return f"<Master: {state}{len(self.workers)} workers on {', '.join(map(str, self._names.values()))}>"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Master:  # noqa: PYI034  typing.Self is of python 3.11
         return self
 
     def __exit__(
@@ -133,11 +130,11 @@ class Master:
     @property
     def workers(self) -> list[RemoteWorker]:
         """All workers, host by host."""
-        workers = []
-        for name, spec in self._names.items():
-            for index in range(spec.workers or 1):
-                workers.append(RemoteWorker(spec.address, index, partial(_look, self._engine, name, index)))
-        return workers
+        return [
+            RemoteWorker(spec.address, index, partial(_look, self._engine, name, index))
+            for name, spec in self._names.items()
+            for index in range(spec.workers or 1)
+        ]
 
     def stats(self) -> Stats:
         """A copy of the figures since the start: rounds, and bytes sent and received for each purpose."""

@@ -29,7 +29,7 @@ ALLOWED = {
     "qjam.dataset": GROUND,
     "qjam.source": GROUND | DATA,
     "qjam.dispatch": GROUND | DATA,
-    "qjam.engine": GROUND | DATA | DECISIONS,
+    "qjam.engine": GROUND | DATA | DECISIONS | {"qjam_worker.link"},
     "qjam.launch": GROUND | DATA | DECISIONS | {"qjam_worker"},  # it starts the bundle
     "qjam.master": GROUND | DATA | DECISIONS | {"qjam.engine", "qjam.launch", "qjam.output"},
     "qjam": GROUND | DATA | {"qjam.engine", "qjam.master"},  # the face: names alone

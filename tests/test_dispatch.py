@@ -1,0 +1,860 @@
+"""Dispatch by example: every event, every rule of its docstring. tests/test_cluster.py runs it in whole clusters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from qjam import dispatch
+from qjam.dispatch import (
+    CHUNK,
+    DONE,
+    FAILED,
+    NODE_TRANSITIONS,
+    POISON,
+    QUEUED,
+    SENT,
+    SLICE_TRANSITIONS,
+    Chunk,
+    Command,
+    Dispatch,
+    Done,
+    Fail,
+    Failure,
+    JobSpec,
+    Load,
+    NodeState,
+    Send,
+    Unload,
+)
+from qjam_worker.wire import Kind
+
+MIB = 1024 * 1024
+PARAMS = (b"params",)
+CANCELLED = Failure("cancelled", "cancelled")
+
+
+def cluster(*workers: int, credit: int = 16 * MIB) -> Dispatch:
+    """Nodes "a", "b", ... with so many workers, all ready."""
+    made = Dispatch()
+    for name, count in zip("abcdefgh", workers):
+        made.add_node(name, f"host-{name}", count)
+        made.on_hello(name, {"credit": credit})
+        made.on_ready(name, list(range(100, 100 + count)))
+    return made
+
+
+def spec(nslices: int, key: str = "job", *, data: bool = True, code: str | None = None) -> JobSpec:
+    refs = [f"{key}-{index}" for index in range(nslices)] if data else None
+    return JobSpec(key, {"reduce": False, "code": code}, refs, nslices)
+
+
+def submit(
+    to: Dispatch, number: int, what: JobSpec, *, params_ref: str | None = None, deadline: float | None = None
+) -> list[Command]:
+    return to.on_submit(number, what, () if params_ref else PARAMS, params_ref, deadline)
+
+
+def result(to: Dispatch, name: str, number: int, *spans: tuple[int, int]) -> list[Command]:
+    """Roots of one frame each, which says what it is."""
+    header = {"round": number, "roots": [[lo, hi, 1] for lo, hi in spans]}
+    return to.on_result(name, header, [f"{lo}-{hi}" for lo, hi in spans])
+
+
+def worker_lost(
+    to: Dispatch, name: str, number: int, slices: Sequence[int], at: int | None = None
+) -> list[Command]:
+    header = {"state": "lost", "worker": 0, "how": "was killed", "pid": 7}
+    return to.on_worker_lost(name, {**header, "round": number, "slice": at, "slices": list(slices)})
+
+
+def sends(commands: list[Command], kind: Kind) -> list[Send]:
+    return [command for command in commands if isinstance(command, Send) and command.kind is kind]
+
+
+def shares(commands: list[Command]) -> dict[str, list[int]]:
+    """Node -> the slices of its TASKs."""
+    return {send.node: send.header["indices"] for send in sends(commands, Kind.TASK)}
+
+
+def ends(commands: list[Command]) -> list[Done | Fail]:
+    return [command for command in commands if isinstance(command, (Done, Fail))]
+
+
+def failure(commands: list[Command]) -> Failure:
+    (end,) = ends(commands)
+    assert isinstance(end, Fail)
+    return end.failure
+
+
+# ---- the tables -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("state", "event"), NODE_TRANSITIONS)
+def test_a_node_moves_as_its_table_says(state: NodeState, event: str) -> None:
+    node = dispatch.NodeRecord("a", "host-a", 1, state)
+    node.move(event)
+    assert node.state is NODE_TRANSITIONS[state, event]
+
+
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [
+        pair
+        for pair in itertools.product(NodeState, ["hello", "ready", "silent", "heard", "lost", "close"])
+        if pair not in NODE_TRANSITIONS
+    ],
+)
+def test_a_node_makes_no_other_move(state: NodeState, event: str) -> None:
+    with pytest.raises(KeyError):
+        dispatch.NodeRecord("a", "host-a", 1, state).move(event)
+
+
+def test_a_node_that_is_closed_stays_closed() -> None:
+    assert {after for (state, _), after in NODE_TRANSITIONS.items() if state is NodeState.CLOSED} == {
+        NodeState.CLOSED
+    }
+
+
+def test_a_node_that_is_lost_only_closes() -> None:
+    after = {after for (state, _), after in NODE_TRANSITIONS.items() if state is NodeState.LOST}
+    assert after <= {NodeState.LOST, NodeState.CLOSED}
+
+
+def test_a_slice_that_is_done_stays_done() -> None:
+    assert {after for (state, _), after in SLICE_TRANSITIONS.items() if state is DONE} == {DONE}
+
+
+def test_a_slice_that_has_failed_makes_no_move() -> None:
+    assert not [pair for pair in SLICE_TRANSITIONS if pair[0] == FAILED]
+
+
+def test_a_slice_is_done_by_a_result_alone() -> None:
+    events = {event for (state, event), after in SLICE_TRANSITIONS.items() if after is DONE and state is not DONE}
+    assert events == {"result"}
+
+
+def test_a_slice_is_sent_only_when_it_is_queued() -> None:
+    assert [state for (state, event) in SLICE_TRANSITIONS if event == "send"] == [QUEUED]
+    assert SLICE_TRANSITIONS[QUEUED, "send"] is SENT
+
+
+# ---- nodes ------------------------------------------------------------------------------------------------
+
+
+def test_a_hello_is_welcomed() -> None:
+    to = Dispatch()
+    to.add_node("a", "host-a", 1)
+    assert to.on_hello("a", {"credit": 5}) == [Send("a", Kind.WELCOME, {"node": "a"})]
+    assert to.nodes["a"].credit == 5
+
+
+def test_a_node_is_given_no_work_before_it_is_ready() -> None:
+    to = Dispatch()
+    to.add_node("a", "host-a", 1)
+    assert submit(to, 1, spec(2)) == []
+    assert not sends(to.on_hello("a", {"credit": 1}), Kind.TASK)
+    assert shares(to.on_ready("a", [100])) == {"a": [0, 1]}
+
+
+def test_the_workers_of_ready_nodes_alone_are_the_capacity() -> None:
+    to = cluster(2, 3)
+    to.add_node("late", "host-late", 8)
+    assert to.capacity == 5
+    to.on_node_lost("a", "gone")
+    assert to.capacity == 3
+    assert [node.name for node in to.ready] == ["b"]
+
+
+def test_a_replaced_worker_has_another_pid() -> None:
+    to = cluster(2)
+    to.on_worker_replaced("a", 1, 999)
+    assert to.nodes["a"].pids == [100, 999]
+
+
+def test_the_repr_tells_the_states() -> None:
+    to = cluster(1, 1)
+    to.on_node_lost("b", "gone")
+    submit(to, 1, spec(1))
+    assert repr(to) == "<Dispatch: a ready, b lost; 1 rounds>"
+
+
+def test_a_node_is_lost_once() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    assert shares(to.on_node_lost("a", "first")) == {"b": [0]}
+    assert to.on_node_lost("a", "second") == []
+    assert to.nodes["a"].why == "first"
+
+
+def test_close_says_goodbye_to_all_but_the_lost() -> None:
+    to = cluster(1, 1)
+    to.add_node("late", "host-late", 1)
+    to.on_node_lost("a", "gone")
+    assert [send.node for send in sends(to.on_close(), Kind.BYE)] == ["b", "late"]
+
+
+def test_a_closed_node_is_not_lost_when_it_leaves() -> None:
+    to = cluster(1)
+    to.on_close()
+    assert to.on_node_lost("a", "the master is closed") == []
+    assert to.nodes["a"].state is NodeState.CLOSED
+
+
+# ---- a round ----------------------------------------------------------------------------------------------
+
+
+def test_a_first_round_sends_the_job_and_the_task() -> None:
+    job, task = submit(cluster(2), 1, spec(2))
+    assert job == Send(
+        "a",
+        Kind.JOB,
+        {
+            "job": 1,
+            "entry": {"reduce": False, "code": None},
+            "slices": [[0, "job-0"], [1, "job-1"]],
+            "nslices": 2,
+            "reduce": False,
+            "forget": [],
+        },
+    )
+    assert task == Send("a", Kind.TASK, {"job": 1, "round": 1, "indices": [0, 1], "params": None}, PARAMS)
+
+
+def test_a_second_round_of_a_job_sends_the_task_alone() -> None:
+    to = cluster(2)
+    submit(to, 1, spec(2))
+    result(to, "a", 1, (0, 2))
+    (task,) = submit(to, 2, spec(2))
+    assert isinstance(task, Send)
+    assert task.kind is Kind.TASK
+    assert task.header["job"] == 1
+
+
+def test_another_key_is_another_job() -> None:
+    to = cluster(2)
+    submit(to, 1, spec(2, "one"))
+    (job,) = sends(submit(to, 2, spec(2, "two")), Kind.JOB)
+    assert job.header["job"] == 2
+
+
+def test_large_params_are_named_and_not_sent() -> None:
+    (task,) = sends(submit(cluster(1), 1, spec(1), params_ref="params:1"), Kind.TASK)
+    assert task.header["params"] == "params:1"
+    assert task.buffers == ()
+
+
+def test_a_job_without_data_has_slices_without_refs() -> None:
+    (job,) = sends(submit(cluster(2), 1, spec(2, data=False)), Kind.JOB)
+    assert job.header["slices"] == [[0, None], [1, None]]
+
+
+def test_neighbouring_slices_go_together_by_the_number_of_workers() -> None:
+    assert shares(submit(cluster(1, 3), 1, spec(8))) == {"a": [0, 1], "b": [2, 3, 4, 5, 6, 7]}
+
+
+def test_without_data_each_worker_has_one_slice() -> None:
+    assert shares(submit(cluster(1, 2), 1, spec(3, data=False))) == {"a": [0], "b": [1, 2]}
+
+
+def test_slices_stay_where_they_are_when_another_node_becomes_ready() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(4))
+    result(to, "a", 1, (0, 4))
+    to.add_node("b", "host-b", 8)
+    to.on_hello("b", {"credit": 1})
+    to.on_ready("b", [])
+    assert shares(submit(to, 2, spec(4))) == {"a": [0, 1, 2, 3]}
+
+
+def test_the_round_is_done_when_the_root_is_there() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(3))
+    assert result(to, "a", 1, (0, 3)) == [Done(1, [((0, 3), ["0-3"])])]
+    assert to.rounds == {}
+
+
+def test_roots_of_several_nodes_come_in_the_order_of_slices() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(4))
+    assert result(to, "b", 1, (2, 4)) == []
+    done, *_ = result(to, "a", 1, (0, 2))
+    assert done == Done(1, [((0, 2), ["0-2"]), ((2, 4), ["2-4"])])
+
+
+def test_each_root_gets_its_own_frames() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(2))
+    header = {"round": 1, "roots": [[0, 1, 2], [1, 2, 1]]}
+    done, *_ = to.on_result("a", header, [b"header", b"array", b"alone"])
+    assert done == Done(1, [((0, 1), [b"header", b"array"]), ((1, 2), [b"alone"])])
+
+
+def test_a_node_with_the_whole_result_is_not_told_to_stop() -> None:
+    to = cluster(2)
+    submit(to, 1, spec(2))
+    assert not sends(result(to, "a", 1, (0, 2)), Kind.CANCEL)
+
+
+def test_nodes_that_hold_parts_are_told_to_forget_the_round() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    result(to, "a", 1, (0, 1))
+    cancels = sends(result(to, "b", 1, (1, 2)), Kind.CANCEL)
+    assert [(send.node, send.header) for send in cancels] == [("a", {"round": 1}), ("b", {"round": 1})]
+
+
+def test_a_node_that_sent_the_whole_in_parts_is_told_to_forget_the_round() -> None:
+    to = cluster(2)
+    submit(to, 1, spec(2))
+    result(to, "a", 1, (0, 1))
+    assert [send.node for send in sends(result(to, "a", 1, (1, 2)), Kind.CANCEL)] == ["a"]
+
+
+def test_a_result_that_comes_twice_counts_once() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    assert result(to, "a", 1, (0, 1)) == []
+    assert result(to, "a", 1, (0, 1)) == []
+    (done,) = ends(result(to, "b", 1, (1, 2)))
+    assert done == Done(1, [((0, 1), ["0-1"]), ((1, 2), ["1-2"])])
+
+
+def test_a_larger_root_replaces_its_parts() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(3))
+    result(to, "a", 1, (0, 1))
+    result(to, "a", 1, (0, 2))
+    (done,) = ends(result(to, "b", 1, (2, 3)))
+    assert done == Done(1, [((0, 2), ["0-2"]), ((2, 3), ["2-3"])])
+
+
+def test_a_part_of_what_is_there_is_dropped() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(3))
+    result(to, "a", 1, (0, 2))
+    result(to, "a", 1, (1, 2))
+    (done,) = ends(result(to, "b", 1, (2, 3)))
+    assert done == Done(1, [((0, 2), ["0-2"]), ((2, 3), ["2-3"])])
+
+
+def test_a_result_of_a_round_that_is_over_is_ignored() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1))
+    result(to, "a", 1, (0, 1))
+    assert result(to, "a", 1, (0, 1)) == []
+    assert result(to, "a", 77, (0, 1)) == []
+
+
+def test_a_late_result_of_a_lost_node_counts_once() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    to.on_node_lost("a", "gone")
+    result(to, "a", 1, (0, 1))
+    (done,) = ends(result(to, "b", 1, (0, 2)))
+    assert done == Done(1, [((0, 2), ["0-2"])])
+
+
+def test_a_late_whole_result_of_a_lost_node_stops_those_that_took_over() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(2))
+    to.add_node("b", "host-b", 1)
+    to.on_hello("b", {"credit": 1})
+    to.on_ready("b", [1])
+    to.on_node_lost("a", "gone")
+    assert [send.node for send in sends(result(to, "a", 1, (0, 2)), Kind.CANCEL)] == ["b"]
+
+
+def test_a_slice_that_a_late_result_has_brought_is_not_sent_again() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    to.on_node_lost("a", "gone")  # b has both now
+    result(to, "a", 1, (0, 1))
+    to.add_node("c", "host-c", 1)
+    to.on_hello("c", {"credit": 1})
+    to.on_ready("c", [1])
+    assert shares(to.on_node_lost("b", "gone as well")) == {"c": [1]}
+
+
+def test_a_root_that_is_no_node_of_the_tree_is_refused() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(4))
+    with pytest.raises(ValueError, match="not a node of the reduction tree"):
+        result(to, "a", 1, (1, 3))
+
+
+def test_a_message_of_which_a_part_is_refused_leaves_no_round_that_nobody_works_on() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(1))
+    with pytest.raises(ValueError, match="not a node of the reduction tree"):
+        result(to, "a", 1, (0, 1), (7, 8))
+    commands = to.on_node_lost("a", "it sent what nobody understands")
+    assert ends(commands) or shares(commands) == {"b": [0]}
+
+
+# ---- user code raises, workers and nodes are lost -----------------------------------------------------------
+
+
+def test_an_exception_ends_the_round_everywhere() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    header = {"round": 1, "what": "task", "text": "long", "summary": "short", "worker": 3, "slice": 1}
+    commands = to.on_error("b", header, [b"pickled"])
+    assert failure(commands) == Failure("task", "long", "host-b", 3, 1, "short", b"pickled")
+    assert [send.node for send in sends(commands, Kind.CANCEL)] == ["a", "b"]
+    assert to.rounds == {}
+
+
+def test_an_exception_is_not_retried() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    header = {"round": 1, "what": "task", "text": "", "summary": "", "worker": None, "slice": None}
+    commands = to.on_error("a", header, [])
+    assert not sends(commands, Kind.TASK)
+    assert failure(commands).worker == -1
+    assert failure(commands).error is None
+
+
+def test_an_exception_of_a_round_that_is_over_is_ignored() -> None:
+    header = {"round": 9, "what": "task", "text": "", "summary": "", "worker": None, "slice": None}
+    assert cluster(1).on_error("a", header, []) == []
+
+
+def test_the_slices_of_a_lost_worker_are_sent_again_and_nothing_else() -> None:
+    to = cluster(4)
+    submit(to, 1, spec(8))
+    (task,) = worker_lost(to, "a", 1, [2, 3], at=2)
+    assert isinstance(task, Send)
+    assert task.header["indices"] == [2, 3]
+    assert task.buffers == ()  # the node has the params
+    assert to.resent == 2
+
+
+def test_a_worker_that_was_lost_in_folding_has_no_slices_to_send_again() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(4))
+    assert worker_lost(to, "a", 1, [], at=2) == []
+
+
+def test_an_idle_worker_that_is_lost_concerns_no_round() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1))
+    assert to.on_worker_lost("a", {"state": "lost", "worker": 0, "how": "was killed", "pid": 1}) == []
+
+
+def test_a_worker_lost_in_a_round_that_is_over_is_ignored() -> None:
+    assert worker_lost(cluster(1), "a", 9, [0]) == []
+
+
+def test_a_slice_that_kills_its_worker_three_times_ends_the_round() -> None:
+    to = cluster(2)
+    submit(to, 1, spec(4))
+    for _ in range(POISON - 1):
+        assert shares(worker_lost(to, "a", 1, [1, 2], at=2)) == {"a": [1, 2]}
+    found = failure(worker_lost(to, "a", 1, [2], at=2))
+    assert (found.what, found.slice, found.host) == ("lost", 2, "host-a")
+    assert "was killed" in found.text
+
+
+def test_workers_lost_at_different_slices_end_no_round() -> None:
+    to = cluster(2)
+    submit(to, 1, spec(8))
+    for index in range(8):
+        assert shares(worker_lost(to, "a", 1, [index], at=index)) == {"a": [index]}
+
+
+def test_deaths_on_several_nodes_add_up() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(1))
+    worker_lost(to, "a", 1, [0], at=0)
+    worker_lost(to, "a", 1, [0], at=0)
+    to.on_node_lost("a", "gone")
+    assert failure(worker_lost(to, "b", 1, [0], at=0)).what == "lost"
+
+
+def test_deaths_of_another_round_are_not_counted() -> None:
+    to = cluster(1)
+    for number in range(1, 5):
+        submit(to, number, spec(1))
+        assert shares(worker_lost(to, "a", number, [0], at=0)) == {"a": [0]}
+        result(to, "a", number, (0, 1))
+
+
+def test_the_first_of_its_slices_is_blamed_where_the_worker_had_begun_none() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(4))
+    for _ in range(POISON - 1):
+        worker_lost(to, "a", 1, [2, 3])
+    assert failure(worker_lost(to, "a", 1, [2, 3])).slice == 2
+
+
+def test_workers_that_die_with_no_slice_of_theirs_end_the_round_also_when_slice_0_is_done() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    result(to, "a", 1, (0, 1))
+    for _ in range(POISON - 1):
+        assert worker_lost(to, "b", 1, []) == []
+    assert failure(worker_lost(to, "b", 1, [])).what == "lost"
+
+
+def test_what_a_lost_node_owed_goes_to_others_that_are_told_only_of_what_is_new() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(4))
+    commands = to.on_node_lost("a", "gone")
+    (job,) = sends(commands, Kind.JOB)
+    assert job.node == "b"
+    assert job.header["slices"] == [[0, "job-0"], [1, "job-1"]]
+    (task,) = sends(commands, Kind.TASK)
+    assert task.header["indices"] == [0, 1]
+    assert task.buffers == ()  # b has the params of this round already
+    assert to.resent == 2
+
+
+def test_a_node_that_is_new_to_a_round_gets_the_params() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1))
+    to.add_node("b", "host-b", 1)
+    to.on_hello("b", {"credit": 1})
+    to.on_ready("b", [1])
+    (task,) = sends(to.on_node_lost("a", "gone"), Kind.TASK)
+    assert (task.node, task.buffers) == ("b", PARAMS)
+
+
+def test_what_a_lost_node_had_sent_already_is_not_sent_again() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(4))
+    result(to, "a", 1, (0, 1))
+    assert shares(to.on_node_lost("a", "gone")) == {"b": [1]}
+    assert to.resent == 1
+
+
+def test_slices_of_a_lost_node_stay_at_their_new_place() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    to.on_node_lost("a", "gone")
+    result(to, "b", 1, (0, 2))
+    (task,) = submit(to, 2, spec(2))
+    assert isinstance(task, Send)
+    assert task.header["indices"] == [0, 1]
+
+
+def test_a_lost_node_is_not_told_of_the_end_of_the_round() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    to.on_node_lost("a", "gone")
+    assert [send.node for send in sends(to.on_cancel(1, CANCELLED), Kind.CANCEL)] == ["b"]
+
+
+def test_without_any_node_a_round_says_why_for_each_host() -> None:
+    to = cluster(1, 1)
+    to.on_node_lost("a", "no route")
+    to.on_node_lost("b", "its disk is full")
+    found = failure(submit(to, 1, spec(1)))
+    assert found == Failure("unreachable", "host-a: no route; host-b: its disk is full")
+
+
+def test_a_round_waits_for_a_node_that_is_still_starting() -> None:
+    to = cluster(1)
+    to.add_node("b", "host-b", 1)
+    submit(to, 1, spec(2))
+    assert to.on_node_lost("a", "gone") == []
+    assert failure(to.on_node_lost("b", "never came")).what == "unreachable"
+    assert to.rounds == {}
+
+
+def test_the_loss_of_the_last_node_ends_every_round() -> None:
+    to = cluster(1)
+    for number in (1, 2, 3):
+        submit(to, number, spec(2))
+    commands = to.on_node_lost("a", "gone")
+    assert [end.round for end in ends(commands)] == [1, 2, 3]
+    assert not sends(commands, Kind.CANCEL)
+
+
+def test_a_round_after_close_ends_at_once() -> None:
+    to = cluster(1)
+    to.on_close()
+    assert failure(submit(to, 1, spec(1))).what == "unreachable"
+
+
+# ---- cancelled, timed out -----------------------------------------------------------------------------------
+
+
+def test_a_cancelled_round_is_stopped_everywhere() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(2))
+    commands = to.on_cancel(1, CANCELLED)
+    assert commands[0] == Fail(1, CANCELLED)
+    assert [send.node for send in sends(commands, Kind.CANCEL)] == ["a", "b"]
+
+
+def test_a_round_that_is_over_cannot_be_cancelled() -> None:
+    assert cluster(1).on_cancel(1, CANCELLED) == []
+
+
+def test_the_next_deadline_is_the_earliest() -> None:
+    to = cluster(1)
+    assert to.next_deadline() is None
+    for number, deadline in enumerate([None, 7.0, 3.0], start=1):
+        submit(to, number, spec(1), deadline=deadline)
+    assert to.next_deadline() == 3.0
+
+
+def test_the_rounds_whose_time_is_up_end_and_no_others() -> None:
+    to = cluster(1)
+    for number, deadline in enumerate([None, 7.0, 3.0, 3.0], start=1):
+        submit(to, number, spec(1), deadline=deadline)
+    assert [end.round for end in ends(to.on_timer(3.0))] == [3, 4]
+    assert set(to.rounds) == {1, 2}
+    assert to.next_deadline() == 7.0
+
+
+def test_a_timer_that_is_early_ends_nothing() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1), deadline=3.0)
+    assert to.on_timer(2.9) == []
+
+
+def test_a_timed_out_round_tells_how_far_it_was() -> None:
+    to = cluster(1, 1)
+    submit(to, 1, spec(4), deadline=3.0)
+    result(to, "a", 1, (0, 2))
+    found = failure(to.on_timer(3.0))
+    assert (found.what, found.text) == ("timeout", "2 of 4 slices were done")
+
+
+# ---- refs ---------------------------------------------------------------------------------------------------
+
+
+def waiting(*refs: str, credit: int = 16 * MIB) -> Dispatch:
+    """Node "a" is in round 1 and lacks these."""
+    to = cluster(1, credit=credit)
+    submit(to, 1, spec(4), params_ref="params:1")
+    to.on_missing("a", 1, [(ref, 0) for ref in refs])
+    return to
+
+
+def test_the_first_missing_ref_is_loaded() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(2))
+    assert to.on_missing("a", 1, [("job-0", 0), ("job-1", 0)]) == [Load("a", 1, "job-0")]
+
+
+def test_a_ref_that_is_on_its_way_is_not_loaded_twice() -> None:
+    to = waiting("job-0")
+    assert to.on_missing("a", 1, [("job-0", 0)]) == []
+    assert len(to.nodes["a"].transfers) == 1
+
+
+def test_a_loaded_ref_goes_out_whole_and_the_next_is_loaded() -> None:
+    to = waiting("job-0", "job-1")
+    assert to.on_loaded("a", "job-0", 100) == [
+        Chunk("a", "job-0", 0, 100),
+        Unload("a", "job-0"),
+        Load("a", 1, "job-1"),
+    ]
+
+
+def test_small_refs_are_loaded_ahead_but_not_too_many() -> None:
+    refs = [f"job-{index}" for index in range(3 * dispatch.AHEAD)]
+    to = waiting(*refs, credit=0)
+    loaded = 0
+    loads = [Load("a", 1, refs[0])]
+    while loads:
+        loaded += len(loads)
+        loads = [load for ref in loads for load in to.on_loaded("a", ref.ref, 10) if isinstance(load, Load)]
+    assert loaded == dispatch.AHEAD
+
+
+def test_nothing_is_loaded_behind_a_large_ref_that_waits_for_credit() -> None:
+    to = waiting("job-0", "job-1", credit=0)
+    assert to.on_loaded("a", "job-0", dispatch.AHEAD_BYTES) == []
+
+
+def test_refs_go_out_in_the_order_in_which_they_were_asked_for() -> None:
+    to = waiting("job-0", "job-1", "job-2", credit=0)
+    for ref in ("job-0", "job-1", "job-2"):
+        to.on_loaded("a", ref, 10)
+    chunks = [command for command in to.on_credit("a", 100) if isinstance(command, Chunk)]
+    assert [chunk.ref for chunk in chunks] == ["job-0", "job-1", "job-2"]
+
+
+def test_a_large_ref_goes_out_in_chunks() -> None:
+    to = waiting("job-0")
+    chunks = to.on_loaded("a", "job-0", 2 * CHUNK + 1)[:-1]
+    assert chunks == [
+        Chunk("a", "job-0", 0, CHUNK),
+        Chunk("a", "job-0", CHUNK, CHUNK),
+        Chunk("a", "job-0", 2 * CHUNK, 1),
+    ]
+
+
+def test_a_transfer_goes_on_where_the_node_says() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1))
+    to.on_missing("a", 1, [("job-0", 40)])
+    assert to.on_loaded("a", "job-0", 100)[0] == Chunk("a", "job-0", 40, 60)
+
+
+def test_no_more_is_sent_than_there_is_credit() -> None:
+    to = waiting("job-0", credit=50)
+    assert to.on_loaded("a", "job-0", 100) == [Chunk("a", "job-0", 0, 50)]
+    assert to.on_credit("a", 30) == [Chunk("a", "job-0", 50, 30)]
+    assert to.on_credit("a", 30)[:2] == [Chunk("a", "job-0", 80, 20), Unload("a", "job-0")]
+    assert to.nodes["a"].credit == 10
+
+
+def test_without_credit_nothing_is_sent() -> None:
+    to = waiting("job-0", credit=0)
+    assert to.on_loaded("a", "job-0", 100) == []
+
+
+def test_credit_before_the_content_is_there_sends_nothing() -> None:
+    assert waiting("job-0").on_credit("a", 100) == []
+
+
+def test_each_node_has_its_own_credit() -> None:
+    to = cluster(1, 1, credit=50)
+    submit(to, 1, spec(2))
+    for name, ref in (("a", "job-0"), ("b", "job-1")):
+        to.on_missing(name, 1, [(ref, 0)])
+        assert to.on_loaded(name, ref, 100) == [Chunk(name, ref, 0, 50)]
+
+
+def test_a_round_that_is_over_sends_no_ref() -> None:
+    to = cluster(1)
+    (gone,) = to.on_missing("a", 9, [("job-0", 0)])
+    assert isinstance(gone, Send)
+    assert gone.header["gone"] is True
+    assert gone.header["ref"] == "job-0"
+
+
+def test_a_module_is_sent_also_when_the_round_is_over() -> None:
+    # The worker that imports it waits for an answer, whatever has become of the round.
+    assert cluster(1).on_missing("a", 9, [("module:1:text", 0)]) == [Load("a", 9, "module:1:text")]
+
+
+def test_the_end_of_a_round_ends_its_transfers() -> None:
+    to = waiting("job-0", "job-1")
+    commands = to.on_cancel(1, CANCELLED)
+    assert not to.nodes["a"].transfers
+    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == ["job-0", "job-1"]
+    assert [command.ref for command in commands if isinstance(command, Unload)] == ["job-0", "job-1"]
+
+
+def test_what_another_round_of_the_job_wants_goes_on_in_its_name() -> None:
+    to = waiting("params:1", "job-0")
+    submit(to, 2, spec(4))
+    commands = to.on_cancel(1, CANCELLED)
+    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == ["params:1"]
+    assert commands[-1] == Load("a", 2, "job-0")
+
+
+def test_transfers_of_another_job_are_left_alone() -> None:
+    to = waiting("job-0")
+    submit(to, 2, spec(1, "other"))
+    to.on_missing("a", 2, [("other-0", 0)])
+    assert to.on_cancel(1, CANCELLED)[-1] == Load("a", 2, "other-0")
+    assert [transfer.ref for transfer in to.nodes["a"].transfers] == ["other-0"]
+
+
+def test_a_module_on_its_way_outlives_its_round() -> None:
+    to = waiting("module:1:text", "job-0")
+    to.on_cancel(1, CANCELLED)
+    assert to.on_loaded("a", "module:1:text", 10)[0] == Chunk("a", "module:1:text", 0, 10)
+
+
+def test_content_that_nobody_waits_for_any_more_is_unloaded() -> None:
+    to = waiting("job-0")
+    to.on_cancel(1, CANCELLED)
+    assert to.on_loaded("a", "job-0", 100) == [Unload("a", "job-0")]
+
+
+def test_a_lost_node_gets_no_more_chunks() -> None:
+    to = waiting("job-0", "job-1", credit=50)
+    to.on_loaded("a", "job-0", 100)
+    commands = to.on_node_lost("a", "gone")
+    assert [command.ref for command in commands if isinstance(command, Unload)] == ["job-0", "job-1"]
+    assert to.on_credit("a", 50) == []
+    assert to.on_loaded("a", "job-1", 100) == [Unload("a", "job-1")]
+
+
+def test_a_slice_that_cannot_be_made_ends_all_rounds_of_its_job_and_no_others() -> None:
+    to = waiting("job-0")
+    submit(to, 2, spec(4))
+    submit(to, 3, spec(4, "other"))
+    commands = to.on_load_failed(1, Failure("load", "it raised"))
+    assert [end.round for end in ends(commands)] == [1, 2]
+    assert set(to.rounds) == {3}
+
+
+def test_a_slice_that_cannot_be_made_ends_the_rounds_that_wait_for_it_also_when_the_first_is_over() -> None:
+    to = waiting("job-0")  # its Load carries round 1
+    submit(to, 2, spec(4))
+    to.on_cancel(1, CANCELLED)  # the transfer is round 2's from now on
+    commands = to.on_load_failed(1, Failure("load", "it raised"))
+    assert [end.round for end in ends(commands)] == [2]
+
+
+def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
+    to = waiting("module:1:text")
+    commands = to.on_load_failed(1, Failure("load", "it raised"))
+    submit(to, 2, spec(4, "other"))
+    commands += to.on_missing("a", 2, [("other-0", 0)])
+    assert Load("a", 2, "other-0") in commands
+
+
+# ---- jobs ---------------------------------------------------------------------------------------------------
+
+
+def run_once(to: Dispatch, number: int, key: str) -> list[Command]:
+    """A round over one slice a node, from submit to Done."""
+    nodes = len(to.nodes)
+    commands = submit(to, number, spec(nodes, key))
+    for position, name in enumerate(to.nodes):
+        commands += result(to, name, number, (position, position + 1))
+    assert isinstance(ends(commands)[0], Done)
+    return commands
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_every_node_is_told_to_forget_old_jobs(nodes: int) -> None:
+    to = cluster(*[1] * nodes)
+    known: dict[str, set[int]] = {name: set() for name in to.nodes}
+    for number in range(1, dispatch.JOBS_KEPT + 11):
+        for send in sends(run_once(to, number, f"job{number}"), Kind.JOB):
+            known[send.node].add(send.header["job"])
+            known[send.node].difference_update(send.header["forget"])
+    assert {name: len(jobs) <= dispatch.JOBS_KEPT + 1 for name, jobs in known.items()} == dict.fromkeys(known, True)
+
+
+def test_a_job_that_was_forgotten_is_told_anew() -> None:
+    to = cluster(1)
+    for number in range(1, dispatch.JOBS_KEPT + 3):
+        run_once(to, number, f"job{number}")
+    (job,) = sends(submit(to, 1000, spec(1, "job1")), Kind.JOB)
+    assert job.header["job"] == dispatch.JOBS_KEPT + 3
+
+
+def test_a_job_in_use_is_not_forgotten() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1, "in use"))
+    for number in range(2, dispatch.JOBS_KEPT + 12):
+        run_once(to, number, f"job{number}")
+    (task,) = submit(to, 1000, spec(1, "in use"))
+    assert isinstance(task, Send)
+    assert task.header["job"] == 1
+
+
+def test_a_job_used_lately_is_kept_and_an_older_one_forgotten() -> None:
+    to = cluster(1)
+    run_once(to, 1, "kept")
+    for number in range(2, dispatch.JOBS_KEPT + 12):
+        run_once(to, number, f"job{number}")
+        submit(to, 10_000 + number, spec(1, "kept"))
+        assert ends(result(to, "a", 10_000 + number, (0, 1)))
+    (task,) = submit(to, 99_999, spec(1, "kept"))
+    assert isinstance(task, Send)
+    assert task.kind is Kind.TASK

@@ -1,0 +1,143 @@
+"""What a user's module may do, good and bad: the functions that tests hand to `run` by name."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+from gates import announce
+
+
+def add_up(factor, part):
+    return factor * sum(part)
+
+
+def forty_two(params, part):
+    return 42
+
+
+def give_params(params, part):
+    return params
+
+
+# Ends of a round
+
+
+def divide(params, part):
+    return 1 / params
+
+
+class Fussy(Exception):
+    """Cannot be built again from what pickle keeps of it."""
+
+    def __init__(self, first, second):
+        super().__init__("fussy")
+        self.second = second
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def raise_fussy(params, part):
+    raise Fussy(1, 2)
+
+
+def raise_mute(params, part):
+    raise Mute
+
+
+def raise_with_a_lambda(params, part):
+    raise ValueError("holds a lambda", lambda: 1)
+
+
+def raise_one_of_its_own(params, part):
+    raise type("MadeThere", (Exception,), {})("made in the worker")
+
+
+def recurse(params, part):
+    return recurse(params, part)
+
+
+# Ends of a worker
+
+
+def sys_exit(params, part):
+    sys.exit(params)
+
+
+def os_exit(params, part):
+    os._exit(9)
+
+
+def segfault(params, part):
+    ctypes.string_at(0)
+
+
+def kill_itself(params, part):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def abort(params, part):
+    os.abort()
+
+
+def die_the_first_time(flag, part):
+    """Gives the sum of the slice, but ends its process at slice [3] unless that has happened before."""
+    if 3 in part:
+        try:
+            os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os._exit(1)
+    return sum(part)
+
+
+def die_at_three(tally, part):
+    if 3 in part:
+        with open(tally, "a") as file:
+            file.write("x")
+        os._exit(1)
+    return sum(part)
+
+
+# No end
+
+
+def linger(gate, part):
+    """Says that it is there and stays."""
+    announce(gate, os.getpid())
+    while True:
+        signal.pause()
+
+
+def linger_and_tidy_up(gates, part):
+    announce(gates[0], os.getpid())
+    try:
+        while True:
+            signal.pause()
+    finally:
+        announce(gates[1], "tidied up")
+
+
+def deaf(gate, part):
+    """Like linger, but cannot be interrupted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    announce(gate, os.getpid())
+    while True:
+        signal.pause()
+
+
+def swallow(gate, part):
+    """Like linger, but swallows whatever is raised in it."""
+    announce(gate, os.getpid())
+    while True:
+        try:
+            while True:
+                signal.pause()
+        except BaseException:
+            pass
