@@ -87,8 +87,8 @@ class Traces(NamedTuple):
 def traces(pid: int) -> Traces:
     """What the master in the process `pid` has brought about so far."""
     processes = descendants(pid)
-    maps = "".join(Path(f"/proc/{process}/maps").read_text() for process in processes | {pid})
-    folders = {Path(found) for found in re.findall(r"(/\S*/qjam-[^/\s]+)/", maps)}
+    maps = "".join(Path(f"/proc/{process}/maps").read_text() for process in processes)
+    folders = {Path(found) for found in re.findall(r"(/\S*/qjam-[^/\s]+)/\S*$", maps, re.MULTILINE)}
     assert processes
     assert folders
     return Traces(processes, folders)

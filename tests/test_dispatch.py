@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
+
 from qjam import dispatch
 from qjam.dispatch import (
     CHUNK,
@@ -63,11 +63,14 @@ def result(to: Dispatch, name: str, number: int, *spans: tuple[int, int]) -> lis
     return to.on_result(name, header, [f"{lo}-{hi}" for lo, hi in spans])
 
 
-def worker_lost(
-    to: Dispatch, name: str, number: int, slices: Sequence[int], at: int | None = None
-) -> list[Command]:
+def worker_lost(to: Dispatch, name: str, number: int, slices: Sequence[int], at: int | None = None) -> list[Command]:
     header = {"state": "lost", "worker": 0, "how": "was killed", "pid": 7}
     return to.on_worker_lost(name, {**header, "round": number, "slice": at, "slices": list(slices)})
+
+
+def load_failed(to: Dispatch, name: str, ref: str, number: int) -> list[Command]:
+    """A Load to `name`, given in the name of round `number`, has failed."""
+    return to.on_load_failed(number, Failure("load", f"{ref} of {name}: it raised"))
 
 
 def sends(commands: list[Command], kind: Kind) -> list[Send]:
@@ -113,9 +116,7 @@ def test_a_node_makes_no_other_move(state: NodeState, event: str) -> None:
 
 
 def test_a_node_that_is_closed_stays_closed() -> None:
-    assert {after for (state, _), after in NODE_TRANSITIONS.items() if state is NodeState.CLOSED} == {
-        NodeState.CLOSED
-    }
+    assert {after for (state, _), after in NODE_TRANSITIONS.items() if state is NodeState.CLOSED} == {NodeState.CLOSED}
 
 
 def test_a_node_that_is_lost_only_closes() -> None:
@@ -785,7 +786,7 @@ def test_a_slice_that_cannot_be_made_ends_all_rounds_of_its_job_and_no_others() 
     to = waiting("job-0")
     submit(to, 2, spec(4))
     submit(to, 3, spec(4, "other"))
-    commands = to.on_load_failed(1, Failure("load", "it raised"))
+    commands = load_failed(to, "a", "job-0", 1)
     assert [end.round for end in ends(commands)] == [1, 2]
     assert set(to.rounds) == {3}
 
@@ -794,13 +795,13 @@ def test_a_slice_that_cannot_be_made_ends_the_rounds_that_wait_for_it_also_when_
     to = waiting("job-0")  # its Load carries round 1
     submit(to, 2, spec(4))
     to.on_cancel(1, CANCELLED)  # the transfer is round 2's from now on
-    commands = to.on_load_failed(1, Failure("load", "it raised"))
+    commands = load_failed(to, "a", "job-0", 1)
     assert [end.round for end in ends(commands)] == [2]
 
 
 def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
     to = waiting("module:1:text")
-    commands = to.on_load_failed(1, Failure("load", "it raised"))
+    commands = load_failed(to, "a", "module:1:text", 1)
     submit(to, 2, spec(4, "other"))
     commands += to.on_missing("a", 2, [("other-0", 0)])
     assert Load("a", 2, "other-0") in commands

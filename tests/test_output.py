@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
 from qjam.output import LONGEST_LINE, Printer
 
 OUT, ERR = 1, 2
@@ -137,9 +138,7 @@ def test_credit_is_given_for_every_byte_once_it_is_shown(printer: Printer, shown
     assert shown.sizes == [("node", 4), ("node", 6), ("node", 2)]
 
 
-def test_without_echo_nothing_is_shown_but_credit_is_given(
-    capsys: pytest.CaptureFixture[str], shown: Shown
-) -> None:
+def test_without_echo_nothing_is_shown_but_credit_is_given(capsys: pytest.CaptureFixture[str], shown: Shown) -> None:
     printer = Printer(False, shown)
     printer.put("node", "host", 0, OUT, b"hello\n")
     printer.close()
@@ -224,9 +223,7 @@ def test_a_missing_stdout_does_not_stop_the_work(
     assert shown.sizes == [("node", 5)]
 
 
-def test_stdout_is_looked_up_when_there_is_something_to_show(
-    printer: Printer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stdout_is_looked_up_when_there_is_something_to_show(printer: Printer, monkeypatch: pytest.MonkeyPatch) -> None:
     redirected = io.StringIO()
     printer.put("node", "host", 0, OUT, b"before\n")
     printer.flush()
@@ -263,9 +260,7 @@ def test_close_may_be_called_again(printer: Printer) -> None:
     printer.close()
 
 
-def test_flush_shows_what_was_put_while_another_flush_ended(
-    printer: Printer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flush_shows_what_was_put_while_another_flush_ended(printer: Printer, monkeypatch: pytest.MonkeyPatch) -> None:
     stdout, at_return = Gate(), []
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     printer.put("node", "host", 0, OUT, b"first\n")

@@ -313,9 +313,7 @@ def test_there_is_work_while_slices_are_pending() -> None:
 def test_the_repr_tells_what_is_left() -> None:
     round_ = begun(1, 0, 1, 2, 3, 4, 5, nslices=8, missing=["ref5"])
     round_.take_map(0)
-    assert repr(round_) == (
-        "<NodeRound 1: 3 ready, 1 refs on their way, mapping {0: [0, 1]}, folding [], holds []>"
-    )
+    assert repr(round_) == ("<NodeRound 1: 3 ready, 1 refs on their way, mapping {0: [0, 1]}, folding [], holds []>")
 
 
 def concatenated(left: Held, right: Held) -> Held:

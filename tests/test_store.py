@@ -232,9 +232,7 @@ def test_a_slice_without_room_is_an_error_and_the_others_stay(tmpfs: Path) -> No
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_and_a_full_quota_are_no_room(
-    files: Files, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+def test_a_full_disk_and_a_full_quota_are_no_room(files: Files, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def full(fd: int, size: int) -> None:
         raise OSError(number, os.strerror(number))
 
