@@ -141,11 +141,17 @@ def test_close_ends_what_user_code_has_started(gate):
     assert left.are_gone()
 
 
-def test_a_host_that_cannot_be_started_leaves_nothing(monkeypatch):
-    # As where numpy is broken: the warm parent dies of it.
-    monkeypatch.setenv("PYTHONPATH", str(Path(TESTS, "no-such-folder")))
+def test_a_host_that_cannot_be_started_says_why_and_leaves_nothing(monkeypatch, tmp_path):
+    (tmp_path / "numpy.py").write_text("raise ImportError('this numpy is broken')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(BootstrapError, match=r"(?s)local: .*this numpy is broken"):
+        Master(2)
+    assert not descendants(os.getpid())
+
+
+def test_a_python_that_cannot_even_start_says_why_and_leaves_nothing(monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nonexistent")
-    with pytest.raises(BootstrapError, match="local: "):
+    with pytest.raises(BootstrapError, match=r"(?s)local: .*encodings"):
         Master(2)
     assert not descendants(os.getpid())
 
@@ -165,7 +171,7 @@ def run_up_to(folder, gate, source, announcements):
     """Starts a script, waits for its workers, and gives the program and what there is because of it."""
     program = start(folder, BEGINNING + source, gate.path)
     for _ in range(announcements):
-        assert gate.heard()
+        gate.heard()
     return program, traces(program.pid)
 
 
@@ -245,7 +251,7 @@ WITH_AN_ORPHAN = """
     """
 PRINTING = """
     def work(gate, part):
-        usercode.announce(gate)
+        usercode.announce(gate, "printing")
         while True:
             print("on and on")
 

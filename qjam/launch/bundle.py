@@ -1,0 +1,34 @@
+"""The worker bundle: what is copied to a host, made from the qjam_worker that is installed here."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from importlib import resources
+from typing import NamedTuple
+
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip file can tell
+
+
+class Bundle(NamedTuple):
+    """A zip file with the package qjam_worker, and the sha256 of it in hexadecimal digits."""
+
+    hash: str
+    data: bytes
+
+
+def build() -> Bundle:
+    """Equal sources give equal bytes, so that a host that has the bundle of this hash need not be sent it."""
+    sources = {item.name: item.read_bytes() for item in resources.files("qjam_worker").iterdir() if _belongs(item.name)}
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, source in sorted(sources.items()):
+            member = zipfile.ZipInfo(f"qjam_worker/{name}", _EPOCH)
+            archive.writestr(member, source, zipfile.ZIP_DEFLATED, 9)
+    data = packed.getvalue()
+    return Bundle(hashlib.sha256(data).hexdigest(), data)
+
+
+def _belongs(name: str) -> bool:
+    return name.endswith(".py") or name == "py.typed"
