@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from qjam_worker.reducing import Span, Tree
+from qjam_worker.reducing import Span, Tree, is_span
 from qjam_worker.wire import Kind
 
 # Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
@@ -166,6 +166,7 @@ class NodeRecord:
     credit: int = 0
     pids: list[int] = field(default_factory=list)
     jobs: dict[int, set[int]] = field(default_factory=dict)  # job -> slices that it was told of
+    forget: list[int] = field(default_factory=list)  # jobs to be forgotten, told with the next one
     transfers: deque[Transfer] = field(default_factory=deque)
 
     def move(self, event: str) -> None:
@@ -195,7 +196,7 @@ class Round:
     tree: Tree
     states: list[str]
     sent: dict[str, set[int]] = field(default_factory=dict)  # node -> slices that it owes
-    deaths: Counter[int] = field(default_factory=Counter)
+    deaths: Counter[int | None] = field(default_factory=Counter)  # by the slice at fault; None: while reducing
 
     def move(self, index: int, event: str) -> None:
         self.states[index] = SLICE_TRANSITIONS[self.states[index], event]
@@ -308,6 +309,9 @@ class Dispatch:
         round_ = self.rounds.get(header["round"])
         if round_ is None:
             return []
+        for lo, hi, _ in header["roots"]:
+            if not is_span(lo, hi, round_.job.nslices):  # before any of it is taken
+                raise ValueError(f"[{lo}, {hi}) is not a node of the reduction tree over {round_.job.nslices} slices")
         position = 0
         for lo, hi, frames in header["roots"]:
             round_.tree.add((lo, hi), buffers[position : position + frames])
@@ -319,7 +323,8 @@ class Dispatch:
         if round_.tree.covered < round_.job.nslices:
             return []
         roots = [(span, round_.tree.values[span]) for span in round_.tree.spans]
-        return [Done(round_.number, roots), *self._end(round_, whole=len(roots) == 1)]
+        has_ended = name if len(roots) == 1 else None  # a node that has sent the root of all has forgotten the round
+        return [Done(round_.number, roots), *self._end(round_, has_ended)]
 
     def on_error(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         """User code has raised, or a node cannot go on with a round."""
@@ -343,10 +348,11 @@ class Dispatch:
         if round_ is None:
             return []
         slices = header["slices"]
-        blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else 0
+        blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else None
         round_.deaths[blamed] += 1
         if round_.deaths[blamed] >= POISON:
-            round_.move(blamed, "poison")
+            if blamed is not None and round_.states[blamed] == SENT:
+                round_.move(blamed, "poison")
             text = f"{header['how']}, and so did the {POISON - 1} workers before it that had this slice"
             if round_.job.refs is None:
                 text = f"{header['how']}, {POISON} times in this round"
@@ -379,8 +385,18 @@ class Dispatch:
 
     def _enqueue(self, node: NodeRecord, number: int, missing: Iterable[tuple[str, int]]) -> list[Command]:
         known = {transfer.ref for transfer in node.transfers}
-        node.transfers.extend(Transfer(ref, number, offset) for ref, offset in missing if ref not in known)
+        for ref, offset in missing:
+            if ref not in known:
+                self._queue(node, Transfer(ref, number, offset))
         return self._load_ahead(node)
+
+    def _queue(self, node: NodeRecord, transfer: Transfer) -> None:
+        """Slices wait their turn; code and params, without which nothing can start, go before them."""
+        if _is_slice(transfer.ref):
+            node.transfers.append(transfer)
+            return
+        urgent = sum(not _is_slice(other.ref) for other in node.transfers)
+        node.transfers.insert(urgent, transfer)
 
     def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
         """The content that `Load` asked for is there."""
@@ -391,11 +407,20 @@ class Dispatch:
         transfer.size = size
         return self._stream(node)
 
-    def on_load_failed(self, number: int, failure: Failure) -> list[Command]:
-        """The content cannot be had: user code that makes slices has raised. No round of that job can end well."""
-        failed = self.rounds.get(number)
-        rounds = [round_ for round_ in self.rounds.values() if failed is not None and round_.job is failed.job]
-        return [command for round_ in rounds for command in self.on_cancel(round_.number, failure)]
+    def on_load_failed(self, name: str, ref: str, failure: Failure) -> list[Command]:
+        """The content that `Load` asked for cannot be had: user code that makes slices has raised, and no round of that
+        job can end well. A module that cannot be read is none.
+        """
+        node = self.nodes[name]
+        transfer = next((transfer for transfer in node.transfers if transfer.ref == ref), None)
+        if transfer is None:
+            return []
+        wanted_by = self.rounds.get(transfer.round)
+        if wanted_by is None or _is_module(ref):
+            node.transfers.remove(transfer)
+            return [_gone(name, ref), *self._stream(node)]
+        rounds = [round_.number for round_ in self.rounds.values() if round_.job is wanted_by.job]
+        return [command for number in rounds for command in self.on_cancel(number, failure)]
 
     def on_credit(self, name: str, granted: int) -> list[Command]:
         """A node has taken this many bytes and may be sent as many again."""
@@ -463,10 +488,11 @@ class Dispatch:
         return commands
 
     def _send_job(self, node: NodeRecord, job: Job, indices: list[int]) -> Send:
-        forget = self._forgotten()
-        for other in self.nodes.values():
-            for number in forget:
-                other.jobs.pop(number, None)
+        for number in self._forgotten():
+            for other in self.nodes.values():
+                if other.jobs.pop(number, None) is not None:
+                    other.forget.append(number)
+        forget, node.forget = node.forget, []
         header = {
             "job": job.number,
             "entry": job.entry,
@@ -488,14 +514,14 @@ class Dispatch:
         return "; ".join(f"{node.host}: {node.why or node.state.value}" for node in self.nodes.values())
 
     def _fail(self, round_: Round, failure: Failure) -> list[Command]:
-        return [Fail(round_.number, failure), *self._end(round_, whole=False)]
+        return [Fail(round_.number, failure), *self._end(round_, None)]
 
-    def _end(self, round_: Round, *, whole: bool) -> list[Command]:
-        """Forget the round; nodes that hold more of it than one whole root are told."""
+    def _end(self, round_: Round, has_ended: str | None) -> list[Command]:
+        """Forget the round, and have the nodes forget it, but for one that has done so by itself."""
         del self.rounds[round_.number]
         commands: list[Command] = []
-        if not whole or len(round_.sent) > 1:
-            commands += [Send(name, Kind.CANCEL, {"round": round_.number}) for name in round_.sent]
+        others = [name for name in round_.sent if name != has_ended]
+        commands += [Send(name, Kind.CANCEL, {"round": round_.number}) for name in others]
         for node in self.nodes.values():
             if node.transfers:
                 commands += self._drop_transfers(node, round_)
@@ -550,6 +576,10 @@ def _gone(node: str, ref: str) -> Send:
 
 def _is_module(ref: str) -> bool:
     return ref.startswith("module:")
+
+
+def _is_slice(ref: str) -> bool:
+    return ":" not in ref  # a slice's is its hash alone
 
 
 def _progress(round_: Round) -> str:

@@ -98,7 +98,9 @@ class Pending:
         self._over.release()
 
     def end(self, roots: Roots | None, failure: Failure | None) -> None:
-        """Called once, by the engine."""
+        """Called by the engine; what comes after the first end is ignored."""
+        if self.roots is not None or self.failure is not None:
+            return
         self.roots, self.failure = roots, failure
         self._over.release()
         if self._on_end is not None:
@@ -164,6 +166,8 @@ class Engine:
         # Slices, code and modules are read here: data sets may run user code, and the loop never does.
         self._loads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._loader = threading.Thread(target=self._run_loads, name="qjam-load", daemon=True)
+        self._commands: deque[Command] = deque()
+        self._acting = False
         self._stopped = False
         self._crashed = ""
         self._thread = threading.Thread(target=self._run, name="qjam-engine", daemon=True)
@@ -238,13 +242,12 @@ class Engine:
 
     def submit(self, pending: Pending) -> None:
         """Start a round."""
-        if self._crashed:
-            pending.end(None, Failure("crashed", self._crashed))
-            return
         with self._number_lock:
             self._numbers += 1
             pending.number = self._numbers
         self._post(lambda: self._submit(pending))
+        if self._crashed:  # there is no loop to run the call, or it ended in this very moment
+            pending.end(None, Failure("crashed", self._crashed))
 
     def cancel(self, pending: Pending) -> None:
         """End a round that nobody waits for; nothing happens when it is over already."""
@@ -369,11 +372,22 @@ class Engine:
             load()
 
     def _act(self, commands: list[Command]) -> None:
-        for command in commands:
-            self._perform[type(command)](command)
+        """Carry commands out in the order in which they were decided: those that follow from carrying one out (a node
+        is found to be gone) come after the rest of it.
+        """
+        self._commands.extend(commands)
+        if self._acting:
+            return
+        self._acting = True
+        try:
+            while self._commands:
+                command = self._commands.popleft()
+                self._perform[type(command)](command)
+        finally:
+            self._acting = False
 
     def _on_frames(self, frames: list[memoryview]) -> None:
-        name = bytes(frames[0]).decode()
+        name = bytes(frames[0]).decode(errors="replace")
         record = self._dispatch.nodes.get(name)
         if record is None or record.state is NodeState.LOST:
             return
@@ -430,6 +444,8 @@ class Engine:
         self._act(self._dispatch.on_submit(pending.number, pending.spec, frames, ref, pending.deadline))
 
     def _send(self, command: Send) -> None:
+        if self._dispatch.nodes[command.node].state is NodeState.LOST:
+            return
         frames = wire.pack(command.kind, command.header, command.buffers)
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
@@ -451,7 +467,9 @@ class Engine:
                 blob = self._blob(command.ref, pending)
             except Exception as error:  # noqa: BLE001  user code: a data set's slice()
                 failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
-                self._post(lambda: self._act(self._dispatch.on_load_failed(command.round, failure)))
+                self._post(
+                    lambda: self._act(self._dispatch.on_load_failed(command.node, command.ref, failure))
+                )
             else:
                 self._post(lambda: self._loaded(command, blob))
 
@@ -475,6 +493,8 @@ class Engine:
         self._act(self._dispatch.on_loaded(command.node, command.ref, blob.size))
 
     def _chunk(self, command: Chunk) -> None:
+        if self._dispatch.nodes[command.node].state is NodeState.LOST:
+            return
         blob = self._nodes[command.node].blobs[command.ref]
         header = {"ref": command.ref, "offset": command.offset, "total": blob.size}
         self._send(Send(command.node, Kind.REFS, header, tuple(blob.range(command.offset, command.size))))

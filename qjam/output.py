@@ -26,6 +26,7 @@ class Printer:
         self._hosts: dict[str, str] = {}
         self._taken = self._done = 0  # pieces; each counted by one thread
         self._thread: threading.Thread | None = None
+        self._closing = threading.Lock()  # nothing is queued behind the end
 
     def put(self, node: str, host: str, worker: int, stream: int, data: bytes) -> None:
         """Take what a worker has written to its stream 1 (stdout) or 2 (stderr)."""
@@ -37,17 +38,23 @@ class Printer:
 
     def flush(self) -> None:
         """Block until everything that came before is shown."""
-        if self._taken != self._done and threading.current_thread() is not self._thread:
-            reached = threading.Event()
+        if self._taken == self._done or threading.current_thread() is self._thread:
+            return
+        reached = threading.Event()
+        with self._closing:
+            if self._thread is None:
+                return
             self._queue.put(reached)
-            reached.wait()
+        reached.wait()
 
     def close(self) -> None:
         """Show what is left, lines without an end included, and end the thread."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        with self._closing:
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._queue.put(None)
+        if thread is not None:
+            thread.join()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

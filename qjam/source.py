@@ -77,9 +77,11 @@ class Sources:
     def lookup(self, name: str) -> bytes:
         """What a worker is told of a module, as msgpack: {"source", "path", "package"}, or None if it is not ours."""
         found = _find(name)
-        if found is not None and found["path"]:
-            with self._lock:
-                self._shipped[found["path"]] = _stamp(found["path"])
+        if found is not None:
+            path, stamp = found["path"], found.pop("stamp")
+            if path:
+                with self._lock:
+                    self._shipped[path] = stamp
         packed: bytes = msgpack.packb(found)
         return packed
 
@@ -163,20 +165,23 @@ def _resolve(module: str, name: str | None) -> Any:
 
 
 def _find(name: str) -> dict[str, Any] | None:
-    """Source, path and kind of a module of the user's project, without running any of it."""
+    """Source, path and kind of a module of the user's project, without running any of it; and the file's stamp
+    from before it was read, so that an edit meanwhile is seen as one.
+    """
     spec = _spec(name)
     if spec is None:
         return None
     package = spec.submodule_search_locations is not None
     if spec.origin is None or not spec.has_location:
         if package and _is_ours(name, list(spec.submodule_search_locations or ())):
-            return {"source": b"", "path": "", "package": True}
+            return {"source": b"", "path": "", "package": True, "stamp": None}
         return None
     if not _is_ours(name, [spec.origin]) or not spec.origin.endswith(".py"):
         return None
+    stamp = _stamp(spec.origin)
     try:
         with open(spec.origin, "rb") as file:
-            return {"source": file.read(), "path": spec.origin, "package": package}
+            return {"source": file.read(), "path": spec.origin, "package": package, "stamp": stamp}
     except OSError:
         return None
 

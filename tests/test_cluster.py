@@ -93,6 +93,9 @@ class World:
         self.working = False
         self.now = 0.0
         self.specs = [self._spec(number) for number in range(self.rng.randint(1, 3))]
+        # A data set that raises does so for all rounds over it: the same object lies behind them.
+        with_data = [spec.key for spec in self.specs if spec.refs is not None]
+        self.unloadable = {key for key in with_data if self.chance(self.faults.unloadable)}
         for _ in range(self.rng.randint(1, 3)):
             self.add_node()
 
@@ -192,8 +195,7 @@ class World:
             behaviour.raises = {self.rng.randrange(spec.nslices)}
         if self.chance(self.faults.poison):
             behaviour.kills = {self.rng.randrange(spec.nslices)}
-        # A data set that raises does so for all rounds over it, as the same object lies behind them.
-        behaviour.unloadable = spec.refs is not None and random.Random(str(spec.key)).random() < self.faults.unloadable
+        behaviour.unloadable = spec.key in self.unloadable
         self.behaviours[number] = behaviour
         params_ref = f"params:{number}" if self.chance(0.2) else None
         deadline = self.now + self.rng.randint(1, 5) if self.chance(0.2) else None
@@ -206,7 +208,7 @@ class World:
         is_slice = not command.ref.startswith(("module:", "params:", "code:"))
         if behaviour.unloadable and is_slice:
             failure = Failure("load", "a slice could not be made")
-            self.loaded.append(lambda: self.act(self.dispatch.on_load_failed(command.round, failure)))
+            self.loaded.append(lambda: self.act(self.dispatch.on_load_failed(command.node, command.ref, failure)))
             return
 
         def loaded() -> None:

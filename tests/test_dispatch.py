@@ -70,7 +70,7 @@ def worker_lost(to: Dispatch, name: str, number: int, slices: Sequence[int], at:
 
 def load_failed(to: Dispatch, name: str, ref: str, number: int) -> list[Command]:
     """A Load to `name`, given in the name of round `number`, has failed."""
-    return to.on_load_failed(number, Failure("load", f"{ref} of {name}: it raised"))
+    return to.on_load_failed(name, ref, Failure("load", f"{ref} of {name}: it raised"))
 
 
 def sends(commands: list[Command], kind: Kind) -> list[Send]:

@@ -13,7 +13,7 @@ import usercode
 from gates import Gate
 from processes import all_end, finish, parent, start
 
-from qjam import BootstrapError, DataSet, Master, QjamError, RoundTimeout, TaskError, WorkerLost
+from qjam import DataSet, Master, QjamError, RoundTimeout, TaskError, WorkerLost
 
 
 @pytest.fixture(scope="module")
@@ -247,22 +247,36 @@ def test_all_workers_may_be_killed_again_and_again(pool):
         assert pool.run(usercode.add_up, 1, DataSet(list(range(10)), slice_size=1)) == 45
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
-def test_the_end_of_the_warm_parent_is_an_error_that_says_so(gate, busy):
-    with Master(2) as pool:
-        workers = pids(pool)
-        (warm,) = {parent(pid) for pid in workers}
-        future = None
-        if busy:
-            future = pool.submit(usercode.linger, gate.path, [1])
-            gate.heard()
-        os.kill(warm, signal.SIGKILL)
-        assert all_end(workers)
-        if future is not None:
-            with pytest.raises(BootstrapError, match=r"local: .*warm parent"):
-                future.result()
-        with pytest.raises(BootstrapError, match=r"local: .*warm parent"):
-            pool.run(usercode.forty_two)
+def kill_the_warm_parent(pool):
+    workers = pids(pool)
+    (warm,) = {parent(pid) for pid in workers}
+    os.kill(warm, signal.SIGKILL)
+    assert all_end({warm, *workers})
+    return warm, workers
+
+
+def test_a_warm_parent_that_is_killed_is_replaced_with_its_workers(pool):
+    for _ in range(3):
+        warm, workers = kill_the_warm_parent(pool)
+        assert pool.run(usercode.forty_two) == 84
+        assert not workers & pids(pool)
+        assert {parent(pid) for pid in pids(pool)} != {warm}
+
+
+def test_a_round_outlives_the_warm_parent(pool, gate, tmp_path):
+    def work(params, part):
+        path, flag = params
+        try:
+            os.close(os.open(f"{flag}{part[0]}", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return part[0]
+        return usercode.linger(path, part)
+
+    future = pool.submit(work, (gate.path, str(tmp_path / "flag")), [10, 20])
+    gate.heard()
+    gate.heard()
+    kill_the_warm_parent(pool)
+    assert future.result() == 30
 
 
 # Time

@@ -215,6 +215,8 @@ class Node:
         number, job = header["round"], self.jobs[header["job"]]
         round_ = self.rounds.get(number)
         if round_ is None:
+            if header["params"] is None and not buffers:
+                return  # given up here, which the master does not know yet
             round_ = self.rounds[number] = NodeRound(number, job, len(self.pool.workers))
             try:
                 self.params[number] = self._keep_params(number, header, buffers)
@@ -306,6 +308,8 @@ class Node:
         ref, offset = header["ref"], header["offset"]
         if header.get("gone"):  # dropped with the round that asked first; another may still want it
             self.asked.discard(ref)
+            for worker in self.importing.pop(ref, []):
+                self._answer_import(worker, ref, None)
             for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
                 self._ask_for_missing(round_)
             return
@@ -319,6 +323,8 @@ class Node:
             offset = header["offset"] + sum(memoryview(buffer).nbytes for buffer in buffers)
             for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
                 self._fail(round_, "room", str(error))
+            for worker in self.importing.pop(ref, []):
+                self._answer_import(worker, ref, None)
         self.send(Kind.CREDIT, {"bytes": offset - header["offset"]})
         if dropped:
             for worker in self.pool.workers:
@@ -351,6 +357,8 @@ class Node:
         """Give every idle worker something to do, the oldest round first."""
         for round_ in [r for r in self.rounds.values() if r.has_work]:
             for worker in self.pool.workers:
+                if round_.number not in self.rounds:
+                    break  # given up on the way: no room
                 if not worker.seq and worker.ready and not self._give(worker, round_) and round_.job.has_data:
                     break
 
