@@ -467,9 +467,7 @@ class Engine:
                 blob = self._blob(command.ref, pending)
             except Exception as error:  # noqa: BLE001  user code: a data set's slice()
                 failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
-                self._post(
-                    lambda: self._act(self._dispatch.on_load_failed(command.node, command.ref, failure))
-                )
+                self._post(lambda: self._act(self._dispatch.on_load_failed(command.node, command.ref, failure)))
             else:
                 self._post(lambda: self._loaded(command, blob))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
+from numbers import Real
 from types import TracebackType
 from typing import Any
 
@@ -197,8 +198,7 @@ class Master:
     ) -> tuple[Entry, Pending]:
         if not self._close.alive:
             raise MasterClosed("this Master is closed; make a new one")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout must be a positive number of seconds, or None, not {timeout!r}")
+        _check_timeout(timeout)
         entry = self._sources.entry(module)
         capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None
@@ -218,6 +218,15 @@ class Master:
             raise TypeError(f"params cannot be sent to workers: {error}") from error
         deadline = None if timeout is None else time.monotonic() + timeout
         return entry, Pending(spec, entry.code, encoded, data, deadline, on_end)
+
+
+def _check_timeout(timeout: Any) -> None:
+    if timeout is None:
+        return
+    if not isinstance(timeout, Real) or isinstance(timeout, bool):
+        raise TypeError(f"timeout must be a number of seconds, or None, not {timeout!r} ({type(timeout).__name__})")
+    if not timeout > 0:
+        raise ValueError(f"timeout must be a positive number of seconds, or None for no limit, not {timeout!r}")
 
 
 def _specs(hosts: Hosts) -> Any:

@@ -51,6 +51,7 @@ class Sources:
         self._lock = threading.Lock()
         self._shipped: dict[str, tuple[int, int]] = {}
         self._entries: dict[tuple[str, str | None, Reduce | None], Entry] = {}
+        self._shadowing: list[str] | None = None
         self._epoch = 1
 
     def entry(self, module: Any) -> Entry:
@@ -92,6 +93,7 @@ class Sources:
     def _next_epoch(self) -> None:
         self._shipped.clear()
         self._entries.clear()
+        self._shadowing = None
         self._epoch += 1
 
     def _module_entry(self, module: ModuleType) -> Entry:
@@ -102,14 +104,32 @@ class Sources:
         if reduce is functools.reduce or not callable(reduce):  # `from functools import reduce` is not meant
             reduce = None
         if not _has_source(module.__name__):
-            return _by_value(mapfunc, reduce, self._epoch)
+            return self._by_value(mapfunc, reduce)
         return self._by_name(module.__name__, None, reduce)
 
     def _function_entry(self, function: Callable[..., Any]) -> Entry:
         module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
         if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
             return self._by_name(module, name, None)
-        return _by_value(function, None, self._epoch)
+        return self._by_value(function, None)
+
+    def _by_value(self, mapfunc: Callable[..., Any], reduce: Reduce | None) -> Entry:
+        try:
+            code = cloudpickle.dumps((mapfunc, reduce))
+        except Exception as error:  # whatever the objects that it refers to raise on being pickled
+            name = getattr(mapfunc, "__name__", repr(mapfunc))
+            raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
+        ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
+        header = {"epoch": self._epoch, "reduce": reduce is not None, "code": ref, "shadows": self._shadows()}
+        return Entry((self._epoch, ref), header, code, reduce)
+
+    def _shadows(self) -> list[str]:
+        """Names of the standard library that stand for modules of the user's here."""
+        if self._shadowing is None:
+            self._shadowing = [
+                name for name in sys.stdlib_module_names & sys.modules.keys() if name != "__main__" and _find(name)
+            ]
+        return self._shadowing
 
     def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> Entry:
         known = self._entries.get((module, function, reduce))
@@ -121,8 +141,9 @@ class Sources:
                 "reduce": reduce is not None,
                 "shipped": _find(module) is not None,
                 "code": None,
+                "shadows": self._shadows(),
             }
-            known = Entry(tuple(header.values()), header, None, reduce)
+            known = Entry((self._epoch, module, function, reduce), header, None, reduce)
             self._entries[module, function, reduce] = known
         return known
 
@@ -133,17 +154,6 @@ def _stamp(path: str) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_mtime_ns, status.st_size)
-
-
-def _by_value(mapfunc: Callable[..., Any], reduce: Reduce | None, epoch: int) -> Entry:
-    try:
-        code = cloudpickle.dumps((mapfunc, reduce))
-    except Exception as error:  # whatever the objects that it refers to raise on being pickled
-        name = getattr(mapfunc, "__name__", repr(mapfunc))
-        raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
-    ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
-    header = {"epoch": epoch, "reduce": reduce is not None, "code": ref}
-    return Entry((epoch, ref), header, code, reduce)
 
 
 def _has_source(name: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import gather
 import pytest
+import pyzmq_garbage  # noqa: F401
 import usercode
 from processes import output
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import gather
 import pytest
+import pyzmq_garbage  # noqa: F401
 import usercode
 from gates import Gate
 from processes import all_end, finish, parent, start

@@ -15,14 +15,12 @@ import gates
 import gather
 import numpy as np
 import pytest
+import pyzmq_garbage  # noqa: F401
 from gates import Gate
 from processes import descendants, output, parent, traces
-from zmq.utils import garbage
 
 import qjam_worker.store
 from qjam import DataSet, Master, TaskError
-
-garbage.gc.start()  # pyzmq's own thread, one a process, which the first large message would start
 
 CORES = len(os.sched_getaffinity(0))
 MB = 1_000_000

@@ -10,6 +10,7 @@ import threading
 import gather
 import numpy as np
 import pytest
+import pyzmq_garbage  # noqa: F401
 import usercode
 
 from qjam import DataSet, Master, TaskError, WorkerLost

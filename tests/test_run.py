@@ -9,13 +9,11 @@ from concurrent.futures import CancelledError, wait
 import gather
 import numpy as np
 import pytest
+import pyzmq_garbage  # noqa: F401
 import usercode
 from gates import Gate
-from zmq.utils import garbage
 
 from qjam import BaseDataSet, DataSet, HostSpec, Master, MasterClosed, RemoteWorker, TaskError
-
-garbage.gc.start()  # pyzmq's own thread, one a process, which the first large message would start
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +110,7 @@ def test_one_slice_may_give_anything(master):
 def test_mapfunc_may_give_its_slice_or_its_params_back(master):
     data = np.arange(80_000.0).reshape(8, 10_000)
     assert np.array_equal(master.run(lambda params, part: part, None, DataSet(data, slice_size=8)), data)
-    assert np.array_equal(
-        master.run(lambda params, part: params, data, DataSet([1, 2, 3], slice_size=1)), 3 * data
-    )
+    assert np.array_equal(master.run(lambda params, part: params, data, DataSet([1, 2, 3], slice_size=1)), 3 * data)
 
 
 def test_mapfunc_may_write_to_one_array_again_and_again(master):
@@ -187,9 +183,7 @@ def sent(master, *arguments):
     before = master.stats()
     master.run(*arguments)
     after = master.stats()
-    return tuple(
-        getattr(after, name) - getattr(before, name) for name in ("params_sent", "dataset_sent", "code_sent")
-    )
+    return tuple(getattr(after, name) - getattr(before, name) for name in ("params_sent", "dataset_sent", "code_sent"))
 
 
 def test_a_second_run_with_the_same_data_set_sends_no_byte_of_it():
@@ -271,12 +265,8 @@ def test_the_users_reduce_runs_in_worker_processes_and_not_in_the_node(master):
     module = type(gather)("where")
     module.mapfunc = lambda params, part: set()
     module.reduce = lambda a, b: a | b | {os.getpid()}
-    assert master.run(module, None, DataSet(list(range(64)), slice_size=1)) <= {
-        worker.pid for worker in master.workers
-    }
-    assert master.run(module, None, DataSet([1, 2], slice_size=1)) <= {
-        worker.pid for worker in master.workers
-    }
+    assert master.run(module, None, DataSet(list(range(64)), slice_size=1)) <= {worker.pid for worker in master.workers}
+    assert master.run(module, None, DataSet([1, 2], slice_size=1)) <= {worker.pid for worker in master.workers}
 
 
 def test_functools_reduce_in_a_module_is_not_taken_for_its_reduce(master):

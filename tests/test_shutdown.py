@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import pyzmq_garbage  # noqa: F401
 import usercode
 from gates import Gate
 from processes import Traces, descendants, finish, start, traces

@@ -8,7 +8,7 @@ import importlib.machinery
 import importlib.util
 import linecache
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, Callable, Optional
 
@@ -30,6 +30,7 @@ class Shipped(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         self._ask = ask
         self._found: dict[str, dict[str, Any]] = {}
         self._absent: set[str] = set()
+        self._shadows: frozenset[str] = frozenset()
         self._wanted = ""
 
     def install(self) -> None:
@@ -42,12 +43,17 @@ class Shipped(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
             sys.modules.pop(self._wanted, None)
         return importlib.import_module(name)
 
-    def forget(self) -> None:
-        """Drop every shipped module: its source has changed."""
+    def forget(self, shadows: Iterable[str]) -> None:
+        """Drop every shipped module: their source has changed. `shadows`: names of the standard library that the
+        user's project has taken for modules of its own.
+        """
         for name in self._found:
             sys.modules.pop(name, None)
         self._found.clear()
         self._absent.clear()
+        self._shadows = frozenset(shadows)
+        for name in self._shadows:
+            sys.modules.pop(name, None)
         linecache.clearcache()
 
     def find_spec(
@@ -70,7 +76,7 @@ class Shipped(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         top = fullname.partition(".")[0]
         if fullname != top:
             return top in self._found
-        return top == self._wanted or top not in _STANDARD
+        return top == self._wanted or top not in _STANDARD or top in self._shadows
 
     def is_package(self, fullname: str) -> bool:
         return bool(self._found[fullname]["package"])

@@ -156,8 +156,16 @@ class Node:
         """Stop the workers, remove the files, say BYE."""
         self.pool.close()
         self.selector.close()
+        self._forget_files()
         self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
         self.uplink.socket.close()
+
+    def _forget_files(self) -> None:
+        """Let go of every mapping now: the files are removed, but their memory lasts as long as somebody maps it."""
+        self.store.clear()
+        self.rounds.clear()
+        self.params.clear()
+        self.free_slots.clear()
 
     # The uplink
 
@@ -305,30 +313,13 @@ class Node:
     # Refs
 
     def on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        ref, offset = header["ref"], header["offset"]
-        if header.get("gone"):  # dropped with the round that asked first; another may still want it
-            self.asked.discard(ref)
-            for worker in self.importing.pop(ref, []):
-                self._answer_import(worker, ref, None)
-            for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
-                self._ask_for_missing(round_)
+        ref = header["ref"]
+        if header.get("gone"):
+            self._on_gone(ref)
             return
-        dropped: list[str] = []
-        try:
-            for buffer in buffers:
-                data = memoryview(buffer).cast("B")
-                dropped += self.store.write(ref, offset, header["total"], data)
-                offset += len(data)
-        except NoRoom as error:
-            offset = header["offset"] + sum(memoryview(buffer).nbytes for buffer in buffers)
-            for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
-                self._fail(round_, "room", str(error))
-            for worker in self.importing.pop(ref, []):
-                self._answer_import(worker, ref, None)
-        self.send(Kind.CREDIT, {"bytes": offset - header["offset"]})
-        if dropped:
-            for worker in self.pool.workers:
-                self.pool.tell(worker, {"op": "drop", "paths": dropped})
+        data = [memoryview(buffer).cast("B") for buffer in buffers]
+        self._write(ref, header["offset"], header["total"], data)
+        self.send(Kind.CREDIT, {"bytes": sum(map(len, data))})
         if ref in self.store:
             self.asked.discard(ref)
             for round_ in self.rounds.values():
@@ -337,6 +328,31 @@ class Node:
                 self._on_module(ref)
             else:
                 self._assign()
+
+    def _on_gone(self, ref: str) -> None:
+        """The master has dropped it with the round that asked first; another round may still want it."""
+        self.asked.discard(ref)
+        self._refuse_imports(ref)
+        for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
+            self._ask_for_missing(round_)
+
+    def _write(self, ref: str, offset: int, total: int, data: list[memoryview]) -> None:
+        dropped: list[str] = []
+        try:
+            for piece in data:
+                dropped += self.store.write(ref, offset, total, piece)
+                offset += len(piece)
+        except NoRoom as error:
+            for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
+                self._fail(round_, "room", str(error))
+            self._refuse_imports(ref)
+        if dropped:
+            for worker in self.pool.workers:
+                self.pool.tell(worker, {"op": "drop", "paths": dropped})
+
+    def _refuse_imports(self, ref: str) -> None:
+        for worker in self.importing.pop(ref, []):
+            self._answer_import(worker, ref, None)
 
     def _on_module(self, ref: str) -> None:
         module = self.modules[ref] = msgpack.unpackb(self.store.view(ref))

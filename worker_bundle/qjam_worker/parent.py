@@ -112,24 +112,24 @@ def _kill_group(pid: int) -> None:
 
 
 def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
+    from .worker import flush_streams
+    from .worker import main as work
+
     status = 1
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        from .worker import main as work
-
         bell, answer, out, err = fds
         status = work(worker, bell, answer, out, err, files)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")
-            sys.stderr.write(f"{leaving.code}\n")
+            os.write(2, f"{leaving.code}\n".encode(errors="replace"))
     except BaseException:  # noqa: BLE001  the last chance to tell
         sys.excepthook(*sys.exc_info())
     finally:
         try:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush_streams()
         finally:
             os._exit(status & 0xFF)

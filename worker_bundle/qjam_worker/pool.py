@@ -164,7 +164,10 @@ class Pool:
 
     def _on_parent(self) -> None:
         assert self.parent is not None
-        news = self.parent.recv(NEWS.size, socket.MSG_WAITALL)
+        try:
+            news = self.parent.recv(NEWS.size, socket.MSG_WAITALL)
+        except ConnectionResetError:  # it died with our requests unread
+            news = b""
         if not news:
             self._on_parent_death()
             return
@@ -337,6 +340,7 @@ class Pool:
             self._forget_parent()
         if self.process is not None:
             self.process.wait()
+        self.workers.clear()
         self.files.remove()
 
     def _await_exits(self, parent: socket.socket, pids: set[Optional[int]], deadline: float) -> None:

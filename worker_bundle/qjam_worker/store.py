@@ -223,6 +223,11 @@ class Store:
             self.bytes -= len(entry.view)
             remove(entry.path)
 
+    def clear(self) -> None:
+        """Drop everything."""
+        for ref in list(self._entries):
+            self.drop(ref)
+
     def _make_room(self, size: int) -> list[str]:
         dropped: list[str] = []
         while self.bytes + size > self.limit:

@@ -70,6 +70,15 @@ def _settle(out: int, err: int) -> None:
     np.random.seed()  # noqa: NPY002  user code may use the old generator
 
 
+def flush_streams() -> None:
+    """Write out what user code has printed, if it has left streams that can be."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:  # noqa: BLE001, S110  closed, None, or an object of the user's
+            pass
+
+
 def _text_stream(fd: int) -> io.TextIOWrapper:
     raw = open(fd, "wb", closefd=False)
     return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
@@ -176,8 +185,7 @@ class Worker:
                 answer = {"op": "cancelled", "seq": seq}
             else:
                 answer = {"op": "error", "seq": seq, "slice": status[SLICE], **describe(error)}
-        sys.stdout.flush()
-        sys.stderr.flush()
+        flush_streams()
         status[RUNNING] = 0
         self.channel.send(answer)
 
@@ -250,7 +258,7 @@ class Worker:
 
     def _code(self, number: int, job: Job) -> Code:
         if job.entry["epoch"] != self.epoch:
-            self.modules.forget()
+            self.modules.forget(job.entry["shadows"])
             self.epoch = job.entry["epoch"]
         code = self.codes[number] = self._load(job)
         return code
