@@ -8,150 +8,22 @@ that cannot come.
 
 from __future__ import annotations
 
-import enum
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
-from qjam_worker.reducing import Span, Tree, is_span
+from qjam_worker.reducing import Tree, is_span
 from qjam_worker.wire import Kind
 
-# Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
-# heartbeat or a small round waits for it a few milliseconds at most.
-CHUNK = 4 * 1024 * 1024
-# Refs are loaded ahead of being sent as long as what is loaded stays below this many bytes, and at most so many.
-AHEAD_BYTES = 16 * 1024 * 1024
-AHEAD = 16
+from .commands import Command, Done, Fail, Failure, Send
+from .states import COMING, DONE, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
+from .transfers import Transfers, gone, is_module
+
 # A slice that has ended this many worker processes is at fault itself.
 POISON = 3
 # Jobs that nodes remember beside those in use.
 JOBS_KEPT = 64
-
-
-class NodeState(enum.Enum):
-    """The life of a node."""
-
-    STARTING = "starting"
-    JOINING = "joining"
-    READY = "ready"
-    SUSPECT = "suspect"
-    LOST = "lost"
-    CLOSED = "closed"
-
-
-NODE_TRANSITIONS: dict[tuple[NodeState, str], NodeState] = {
-    (NodeState.STARTING, "hello"): NodeState.JOINING,
-    (NodeState.JOINING, "ready"): NodeState.READY,
-    (NodeState.READY, "silent"): NodeState.SUSPECT,
-    (NodeState.SUSPECT, "heard"): NodeState.READY,
-    **{(state, "lost"): NodeState.LOST for state in NodeState if state is not NodeState.CLOSED},
-    **{(state, "close"): NodeState.CLOSED for state in NodeState},
-}
-
-
-COMING = frozenset({NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT})  # may yet be ready
-
-# The life of one slice in one round. Plain text: these change several times a slice and round, and to hash an
-# enum's member takes longer than all the rest of it.
-QUEUED, SENT, DONE, FAILED = "queued", "sent", "done", "failed"
-
-SLICE_TRANSITIONS: dict[tuple[str, str], str] = {
-    (QUEUED, "send"): SENT,
-    (QUEUED, "result"): DONE,  # late, from a node that had been given up
-    (SENT, "result"): DONE,
-    (SENT, "lost"): QUEUED,
-    (SENT, "poison"): FAILED,
-    (DONE, "result"): DONE,
-    (DONE, "lost"): DONE,
-}
-
-
-# Commands
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send this message to a node."""
-
-    node: str
-    kind: Kind
-    header: dict[str, Any]
-    buffers: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Load:
-    """Get the content of a ref ready, then call `on_loaded` or `on_load_failed`."""
-
-    node: str
-    round: int
-    ref: str
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Send these bytes of a loaded ref."""
-
-    node: str
-    ref: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Unload:
-    """The node needs the loaded ref no longer."""
-
-    node: str
-    ref: str
-
-
-@dataclass(frozen=True)
-class Done:
-    """The round is over; its roots, by ascending slices, each with the frames of its value."""
-
-    round: int
-    roots: list[tuple[Span, list[Any]]]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a round has no result. `what` is task, lost, room, load, timeout, cancelled or unreachable."""
-
-    what: str
-    text: str
-    host: str = ""
-    worker: int = -1
-    slice: int | None = None
-    summary: str = ""
-    error: Any = None  # the pickled exception of a task, the exception itself of a load
-
-
-@dataclass(frozen=True)
-class Fail:
-    """The round has failed."""
-
-    round: int
-    failure: Failure
-
-
-Command = Send | Load | Chunk | Unload | Done | Fail
-
-
-# Records
-
-
-@dataclass
-class Transfer:
-    """A ref on its way to a node; `size` is None until it is loaded."""
-
-    ref: str
-    round: int
-    offset: int
-    size: int | None = None
-    loading: bool = False
 
 
 @dataclass
@@ -163,11 +35,18 @@ class NodeRecord:
     workers: int
     state: NodeState = NodeState.STARTING
     why: str = ""
-    credit: int = 0
     pids: list[int] = field(default_factory=list)
     jobs: dict[int, set[int]] = field(default_factory=dict)  # job -> slices that it was told of
     forget: list[int] = field(default_factory=list)  # jobs to be forgotten, told with the next one
-    transfers: deque[Transfer] = field(default_factory=deque)
+    transfers: Transfers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.transfers = Transfers(self.name)
+
+    @property
+    def credit(self) -> int:
+        """Bytes of refs that may be sent."""
+        return self.transfers.credit
 
     def move(self, event: str) -> None:
         self.state = NODE_TRANSITIONS[self.state, event]
@@ -250,8 +129,7 @@ class Dispatch:
         """A node has connected."""
         node = self.nodes[name]
         node.move("hello")
-        node.credit = header["credit"]
-        return [Send(name, Kind.WELCOME, {"node": name})]
+        return [Send(name, Kind.WELCOME, {"node": name}), *node.transfers.grant(header["credit"])]
 
     def on_ready(self, name: str, pids: list[int]) -> list[Command]:
         """All workers of a node are up; rounds that wait for a node get this one."""
@@ -271,8 +149,7 @@ class Dispatch:
             return []
         node.move("lost")
         node.why = why
-        commands: list[Command] = [Unload(name, transfer.ref) for transfer in node.transfers]
-        node.transfers.clear()
+        commands = node.transfers.clear()
         node.jobs.clear()
         for round_ in list(self.rounds.values()):
             commands += self._requeue(round_, round_.sent.pop(name, set()))
@@ -376,57 +253,34 @@ class Dispatch:
 
     def on_missing(self, name: str, number: int, missing: Iterable[tuple[str, int]]) -> list[Command]:
         """A node lacks refs, of which it has the first `offset` bytes."""
-        node = self.nodes[name]
-        if number not in self.rounds:
-            missing = list(missing)
-            gone = [_gone(name, ref) for ref, _ in missing if not _is_module(ref)]
-            return [*gone, *self._enqueue(node, number, [item for item in missing if _is_module(item[0])])]
-        return self._enqueue(node, number, missing)
-
-    def _enqueue(self, node: NodeRecord, number: int, missing: Iterable[tuple[str, int]]) -> list[Command]:
-        known = {transfer.ref for transfer in node.transfers}
-        for ref, offset in missing:
-            if ref not in known:
-                self._queue(node, Transfer(ref, number, offset))
-        return self._load_ahead(node)
-
-    def _queue(self, node: NodeRecord, transfer: Transfer) -> None:
-        """Slices wait their turn; code and params, without which nothing can start, go before them."""
-        if _is_slice(transfer.ref):
-            node.transfers.append(transfer)
-            return
-        urgent = sum(not _is_slice(other.ref) for other in node.transfers)
-        node.transfers.insert(urgent, transfer)
+        transfers, wanted = self.nodes[name].transfers, list(missing)
+        if number in self.rounds:
+            return transfers.add(number, wanted)
+        # The round is over. Another one may want the same slices: the node will ask again in that one's name.
+        late = [item for item in wanted if not is_module(item[0])]
+        return [*(gone(name, ref) for ref, _ in late), *transfers.add(number, [w for w in wanted if w not in late])]
 
     def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
         """The content that `Load` asked for is there."""
-        node = self.nodes[name]
-        transfer = next((transfer for transfer in node.transfers if transfer.ref == ref), None)
-        if transfer is None:
-            return [Unload(name, ref)]
-        transfer.size = size
-        return self._stream(node)
+        return self.nodes[name].transfers.loaded(ref, size)
 
     def on_load_failed(self, name: str, ref: str, failure: Failure) -> list[Command]:
         """The content that `Load` asked for cannot be had: user code that makes slices has raised, and no round of that
         job can end well. A module that cannot be read is none.
         """
-        node = self.nodes[name]
-        transfer = next((transfer for transfer in node.transfers if transfer.ref == ref), None)
+        transfers = self.nodes[name].transfers
+        transfer = transfers.find(ref)
         if transfer is None:
             return []
         wanted_by = self.rounds.get(transfer.round)
-        if wanted_by is None or _is_module(ref):
-            node.transfers.remove(transfer)
-            return [_gone(name, ref), *self._stream(node)]
+        if wanted_by is None or is_module(ref):
+            return transfers.drop(transfer)
         rounds = [round_.number for round_ in self.rounds.values() if round_.job is wanted_by.job]
         return [command for number in rounds for command in self.on_cancel(number, failure)]
 
     def on_credit(self, name: str, granted: int) -> list[Command]:
         """A node has taken this many bytes and may be sent as many again."""
-        node = self.nodes[name]
-        node.credit += granted
-        return self._stream(node)
+        return self.nodes[name].transfers.grant(granted)
 
     # Inside
 
@@ -522,64 +376,11 @@ class Dispatch:
         commands: list[Command] = []
         others = [name for name in round_.sent if name != has_ended]
         commands += [Send(name, Kind.CANCEL, {"round": round_.number}) for name in others]
+        heir = next((r.number for r in self.rounds.values() if r.job is round_.job), None)
         for node in self.nodes.values():
             if node.transfers:
-                commands += self._drop_transfers(node, round_)
+                commands += node.transfers.end_round(round_.number, heir, round_.params_ref)
         return commands
-
-    def _drop_transfers(self, node: NodeRecord, ended: Round) -> list[Command]:
-        """Stop sending what only the ended round wanted; what another round of the job wants goes on in its name."""
-        heir = next((r.number for r in self.rounds.values() if r.job is ended.job), None)
-        commands: list[Command] = []
-        for transfer in list(node.transfers):
-            if transfer.round != ended.number or _is_module(transfer.ref):
-                continue
-            if heir is not None and transfer.ref != ended.params_ref:
-                transfer.round = heir
-                continue
-            node.transfers.remove(transfer)
-            commands += [Unload(node.name, transfer.ref), _gone(node.name, transfer.ref)]
-        return commands + self._stream(node)
-
-    def _load_ahead(self, node: NodeRecord) -> list[Command]:
-        """Have the next refs made ready: the first one always, more while they are small."""
-        commands: list[Command] = []
-        loaded = 0
-        for position, transfer in enumerate(islice(node.transfers, AHEAD)):
-            if not transfer.loading:
-                if position and (loaded > AHEAD_BYTES or node.transfers[position - 1].size is None):
-                    break
-                transfer.loading = True
-                commands.append(Load(node.name, transfer.round, transfer.ref))
-            loaded += (transfer.size or 0) * (position + 2)  # the next ones may be as large
-        return commands
-
-    def _stream(self, node: NodeRecord) -> list[Command]:
-        """As many chunks as the node's credit allows, of one ref after the other."""
-        commands: list[Command] = []
-        while node.transfers and (transfer := node.transfers[0]).size is not None:
-            while transfer.offset < transfer.size and node.credit > 0:
-                size = min(CHUNK, transfer.size - transfer.offset, node.credit)
-                commands.append(Chunk(node.name, transfer.ref, transfer.offset, size))
-                transfer.offset += size
-                node.credit -= size
-            if transfer.offset < transfer.size:
-                break
-            node.transfers.popleft()
-            commands.append(Unload(node.name, transfer.ref))
-        return commands + self._load_ahead(node)
-
-
-def _gone(node: str, ref: str) -> Send:
-    return Send(node, Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, (b"",))
-
-
-def _is_module(ref: str) -> bool:
-    return ref.startswith("module:")
-
-
-def _is_slice(ref: str) -> bool:
-    return ":" not in ref  # a slice's is its hash alone
 
 
 def _progress(round_: Round) -> str:

@@ -19,7 +19,9 @@ from qjam_worker import codec, wire
 from qjam_worker.link import Link
 from qjam_worker.wire import Kind
 
-from .dispatch import Chunk, Command, Dispatch, Done, Fail, Failure, JobSpec, Load, NodeState, Send, Unload
+from .commands import Chunk, Command, Done, Fail, Failure, Load, Send, Unload
+from .dispatch import Dispatch, JobSpec
+from .states import NodeState
 
 # Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
 PARAMS_INLINE = 4 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import queue
 import threading
@@ -12,21 +13,24 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
-from numbers import Real
 from types import TracebackType
 from typing import Any
+
+import numpy as np
 
 from qjam_worker import codec
 from qjam_worker.reducing import Tree, default_reduce
 
+from .commands import Failure
 from .dataset import BaseDataSet, DataSet
-from .dispatch import Failure, JobSpec, NodeState
+from .dispatch import JobSpec
 from .engine import Engine, Pending, Roots, Stats
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve, usable_cores
 from .launch import local
 from .output import Printer
 from .source import Entry, Sources
+from .states import NodeState
 
 # Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
 START_TIMEOUT = 60.0
@@ -96,7 +100,9 @@ class Master:
         self._printer = Printer(echo, self._engine.acknowledge)
         self._names = {f"{spec.address}/{uuid.uuid4().hex[:8]}": spec for spec in specs}
         self._finisher = _Finisher()
-        self._close = weakref.finalize(self, _close, self._engine, self._printer, self._finisher, list(self._names))
+        self._close = weakref.finalize(
+            self, _close, os.getpid(), self._engine, self._printer, self._finisher, list(self._names)
+        )
         self._start()
 
     def _start(self) -> None:
@@ -223,7 +229,7 @@ class Master:
 def _check_timeout(timeout: Any) -> None:
     if timeout is None:
         return
-    if not isinstance(timeout, Real) or isinstance(timeout, bool):
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, np.number)):
         raise TypeError(f"timeout must be a number of seconds, or None, not {timeout!r} ({type(timeout).__name__})")
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, or None for no limit, not {timeout!r}")
@@ -246,7 +252,9 @@ def _look(engine: Engine, name: str, index: int) -> tuple[str, int | None]:
     return node.state.value, node.pids[index] if index < len(node.pids) else None
 
 
-def _close(engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
+def _close(owner: int, engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
+    if os.getpid() != owner:
+        return  # a fork of the program ends; its threads and workers are its parent's
     engine.say_goodbye()
     for name in nodes:
         engine.wait_for_bye(name, STOP_TIMEOUT)

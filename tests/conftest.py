@@ -62,9 +62,7 @@ def _left_nothing() -> Iterator[None]:
     while True:
         left_processes = [process for process in map(Process, sorted(_pids() - processes)) if process.ours]
         left_threads = [thread for thread in threading.enumerate() if thread not in threads | _told]
-        left_files = [
-            path for path in _files() if path not in files | _told and not _held_by_a_stranger(path)
-        ]
+        left_files = [path for path in _files() if path not in files | _told and not _held_by_a_stranger(path)]
         if not (left_processes or left_threads or left_files):
             return
         if time.monotonic() > deadline:
@@ -75,8 +73,7 @@ def _left_nothing() -> Iterator[None]:
     lines += [f"  process {process}" for process in left_processes]
     lines += [f"  thread {thread.name!r}\n{_stack(thread)}" for thread in left_threads]
     lines += [
-        f"  {'socket' if path.is_socket() else 'folder' if path.is_dir() else 'file'} {path}"
-        for path in left_files
+        f"  {'socket' if path.is_socket() else 'folder' if path.is_dir() else 'file'} {path}" for path in left_files
     ]
     for process in left_processes:
         process.kill()
@@ -108,9 +105,7 @@ class Process:
             descriptors = [self._link(f"fd/{fd}") for fd in os.listdir(self._proc / "fd")]
         except OSError:
             descriptors = []
-        return any(
-            str(path) in text for text in (self.command, self._link("cwd"), self._read("maps"), *descriptors)
-        )
+        return any(str(path) in text for text in (self.command, self._link("cwd"), self._read("maps"), *descriptors))
 
     def kill(self) -> None:
         try:

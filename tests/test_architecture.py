@@ -21,14 +21,17 @@ STANDARD = sys.stdlib_module_names
 # source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) apart.
 GROUND = {"qjam.errors", "qjam_worker.wire", "qjam_worker.codec", "qjam_worker.reducing"}
 DATA = {"qjam.dataset", "qjam.hosts"}
-DECISIONS = {"qjam.dispatch", "qjam.source"}
+DECISIONS = {"qjam.dispatch", "qjam.states", "qjam.commands", "qjam.transfers", "qjam.source"}
 ALLOWED = {
     "qjam.errors": set[str](),
     "qjam.output": set[str](),
     "qjam.hosts": GROUND,
     "qjam.dataset": GROUND,
     "qjam.source": GROUND | DATA,
-    "qjam.dispatch": GROUND | DATA,
+    "qjam.states": GROUND,
+    "qjam.commands": GROUND,
+    "qjam.transfers": GROUND | {"qjam.commands"},
+    "qjam.dispatch": GROUND | DATA | {"qjam.states", "qjam.commands", "qjam.transfers"},
     "qjam.engine": GROUND | DATA | DECISIONS | {"qjam_worker.link"},
     "qjam.launch": GROUND | DATA | DECISIONS | {"qjam_worker"},  # it starts the bundle
     "qjam.master": GROUND | DATA | DECISIONS | {"qjam.engine", "qjam.launch", "qjam.output"},
@@ -113,9 +116,7 @@ def wrong_arrows(name: str, path: Path) -> list[str]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_run_in_one_direction(name: str) -> None:
-    assert name.startswith("qjam_worker") or room(name) in ALLOWED, (
-        f"{name} has no place in the order of imports"
-    )
+    assert name.startswith("qjam_worker") or room(name) in ALLOWED, f"{name} has no place in the order of imports"
     assert wrong_arrows(name, MODULES[name]) == []
 
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import zmq
 
-from qjam.dispatch import Chunk, JobSpec, Load, NodeState
+from qjam.commands import Chunk, Load
+from qjam.dispatch import JobSpec
 from qjam.engine import Blob, Engine, Pending
+from qjam.states import NodeState
 from qjam_worker import codec, wire
 from qjam_worker.node import Node
 from qjam_worker.wire import Kind

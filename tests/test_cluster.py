@@ -16,20 +16,10 @@ from typing import Any
 import pytest
 from simulated_node import Message, SimNode, joined, mapped
 
-from qjam.dispatch import (
-    CHUNK,
-    Chunk,
-    Command,
-    Dispatch,
-    Done,
-    Fail,
-    Failure,
-    JobSpec,
-    Load,
-    NodeState,
-    Send,
-    Unload,
-)
+from qjam.commands import Chunk, Command, Done, Fail, Failure, Load, Send, Unload
+from qjam.dispatch import Dispatch, JobSpec
+from qjam.states import NodeState
+from qjam.transfers import CHUNK
 from qjam_worker.reducing import Tree
 from qjam_worker.wire import Kind
 

@@ -301,9 +301,7 @@ PICKLED = [
 
 
 @pytest.mark.parametrize("value", PICKLED, ids=lambda value: repr(value)[:30])
-@pytest.mark.parametrize(
-    "wrap", [lambda v: v, lambda v: [1, v], lambda v: (v, {"k": v})], ids=["bare", "list", "deep"]
-)
+@pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [1, v], lambda v: (v, {"k": v})], ids=["bare", "list", "deep"])
 def test_anything_that_can_be_pickled_comes_back(value: Any, wrap: Callable[[Any], Any]) -> None:
     assert not encode(wrap(value)).plain
     for inline in (0, 1024):
@@ -757,9 +755,7 @@ def test_what_is_not_bytes_is_refused() -> None:
 
 
 def array_ext(token: bytes, *shape: int, place: int = 0, data: bytes = b"", ndim: int | None = None) -> bytes:
-    layout = struct.pack(
-        f"<BBII{len(shape)}Q", len(shape) if ndim is None else ndim, 0, len(token), place, *shape
-    )
+    layout = struct.pack(f"<BBII{len(shape)}Q", len(shape) if ndim is None else ndim, 0, len(token), place, *shape)
     return msgpack.packb(msgpack.ExtType(codec._ARRAY, layout + token + data))
 
 

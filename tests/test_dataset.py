@@ -120,9 +120,7 @@ def test_binding_twice_gives_the_same_object_and_keeps_its_hashes() -> None:
     assert made.bind(2).hash_list() == DataSet(MATRIX).bind(2).hash_list()
 
 
-@pytest.mark.parametrize(
-    ("slices", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)]
-)
+@pytest.mark.parametrize(("slices", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)])
 def test_bind_takes_a_number_of_slices(slices: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="slices must be an int of at least 1"):
         DataSet([1, 2]).bind(slices)
@@ -347,9 +345,7 @@ def test_other_types_dtypes_shapes_orders_or_bytes_have_other_hashes() -> None:
 
 
 @given(st.lists(st.floats(allow_nan=False), min_size=1, max_size=300), st.data())
-def test_a_change_of_one_element_changes_the_hash_of_its_slice_alone(
-    values: list[float], data: st.DataObject
-) -> None:
+def test_a_change_of_one_element_changes_the_hash_of_its_slice_alone(values: list[float], data: st.DataObject) -> None:
     array = np.array(values)
     before = DataSet(array, slice_size=40).hash_list()
     place = data.draw(st.integers(0, len(values) - 1))
@@ -429,9 +425,7 @@ def test_threads_that_hash_at_once_all_find_every_slice() -> None:
 
     def work() -> None:
         together.wait(10)
-        if made.hash_list() != right or [made.slice_from_hash(h) for h in right] != [
-            [i] for i in range(2000)
-        ]:
+        if made.hash_list() != right or [made.slice_from_hash(h) for h in right] != [[i] for i in range(2000)]:
             wrong.append(made)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -499,9 +493,7 @@ def test_what_chunks_gives_is_checked(chunks: Any, error: type[Exception], said:
         DataSet(Odd())
 
 
-@pytest.mark.parametrize(
-    "made", [DataSet([1, 2, 3]).bind(2), DataSet(MATRIX, slice_size=3), Lines(3), Squares()]
-)
+@pytest.mark.parametrize("made", [DataSet([1, 2, 3]).bind(2), DataSet(MATRIX, slice_size=3), Lines(3), Squares()])
 def test_a_data_set_can_be_pickled(made: BaseDataSet) -> None:
     hashes = made.hash_list()
     assert pickle.loads(pickle.dumps(made)).hash_list() == hashes
@@ -551,9 +543,7 @@ def test_slices_of_a_file_are_read_only(file: Path) -> None:
         NumpyMatrixFileDataSet(file)[0][0, 0] = 1
 
 
-def test_a_file_is_found_again_after_the_program_went_elsewhere(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_found_again_after_the_program_went_elsewhere(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     made = NumpyMatrixFileDataSet(file.name)
     monkeypatch.chdir("/")
@@ -585,9 +575,7 @@ def test_a_npy_file_keeps_its_dtype_and_is_known_by_content_and_not_by_name(tmp_
 
 
 @pytest.mark.parametrize("kind", ["text", "npy"])
-def test_neither_the_pass_over_a_file_nor_a_slice_takes_memory_for_the_whole_matrix(
-    tmp_path: Path, kind: str
-) -> None:
+def test_neither_the_pass_over_a_file_nor_a_slice_takes_memory_for_the_whole_matrix(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "x"
     if kind == "npy":
         with open(file, "wb") as out:
@@ -694,9 +682,7 @@ def test_rows_of_another_length_are_an_error_that_names_them(tmp_path: Path) -> 
         (np.array([None, 1]), "cannot be mapped as an array: .*Python objects"),
     ],
 )
-def test_a_npy_file_that_is_no_matrix_is_an_error_at_once(
-    tmp_path: Path, array: np.ndarray, said: str
-) -> None:
+def test_a_npy_file_that_is_no_matrix_is_an_error_at_once(tmp_path: Path, array: np.ndarray, said: str) -> None:
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(ValueError, match=said):
         NumpyMatrixFileDataSet(tmp_path / "x.npy")
@@ -765,12 +751,8 @@ class Tensor:
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
-def test_other_data_is_a_type_error_that_says_what_is_accepted_and_what_was_meant(
-    data: Any, said: str
-) -> None:
-    with pytest.raises(
-        TypeError, match=f"^data must be a list, a tuple, a range, a numpy array.* not {said}"
-    ):
+def test_other_data_is_a_type_error_that_says_what_is_accepted_and_what_was_meant(data: Any, said: str) -> None:
+    with pytest.raises(TypeError, match=f"^data must be a list, a tuple, a range, a numpy array.* not {said}"):
         DataSet(data)
 
 
@@ -784,9 +766,7 @@ def test_a_0_d_array_has_no_rows_and_a_1_d_array_no_columns() -> None:
 @pytest.mark.parametrize("data", [[], (), range(0), np.zeros(0), np.zeros((0, 5))])
 @pytest.mark.parametrize("slice_size", [None, 4])
 def test_empty_data_is_an_error_that_says_why_and_what_to_do(data: Any, slice_size: int | None) -> None:
-    with pytest.raises(
-        ValueError, match=r"^data is empty, so there is nothing to map over.* once on each worker"
-    ):
+    with pytest.raises(ValueError, match=r"^data is empty, so there is nothing to map over.* once on each worker"):
         DataSet(data, slice_size=slice_size)
 
 
@@ -807,9 +787,7 @@ def test_no_columns_are_empty_data() -> None:
         (np.True_, TypeError),
     ],
 )
-def test_a_slice_size_is_an_int_of_at_least_1_or_none(
-    data: Any, slice_size: Any, error: type[Exception]
-) -> None:
+def test_a_slice_size_is_an_int_of_at_least_1_or_none(data: Any, slice_size: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match=r"^slice_size must be an int of at least 1 or None, not "):
         DataSet(data, slice_size=slice_size)
 

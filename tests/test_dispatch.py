@@ -7,28 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from qjam import dispatch
-from qjam.dispatch import (
-    CHUNK,
-    DONE,
-    FAILED,
-    NODE_TRANSITIONS,
-    POISON,
-    QUEUED,
-    SENT,
-    SLICE_TRANSITIONS,
-    Chunk,
-    Command,
-    Dispatch,
-    Done,
-    Fail,
-    Failure,
-    JobSpec,
-    Load,
-    NodeState,
-    Send,
-    Unload,
-)
+from qjam import dispatch, transfers
+from qjam.commands import Chunk, Command, Done, Fail, Failure, Load, Send, Unload
+from qjam.dispatch import POISON, Dispatch, JobSpec
+from qjam.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
+from qjam.transfers import CHUNK
 from qjam_worker.wire import Kind
 
 MIB = 1024 * 1024
@@ -659,19 +642,19 @@ def test_a_loaded_ref_goes_out_whole_and_the_next_is_loaded() -> None:
 
 
 def test_small_refs_are_loaded_ahead_but_not_too_many() -> None:
-    refs = [f"job-{index}" for index in range(3 * dispatch.AHEAD)]
+    refs = [f"job-{index}" for index in range(3 * transfers.AHEAD)]
     to = waiting(*refs, credit=0)
     loaded = 0
     loads = [Load("a", 1, refs[0])]
     while loads:
         loaded += len(loads)
         loads = [load for ref in loads for load in to.on_loaded("a", ref.ref, 10) if isinstance(load, Load)]
-    assert loaded == dispatch.AHEAD
+    assert loaded == transfers.AHEAD
 
 
 def test_nothing_is_loaded_behind_a_large_ref_that_waits_for_credit() -> None:
     to = waiting("job-0", "job-1", credit=0)
-    assert to.on_loaded("a", "job-0", dispatch.AHEAD_BYTES) == []
+    assert to.on_loaded("a", "job-0", transfers.AHEAD_BYTES) == []
 
 
 def test_refs_go_out_in_the_order_in_which_they_were_asked_for() -> None:

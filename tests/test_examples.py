@@ -63,9 +63,7 @@ def test_sum_matrix_example_ends_with_the_sum(hosts):
 
 def test_sum_matrix_example_takes_a_size_and_runs_from_any_folder(tmp_path):
     program = str(CHECKOUT / "bin/sum-matrix-example.py")
-    assert (
-        last_line(output(program, "--size", "3", "local*2", cwd=tmp_path)) == "Computed element sum of X = 45"
-    )
+    assert last_line(output(program, "--size", "3", "local*2", cwd=tmp_path)) == "Computed element sum of X = 45"
 
 
 @pytest.mark.parametrize("wrong", [["--size", "0"], ["local*0"]])
@@ -149,9 +147,7 @@ def test_programs_run_from_a_checkout_where_qjam_is_not_installed(tmp_path):
     base = Path(sys.base_prefix, "bin", "python3")
     for program in (["bin/sum-matrix-example.py", "local"], [QJAM_RUN, "-h"]):
         command = [str(base), str(CHECKOUT / program[0]), *program[1:]]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 
@@ -191,9 +187,7 @@ def test_newton_sqrt_wants_a_number_above_zero(number):
 def test_char_count_counts_letters_in_either_case(tmp_path):
     text = tmp_path / "text"
     text.write_text("Quick quick\nQUIZ?\n\n" * 50 + "\xe9\n", encoding="utf-8")
-    counts = dict(
-        line.split("\t") for line in output("examples/char_count.py", str(text), "local*2").splitlines()
-    )
+    counts = dict(line.split("\t") for line in output("examples/char_count.py", str(text), "local*2").splitlines())
     assert len(counts) == 26
     assert counts["q"] == "150"
     assert counts["k"] == "100"
@@ -287,9 +281,7 @@ def test_sparse_autoencoder_learns_and_compares_and_draws(tmp_path):
         pytest.importorskip(needed)
     picture = tmp_path / "learned.png"
     program = str(CHECKOUT / "examples/sparse_autoencoder.py")
-    text = output(
-        program, "local*2", "--patches", "600", "--iterations", "20", "--output", "learned.png", cwd=tmp_path
-    )
+    text = output(program, "local*2", "--patches", "600", "--iterations", "20", "--output", "learned.png", cwd=tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG")
     costs = [float(line.split("cost")[1].split()[0]) for line in text.splitlines() if "iterations/s" in line]
     assert len(costs) == 4  # iterations 10 and 20, with the workers and without

@@ -35,9 +35,7 @@ def test_a_host_is_user_host_port_and_workers(text: str, spec: HostSpec) -> None
     assert str(spec) == text
 
 
-@pytest.mark.parametrize(
-    ("text", "address"), [("a*3", "a"), ("u@a:22*3", "u@a:22"), ("u@[::1]:22*auto", "u@[::1]:22")]
-)
+@pytest.mark.parametrize(("text", "address"), [("a*3", "a"), ("u@a:22*3", "u@a:22"), ("u@[::1]:22*auto", "u@[::1]:22")])
 def test_the_address_is_the_host_without_its_workers(text: str, address: str) -> None:
     assert parse(text).address == address
 
@@ -196,9 +194,7 @@ def test_usable_cores_are_those_that_this_process_may_use() -> None:
     assert 1 <= hosts.usable_cores() <= (os.cpu_count() or 1)
 
 
-@pytest.mark.skipif(
-    not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores"
-)
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
 def test_usable_cores_follow_the_affinity_of_the_process() -> None:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})

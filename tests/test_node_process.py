@@ -1,4 +1,4 @@
-"""Nodes in processes of their own, over ipc: what a remote host will run, two of them, and what happens when one dies."""
+"""Nodes in processes of their own, over ipc, as a remote host will run them: two at once, and when one dies."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import zmq
 from processes import all_end, descendants
 
 from qjam import DataSet
-from qjam.dispatch import JobSpec, NodeState
+from qjam.dispatch import JobSpec
 from qjam.engine import Engine, Pending
 from qjam.source import Sources
+from qjam.states import NodeState
 from qjam_worker import codec
 from qjam_worker.reducing import Tree
 

@@ -19,10 +19,7 @@ TASK = {"job": 1, "round": 2, "indices": [0, 1, 5]}
 
 
 def sample(kind: Kind) -> dict[str, Any]:
-    return {
-        name: SAMPLES[types[0] if isinstance(types, tuple) else types]
-        for name, types in REQUIRED[kind].items()
-    }
+    return {name: SAMPLES[types[0] if isinstance(types, tuple) else types] for name, types in REQUIRED[kind].items()}
 
 
 def sealed(kind: int, header: bytes, buffers: tuple[bytes, ...] = (), count: int | None = None) -> list[Any]:
@@ -113,9 +110,7 @@ def test_a_header_that_holds_itself_is_the_senders_error() -> None:
 # ---- frames that are no message ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "header", [b"", b"\xc1", b"\x81", b"\x90", b"\xa1t", b"\x81\x90\x01", b"\xdd\xff\xff\xff\xff"]
-)
+@pytest.mark.parametrize("header", [b"", b"\xc1", b"\x81", b"\x90", b"\xa1t", b"\x81\x90\x01", b"\xdd\xff\xff\xff\xff"])
 def test_a_header_that_is_no_dict_in_msgpack_is_refused(header: bytes) -> None:
     with pytest.raises(WireError):
         unpack(sealed(Kind.PING, header))
@@ -136,9 +131,7 @@ def test_another_version_is_told_with_both_numbers_and_what_to_do() -> None:
             unpack(other)
 
 
-@pytest.mark.parametrize(
-    "frames", [[], [b""], [b"qjam"], [b"", b""], [b"GET / HTTP/1.1", b""], [b"qjam\x01", b"\x80"]]
-)
+@pytest.mark.parametrize("frames", [[], [b""], [b"qjam"], [b"", b""], [b"GET / HTTP/1.1", b""], [b"qjam\x01", b"\x80"]])
 def test_what_never_was_a_message_is_refused(frames: list[bytes]) -> None:
     with pytest.raises(WireError):
         unpack(frames)
@@ -223,9 +216,7 @@ def test_a_frame_of_one_message_in_another_is_seen() -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_fuzzed_frames_give_a_message_or_a_wire_error(data: st.DataObject) -> None:
-    frames = [
-        bytearray(frame) for frame in pack(Kind.RESULT, {"round": 1, "roots": [[0, 4]]}, [b"abc", b"defgh"])
-    ]
+    frames = [bytearray(frame) for frame in pack(Kind.RESULT, {"round": 1, "roots": [[0, 4]]}, [b"abc", b"defgh"])]
     for _ in range(data.draw(st.integers(1, 4))):
         which = data.draw(st.integers(0, len(frames) - 1))
         lo, hi = sorted(data.draw(st.tuples(*[st.integers(0, len(frames[which]))] * 2)))

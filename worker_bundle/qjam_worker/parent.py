@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Container
 from typing import NoReturn
 
 from .store import Files
@@ -25,6 +27,8 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
     """Serve fork requests on a socket until its other end closes; then kill the workers and remove their files."""
     control = socket.socket(fileno=control_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of the workers become children of ours
     files = Files(directories)
     locks = files.lock()
     workers: dict[int, int] = {}  # pid -> worker
@@ -37,8 +41,8 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
         sys.stderr.flush()
         for pid in workers:
             _kill_group(pid)
-        for pid in workers:
-            os.waitpid(pid, 0)
+        while _kill_children():
+            os.waitpid(-1, 0)
         files.remove()
         os._exit(0)
 
@@ -95,12 +99,18 @@ def _tell(control: socket.socket, what: int, worker: int, pid: int, status: int)
 
 
 def _reap(control: socket.socket, workers: dict[int, int]) -> None:
-    while workers:
-        pid, status = os.waitpid(-1, os.WNOHANG)
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
         if pid == 0:
             return
-        worker = workers.pop(pid)
-        _kill_group(pid)  # what the worker's code has started goes with it
+        worker = workers.pop(pid, None)
+        if worker is None:
+            continue  # an orphan that was killed below
+        _kill_group(pid)  # what the worker's code has started goes with it,
+        _kill_children(workers)  # also what has left the group: it has become a child of ours
         _tell(control, EXITED, worker, pid, status)
 
 
@@ -109,6 +119,20 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
+
+
+def _kill_children(spared: Container[int] = ()) -> bool:
+    """Kill the children of this process, which adopts the orphans of its workers; False when there are none."""
+    me = os.getpid()
+    try:
+        with open(f"/proc/{me}/task/{me}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+    except OSError:  # not Linux
+        return False
+    for pid in children:
+        if pid not in spared:
+            os.kill(pid, signal.SIGKILL)
+    return bool(children)
 
 
 def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:

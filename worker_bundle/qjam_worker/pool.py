@@ -213,6 +213,7 @@ class Pool:
         for message in messages:
             if message["op"] == "ready":
                 worker.ready = True
+                worker.pid = message["pid"]  # the parent's news of it may come later
                 worker.failures = 0
                 if self._announced:
                     self.events.on_worker_replaced(worker)

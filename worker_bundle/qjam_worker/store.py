@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple, Optional
@@ -17,6 +18,8 @@ PREFIX = "qjam-"
 SHARED_MEMORY = "/dev/shm"
 # Left free in /dev/shm for other programs: the doorbell of "no room" must ring before theirs does.
 MARGIN = 4 * 1024 * 1024
+# Seconds for which a directory that nobody has locked yet is taken for one that is just being made.
+BEING_MADE = 60.0
 
 
 class NoRoom(OSError):
@@ -107,8 +110,8 @@ def sweep(base: str) -> None:
         path = os.path.join(base, name)
         if not name.startswith(prefix) or not _is_ours(path):
             continue
-        if not os.path.exists(os.path.join(path, "lock")):
-            continue  # being made right now
+        if not os.path.exists(os.path.join(path, "lock")) and time.time() - os.stat(path).st_mtime < BEING_MADE:
+            continue
         lock = _lock(path)
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import importlib
 import io
@@ -26,6 +27,9 @@ from .store import Files, map_file
 # A value of at most this size is copied through a slot that is used again and again; a larger one gets a file of
 # its own, which user code may hold on to. 256 KiB: a copy takes about 25 us, making and mapping a file about 60.
 SLOT = 256 * 1024
+
+# Copies of the standard streams get numbers from here on, which user code does not close by accident.
+SPARE_FDS = 200
 
 # A worker's status page, 64-bit words: what it runs (0: nothing), at which slice, and what it shall stop.
 RUNNING, SLICE, CANCELLED = range(3)
@@ -60,6 +64,7 @@ def _settle(out: int, err: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for fd, target in ((null, 0), (out, 1), (err, 2)):
         os.dup2(fd, target)
+        _spare[target] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SPARE_FDS)
         os.close(fd)
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout, sys.stderr = (_text_stream(fd) for fd in (1, 2))
@@ -77,6 +82,18 @@ def flush_streams() -> None:
             stream.flush()
         except Exception:  # noqa: BLE001, S110  closed, None, or an object of the user's
             pass
+
+
+_spare: dict[int, int] = {}  # copies of file descriptors 0, 1 and 2, out of harm's way
+
+
+def restore_streams() -> None:
+    """Open again what user code has closed, before a file of ours gets the number and is printed into."""
+    for fd, spare in _spare.items():
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.dup2(spare, fd)
 
 
 def _text_stream(fd: int) -> io.TextIOWrapper:
@@ -132,7 +149,7 @@ class Worker:
 
     def serve(self) -> int:
         signal.signal(signal.SIGINT, self._on_interrupt)
-        self.channel.send({"op": "ready"})
+        self.channel.send({"op": "ready", "pid": os.getpid()})
         try:
             while True:
                 message = self.channel.wait()
@@ -186,6 +203,7 @@ class Worker:
             else:
                 answer = {"op": "error", "seq": seq, "slice": status[SLICE], **describe(error)}
         flush_streams()
+        restore_streams()
         status[RUNNING] = 0
         self.channel.send(answer)
 
