@@ -1,7 +1,6 @@
 """Map a function over data that stays cached on your machines, reduce the results, send only what changes."""
 
 from .dataset import BaseDataSet, DataSet, ListDataSet, NumpyMatrixDataSet, NumpyMatrixFileDataSet
-from .engine import Stats
 from .errors import (
     BootstrapError,
     MasterClosed,
@@ -13,6 +12,7 @@ from .errors import (
 )
 from .hosts import HostSpec
 from .master import Master, RemoteWorker
+from .pending import Stats
 
 __all__ = [
     "BaseDataSet",

@@ -3,59 +3,30 @@
 from __future__ import annotations
 
 import os
-import queue
 import selectors
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any, Protocol
 
 import zmq
 
-from qjam_worker import codec, wire
+from qjam_worker import flat, wire
 from qjam_worker.link import Link
 from qjam_worker.wire import Kind
 
 from .commands import Chunk, Command, Done, Fail, Failure, Load, Send, Unload
-from .dispatch import Dispatch, JobSpec
+from .dispatch import Dispatch
+from .loading import Blob, Loader
+from .pending import Pending, Stats
 from .states import NodeState
 
 # Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
 PARAMS_INLINE = 4 * 1024 * 1024
 
-Roots = list[tuple[tuple[int, int], list[Any]]]
 OnPrint = Callable[[str, str, int, int, bytes], None]  # node, host, worker, stream, data
-
-
-class SliceSource(Protocol):
-    """A data set, as far as the engine needs it."""
-
-    def slice_from_hash(self, hash: str) -> Any: ...
-
-
-@dataclass
-class Stats:
-    """Figures since the master was made; bytes are payload, without headers.
-
-    Attributes:
-        rounds: rounds that gave a result.
-        failed_rounds: rounds that ended with an exception, cancelled ones included.
-        params_sent, dataset_sent, code_sent: bytes to all nodes.
-        results_received, output_received: bytes from all nodes (results, what user code printed).
-        resent_slices: slices that were given out again because a worker or node was lost.
-    """
-
-    rounds: int = 0
-    failed_rounds: int = 0
-    params_sent: int = 0
-    dataset_sent: int = 0
-    code_sent: int = 0
-    results_received: int = 0
-    output_received: int = 0
-    resent_slices: int = 0
 
 
 class Guest(Protocol):
@@ -68,63 +39,6 @@ class Guest(Protocol):
     def fileno(self) -> int: ...
     def next_deadline(self) -> float | None: ...
     def close(self) -> None: ...
-
-
-class Pending:
-    """A round on its way. `wait` blocks until it is over; then `roots` or `failure` is set."""
-
-    def __init__(
-        self,
-        spec: JobSpec,
-        code: bytes | None,
-        params: codec.Encoded,
-        dataset: SliceSource | None,
-        deadline: float | None,
-        on_end: Callable[[Pending], None] | None = None,
-    ) -> None:
-        self.spec = spec
-        self.code = code
-        self.params = params
-        self.dataset = dataset
-        self.deadline = deadline
-        self.number = 0
-        self.roots: Roots | None = None
-        self.failure: Failure | None = None
-        self._on_end = on_end
-        self._over = threading.Lock()  # a bare lock wakes its waiter faster than an Event does
-        self._over.acquire()
-
-    def wait(self) -> None:
-        """Block until the round is over. A signal handler's exception (Ctrl-C) comes through."""
-        self._over.acquire()
-        self._over.release()
-
-    def end(self, roots: Roots | None, failure: Failure | None) -> None:
-        """Called by the engine; what comes after the first end is ignored."""
-        if self.roots is not None or self.failure is not None:
-            return
-        self.roots, self.failure = roots, failure
-        self._over.release()
-        if self._on_end is not None:
-            self._on_end(self)
-
-
-class Blob:
-    """The flat form of a value as the segments that it is made of, the large ones still in the user's memory."""
-
-    def __init__(self, segments: list[Any]) -> None:
-        self._segments = [memoryview(segment).cast("B") for segment in segments]
-        self._starts = [0, *accumulate(len(segment) for segment in self._segments)]
-        self.size = self._starts[-1]
-
-    def range(self, offset: int, size: int) -> list[memoryview]:
-        """The bytes [offset, offset + size) as views."""
-        end = offset + size
-        return [
-            segment[max(0, offset - start) : end - start]
-            for start, segment in zip(self._starts, self._segments, strict=False)
-            if start < end and start + len(segment) > offset
-        ]
 
 
 @dataclass
@@ -144,7 +58,6 @@ class Engine:
         self.endpoint = endpoint
         self.stats = Stats()
         self._on_print: OnPrint = lambda *_: None
-        self._find_module = find_module
         self._dispatch = Dispatch()
         self._nodes: dict[str, _Node] = {}
         self._guests: dict[str, Guest] = {}
@@ -165,9 +78,7 @@ class Engine:
         router.bind(endpoint)
         self._router = Link(router)
         self._selector = selectors.DefaultSelector()
-        # Slices, code and modules are read here: data sets may run user code, and the loop never does.
-        self._loads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._loader = threading.Thread(target=self._run_loads, name="qjam-load", daemon=True)
+        self._loader = Loader(find_module)
         self._commands: deque[Command] = deque()
         self._acting = False
         self._stopped = False
@@ -277,9 +188,8 @@ class Engine:
             self._stopped = True
 
         self._post(stop)
-        self._loads.put(None)
         self._thread.join()
-        self._loader.join()
+        self._loader.stop()
         self._router.socket.close()
         self.context.term()
         os.close(self._wake_read)
@@ -369,10 +279,6 @@ class Engine:
                 return
             self._on_frames(frames)
 
-    def _run_loads(self) -> None:
-        while (load := self._loads.get()) is not None:
-            load()
-
     def _act(self, commands: list[Command]) -> None:
         """Carry commands out in the order in which they were decided: those that follow from carrying one out (a node
         is found to be gone) come after the rest of it.
@@ -440,7 +346,7 @@ class Engine:
 
     def _submit(self, pending: Pending) -> None:
         self._pending[pending.number] = pending
-        large = codec.flat_size(pending.params) > PARAMS_INLINE
+        large = flat.size(pending.params) > PARAMS_INLINE
         ref = f"params:{pending.number}" if large else None
         frames = () if large else (pending.params.header, *pending.params.buffers)
         self._act(self._dispatch.on_submit(pending.number, pending.spec, frames, ref, pending.deadline))
@@ -462,31 +368,16 @@ class Engine:
             guest.stir()
 
     def _load(self, command: Load) -> None:
-        pending = self._pending.get(command.round)
+        node, ref = command.node, command.ref
 
-        def load() -> None:
-            try:
-                blob = self._blob(command.ref, pending)
-            except Exception as error:  # noqa: BLE001  user code: a data set's slice()
-                failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
-                self._post(lambda: self._act(self._dispatch.on_load_failed(command.node, command.ref, failure)))
-            else:
-                self._post(lambda: self._loaded(command, blob))
+        def failed(error: Exception) -> None:
+            failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
+            self._post(lambda: self._act(self._dispatch.on_load_failed(node, ref, failure)))
 
-        self._loads.put(load)
+        def done(blob: Blob) -> None:
+            self._post(lambda: self._loaded(command, blob))
 
-    def _blob(self, ref: str, pending: Pending | None) -> Blob:
-        kind, _, rest = ref.partition(":")
-        if kind == "module":
-            return Blob([self._find_module(rest.partition(":")[2])])
-        if pending is None:
-            raise LookupError(f"{ref} is wanted for a round that is over")
-        if kind == "params":
-            return Blob(codec.flat_segments(pending.params))
-        if kind == "code" and pending.code is not None:
-            return Blob([pending.code])
-        assert pending.dataset is not None
-        return Blob(codec.flat_segments(codec.encode(pending.dataset.slice_from_hash(ref))))
+        self._loader.load(ref, self._pending.get(command.round), done, failed)
 
     def _loaded(self, command: Load, blob: Blob) -> None:
         self._nodes[command.node].blobs[command.ref] = blob

@@ -24,11 +24,12 @@ from qjam_worker.reducing import Tree, default_reduce
 from .commands import Failure
 from .dataset import BaseDataSet, DataSet
 from .dispatch import JobSpec
-from .engine import Engine, Pending, Roots, Stats
+from .engine import Engine
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve, usable_cores
 from .launch import local
 from .output import Printer
+from .pending import Pending, Roots, Stats
 from .source import Entry, Sources
 from .states import NodeState
 

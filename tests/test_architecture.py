@@ -19,7 +19,7 @@ STANDARD = sys.stdlib_module_names
 #   bin, examples -> master -> {launch | engine} -> dispatch -> {dataset, hosts}
 #   -> errors, qjam_worker.{wire, codec, reducing}
 # source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) apart.
-GROUND = {"qjam.errors", "qjam_worker.wire", "qjam_worker.codec", "qjam_worker.reducing"}
+GROUND = {"qjam.errors", "qjam_worker.wire", "qjam_worker.codec", "qjam_worker.flat", "qjam_worker.reducing"}
 DATA = {"qjam.dataset", "qjam.hosts"}
 DECISIONS = {"qjam.dispatch", "qjam.states", "qjam.commands", "qjam.transfers", "qjam.source"}
 ALLOWED = {
@@ -32,10 +32,12 @@ ALLOWED = {
     "qjam.commands": GROUND,
     "qjam.transfers": GROUND | {"qjam.commands"},
     "qjam.dispatch": GROUND | DATA | {"qjam.states", "qjam.commands", "qjam.transfers"},
-    "qjam.engine": GROUND | DATA | DECISIONS | {"qjam_worker.link"},
+    "qjam.pending": GROUND | {"qjam.commands", "qjam.dispatch"},
+    "qjam.loading": GROUND | {"qjam.pending"},
+    "qjam.engine": GROUND | {"qjam.pending", "qjam.loading"} | DATA | DECISIONS | {"qjam_worker.link"},
     "qjam.launch": GROUND | DATA | DECISIONS | {"qjam_worker"},  # it starts the bundle
-    "qjam.master": GROUND | DATA | DECISIONS | {"qjam.engine", "qjam.launch", "qjam.output"},
-    "qjam": GROUND | DATA | {"qjam.engine", "qjam.master"},  # the face: names alone
+    "qjam.master": GROUND | {"qjam.pending"} | DATA | DECISIONS | {"qjam.engine", "qjam.launch", "qjam.output"},
+    "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
 }
 THIRD_PARTY = {
     "qjam": {"cloudpickle", "msgpack", "numpy", "paramiko", "xxhash", "zmq"},

@@ -12,7 +12,9 @@ import zmq
 
 from qjam.commands import Chunk, Load
 from qjam.dispatch import JobSpec
-from qjam.engine import Blob, Engine, Pending
+from qjam.engine import Engine
+from qjam.loading import Blob
+from qjam.pending import Pending
 from qjam.states import NodeState
 from qjam_worker import codec, wire
 from qjam_worker.node import Node

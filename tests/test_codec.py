@@ -28,7 +28,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from qjam_worker import codec
-from qjam_worker.codec import CodecError, decode, encode, flat_segments, flat_size, read_flat, write_flat
+from qjam_worker.codec import CodecError, decode, encode
+from qjam_worker.flat import read as read_flat
+from qjam_worker.flat import segments as flat_segments
+from qjam_worker.flat import size as flat_size
+from qjam_worker.flat import write as write_flat
 
 
 class Colour(enum.Enum):

@@ -19,10 +19,11 @@ from processes import all_end, descendants
 
 from qjam import DataSet
 from qjam.dispatch import JobSpec
-from qjam.engine import Engine, Pending
+from qjam.engine import Engine
+from qjam.pending import Pending
 from qjam.source import Sources
 from qjam.states import NodeState
-from qjam_worker import codec
+from qjam_worker import codec, flat
 from qjam_worker.reducing import Tree
 
 START_S = 30.0
@@ -119,7 +120,7 @@ def test_each_node_gets_its_own_slices_once() -> None:
         for _ in range(3):
             made.result(made.submit(usercode.add_up, 1, DATA), lambda a, b: a + b)
         sent = made.engine.stats.dataset_sent
-    assert sent == sum(codec.flat_size(DATA.slice_data(i)) for i in range(len(DATA)))
+    assert sent == sum(flat.size(DATA.slice_data(i)) for i in range(len(DATA)))
 
 
 def test_without_data_every_worker_of_every_node_runs_once() -> None:

@@ -144,7 +144,7 @@ def _decode_lone(header: Buffer, buffers: Sequence[Buffer], copy: bool) -> Any:
     if known is None:
         return None
     dtype, shape, size = known
-    view = _bytes_view(buffers[0])
+    view = bytes_view(buffers[0])
     if len(view) != size:
         return None
     array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, view)
@@ -403,7 +403,7 @@ def _decode_any(header: Buffer, buffers: Sequence[Buffer], copy: bool, allow_pic
     lone = len(buffers) == 1
     if lone and (array := _decode_lone(header, buffers, copy)) is not None:
         return array
-    value = _decode(memoryview(header), [_bytes_view(buffer) for buffer in buffers], copy, allow_pickle)
+    value = _decode(memoryview(header), [bytes_view(buffer) for buffer in buffers], copy, allow_pickle)
     if lone and type(value) is np.ndarray and id(value.dtype) in _LONE and value.flags.c_contiguous:
         _remember(bytes(header), value)
     return value
@@ -414,7 +414,8 @@ def _remember(header: bytes, value: np.ndarray[Any, Any]) -> None:
         _lone_arrays[header] = value.dtype, value.shape, value.nbytes
 
 
-def _bytes_view(buffer: Buffer) -> memoryview:
+def bytes_view(buffer: Buffer) -> memoryview:
+    """A read-only view of the bytes of a buffer."""
     view = memoryview(buffer)
     if view.ndim != 1 or view.format != "B":
         view = view.cast("B")
@@ -551,83 +552,3 @@ class _Decoder:
         if type(item) not in _NATIVE:
             raise CodecError(f"a set has a {type(item).__name__} where bytes should be")
         return item
-
-
-# ---- the flat form: one value in one piece of memory ------------------------------------------------------
-
-_ALIGN = 64  # a cache line, and what numpy's fastest loops ask for
-_FLAT = struct.Struct("<4sIQ")  # magic, number of buffers, size of the header; then the size of each buffer
-_FLAT_MAGIC = b"qjv1"
-
-
-def _flat_head(enc: Encoded) -> bytes:
-    sizes = [buffer.nbytes for buffer in enc.buffers]
-    fixed = _FLAT.pack(_FLAT_MAGIC, len(sizes), len(enc.header))
-    return fixed + struct.pack(f"<{len(sizes)}Q", *sizes) + enc.header
-
-
-def flat_segments(enc: Encoded) -> list[bytes | memoryview]:
-    """The flat form in pieces: joined they are what `read_flat` takes. The buffers are there uncopied."""
-    head = _flat_head(enc)
-    segments: list[bytes | memoryview] = [head]
-    end = len(head)
-    for buffer in enc.buffers:
-        padding = -end % _ALIGN
-        if padding:
-            segments.append(bytes(padding))
-        segments.append(buffer)
-        end += padding + buffer.nbytes
-    return segments
-
-
-def flat_size(enc: Encoded) -> int:
-    """The bytes that the flat form of `enc` takes."""
-    end = _FLAT.size + 8 * len(enc.buffers) + len(enc.header)
-    for buffer in enc.buffers:
-        end += -end % _ALIGN + buffer.nbytes
-    return end
-
-
-def write_flat(enc: Encoded, out: memoryview) -> int:
-    """Write the flat form to the beginning of `out`, best aligned to 64 bytes; gives the bytes written."""
-    out = out.cast("B")
-    size = flat_size(enc)
-    if len(out) < size:
-        raise CodecError(f"the flat form takes {size} bytes, and there is room for {len(out)}")
-    head = _flat_head(enc)
-    end = len(head)
-    out[:end] = head
-    for buffer in enc.buffers:
-        start = end + -end % _ALIGN
-        if start > end:
-            out[end:start] = bytes(start - end)
-        end = start + buffer.nbytes
-        out[start:end] = buffer
-    return end
-
-
-def read_flat(view: Buffer) -> tuple[memoryview, list[memoryview]]:
-    """The header and the buffers for `decode`, as read-only views of `view`; bytes after the end are ignored.
-
-    CodecError when this is not a flat form, or not the whole of one.
-    """
-    view = _bytes_view(view)
-    try:
-        magic, count, header_size = _FLAT.unpack_from(view)
-        if magic != _FLAT_MAGIC:
-            raise CodecError(f"this is not a flat encoded value: it begins with {magic!r}")
-        if count > len(view) // 8:
-            raise CodecError(f"a flat encoded value of {len(view)} bytes cannot have {count} buffers")
-        sizes = struct.unpack_from(f"<{count}Q", view, _FLAT.size)
-    except struct.error:
-        raise CodecError(f"a flat encoded value is cut short: only {len(view)} bytes are here") from None
-    start = _FLAT.size + 8 * count
-    end = start + header_size
-    header, buffers = view[start:end], []
-    for size in sizes:
-        start = end + -end % _ALIGN
-        end = start + size
-        buffers.append(view[start:end])
-    if end > len(view):
-        raise CodecError(f"a flat encoded value is cut short: {len(view)} bytes of {end} are here")
-    return header, buffers

@@ -12,19 +12,23 @@ import socket
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, Callable, Optional
 
 import msgpack
 import zmq
 
-from . import codec, wire
+from . import wire
+from .imports import Imports
 from .link import Link
+from .params import ParamsPlaces
 from .pool import PRINTED, RANG, Pool, WorkerHandle, usable_cores
-from .reducing import STAYS, Span, default_reduce
-from .rounds import Held, NodeJob, NodeRound
+from .reducing import Span
+from .results import Held, fold_small
+from .rounds import NodeJob, NodeRound
 from .store import Files, NoRoom, Store, map_file, remove
 from .wire import Kind
-from .worker import SLOT, result_prefix
+from .worker import result_prefix
 
 # Bytes of refs that may be on their way to a node: four chunks keep a link busy, and bound the memory they take.
 CREDIT = 16 * 1024 * 1024
@@ -32,16 +36,6 @@ CREDIT = 16 * 1024 * 1024
 PRINT_CREDIT = 1024 * 1024
 # The share of the host's memory that slices may take before the least recently used ones go.
 STORE_SHARE = 0.5
-
-
-class _Params:
-    """Where a round's params lie: a slot that is used again, or a file (or ref) of their own."""
-
-    def __init__(self, path: str, size: int, view: Optional[memoryview] = None, ref: Optional[str] = None) -> None:
-        self.path = path
-        self.size = size
-        self.view = view  # of a slot
-        self.ref = ref
 
 
 class Node:
@@ -68,12 +62,9 @@ class Node:
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
-        self.params: dict[int, _Params] = {}
-        self.free_slots: list[_Params] = []
+        self.params = ParamsPlaces(self.files, self.store)
         self.asked: set[str] = set()
-        self.modules: dict[str, Optional[dict[str, Any]]] = {}  # those of the newest epoch
-        self.epoch = 0
-        self.importing: dict[str, list[WorkerHandle]] = {}
+        self.imports = Imports(self.pool)
         self.print_credit = PRINT_CREDIT
         self.made = 0
         self.leaving: Optional[str] = None
@@ -165,7 +156,6 @@ class Node:
         self.store.clear()
         self.rounds.clear()
         self.params.clear()
-        self.free_slots.clear()
 
     # The uplink
 
@@ -205,9 +195,7 @@ class Node:
         number = header["job"]
         for old in header.get("forget", ()):
             self._forget_job(old)
-        if header["entry"]["epoch"] != self.epoch:
-            self.epoch = header["entry"]["epoch"]
-            self.modules.clear()
+        self.imports.begin(header["entry"]["epoch"])
         if number not in self.jobs:
             self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
         self.jobs[number].add(dict(header["slices"]))
@@ -227,37 +215,17 @@ class Node:
                 return  # given up here, which the master does not know yet
             round_ = self.rounds[number] = NodeRound(number, job, len(self.pool.workers))
             try:
-                self.params[number] = self._keep_params(number, header, buffers)
+                self.params.keep(number, header["params"], buffers)
             except NoRoom as error:
                 self._fail(round_, "room", str(error))
                 return
-        for ref in (self._code_ref(job), self.params[number].ref):
+        for ref in (self._code_ref(job), self.params.ref(number)):
             if ref is not None and not self._pin(round_, ref):
                 round_.lacking.add(ref)
         refs = [job.refs[index] for index in header["indices"]]
         round_.add(header["indices"], {ref for ref in refs if ref is not None and not self._pin(round_, ref)})
         self._ask_for_missing(round_)
         self._assign()
-
-    def _keep_params(self, number: int, header: dict[str, Any], buffers: list[Any]) -> _Params:
-        if header["params"] is not None:  # large: pulled in chunks like any ref
-            return _Params("", 0, ref=header["params"])
-        encoded = codec.Encoded(buffers[0], [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
-        size = codec.flat_size(encoded)
-        if size <= SLOT:
-            params = self.free_slots.pop() if self.free_slots else self._new_slot()
-            params.size = size
-        else:
-            mapped = self.files.create(f"params{number}", size)
-            params = _Params(mapped.path, size, mapped.view)
-        assert params.view is not None
-        codec.write_flat(encoded, params.view)
-        return params
-
-    def _new_slot(self) -> _Params:
-        self.made += 1
-        mapped = self.files.create(f"slot{self.made}", SLOT)
-        return _Params(mapped.path, SLOT, mapped.view)
 
     def _pin(self, round_: NodeRound, ref: str) -> bool:
         """Keep the ref for the round; False when it is not here yet."""
@@ -287,18 +255,9 @@ class Node:
         for ref in round_.pinned:
             self.store.unpin(ref)
         self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
-        params = self.params.pop(round_.number, None)
-        if params is not None and params.ref is not None:
-            self.store.drop(params.ref)
-        elif params is not None and params.view is not None and len(params.view) == SLOT:
-            self.free_slots.append(params)
-        elif params is not None:
-            remove(params.path)
-        for held in round_.tree.values.values():
-            self._release(held)
-        for folding in round_.folding.values():
-            for held in folding.values():
-                self._release(held)
+        self.params.release(round_.number)
+        for held in (*round_.tree.values.values(), *(h for fold in round_.folding.values() for h in fold.values())):
+            held.release()
 
     def on_cancel(self, header: dict[str, Any], buffers: list[Any]) -> None:
         round_ = self.rounds.get(header["round"])
@@ -324,7 +283,7 @@ class Node:
             self.asked.discard(ref)
             for round_ in self.rounds.values():
                 round_.arrived(ref)
-            if ref in self.importing:
+            if ref in self.imports:
                 self._on_module(ref)
             else:
                 self._assign()
@@ -332,7 +291,7 @@ class Node:
     def _on_gone(self, ref: str) -> None:
         """The master has dropped it with the round that asked first; another round may still want it."""
         self.asked.discard(ref)
-        self._refuse_imports(ref)
+        self.imports.refuse(ref)
         for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
             self._ask_for_missing(round_)
 
@@ -345,23 +304,15 @@ class Node:
         except NoRoom as error:
             for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
                 self._fail(round_, "room", str(error))
-            self._refuse_imports(ref)
+            self.imports.refuse(ref)
         if dropped:
             for worker in self.pool.workers:
                 self.pool.tell(worker, {"op": "drop", "paths": dropped})
 
-    def _refuse_imports(self, ref: str) -> None:
-        for worker in self.importing.pop(ref, []):
-            self._answer_import(worker, ref, None)
-
     def _on_module(self, ref: str) -> None:
-        module = self.modules[ref] = msgpack.unpackb(self.store.view(ref))
+        module = msgpack.unpackb(self.store.view(ref))
         self.store.drop(ref)
-        for worker in self.importing.pop(ref):
-            self._answer_import(worker, ref, module)
-
-    def _answer_import(self, worker: WorkerHandle, ref: str, module: Optional[dict[str, Any]]) -> None:
-        self.pool.tell(worker, {"op": "module", "name": ref.rpartition(":")[2], "module": module})
+        self.imports.arrived(ref, module)
 
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.print_credit += header["bytes"]
@@ -385,10 +336,10 @@ class Node:
         if block:
             message = {
                 "op": "run",
-                "params": self._params_place(round_.number),
+                "params": self.params.where(round_.number),
                 "slices": [self._slice_place(index, refs[index]) for index in block],
             }
-        elif fold := round_.take_fold(worker.index, lambda held: _size(held) <= SLOT):
+        elif fold := round_.take_fold(worker.index, attrgetter("small")):
             try:
                 message = {"op": "fold", "items": self._fold_items(fold)}
             except NoRoom as error:
@@ -410,27 +361,16 @@ class Node:
         self.pool.ring(worker, message)
         return True
 
-    def _params_place(self, number: int) -> tuple[str, int]:
-        params = self.params[number]
-        if params.ref is not None:
-            return self.store.path(params.ref), len(self.store.view(params.ref))
-        return params.path, params.size
-
     def _slice_place(self, index: int, ref: Optional[str]) -> tuple[int, Optional[str], int]:
         return (index, None, 0) if ref is None else (index, self.store.path(ref), len(self.store.view(ref)))
 
     def _fold_items(self, fold: dict[Span, Held]) -> list[tuple[int, int, str, int, int]]:
-        """Where a worker finds the results to fold; those in the node's own memory go to a file first."""
+        """Where a worker finds the results to fold."""
         items = []
         for (lo, hi), held in fold.items():
-            if held.path is None:
-                flat = _flat(held)
-                self.made += 1
-                mapped = self.files.create(f"fold{self.made}", len(flat))
-                mapped.view[:] = flat
-                held.flat, held.path = mapped.view, mapped.path
-            assert held.flat is not None
-            items.append((lo, hi, held.path, 0, len(held.flat)))
+            self.made += 1
+            path, size = held.in_file(self.files, f"fold{self.made}")
+            items.append((lo, hi, path, 0, size))
         return items
 
     # What the workers say
@@ -457,14 +397,14 @@ class Node:
         roots = [((lo, hi), self._hold(worker, plain, *where)) for lo, hi, plain, where in message["roots"]]
         if round_ is None:
             for _, held in roots:
-                self._release(held)
+                held.release()
             return
         for used in round_.put(worker.index, roots):
-            self._release(used)
+            used.release()
         if not round_.job.user_reduce:
             for span, _ in roots:
                 try:
-                    round_.tree.fold_from(span, _fold_small)
+                    round_.tree.fold_from(span, fold_small)
                 except TypeError as error:
                     self._report(round_, "task", "", None, span[0], f"TypeError: {error}", error)
                     self._end(round_)
@@ -482,7 +422,7 @@ class Node:
             return
         roots, buffers = [], []
         for lo, hi in round_.tree.spans:
-            frames = _frames(round_.tree.values[lo, hi])
+            frames = round_.tree.values[lo, hi].frames()
             roots.append([lo, hi, len(frames)])
             buffers += frames
         self.send(Kind.RESULT, {"round": round_.number, "roots": roots}, buffers)
@@ -490,7 +430,7 @@ class Node:
             self._end(round_)
         else:
             for span in roots:
-                self._release(round_.tree.take((span[0], span[1])))
+                round_.tree.take((span[0], span[1])).release()
 
     def _on_error(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
         if round_ is not None:
@@ -531,19 +471,13 @@ class Node:
         self._end(round_)
 
     def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        ref = f"module:{message['epoch']}:{message['name']}"
-        if ref in self.modules:
-            self._answer_import(worker, ref, self.modules[ref])
-            return
-        self.importing.setdefault(ref, []).append(worker)
-        if ref not in self.asked:
+        ref = self.imports.ask(worker, message["epoch"], message["name"])
+        if ref is not None and ref not in self.asked:
             self.asked.add(ref)
             self.send(Kind.STATE, {"state": "blocked", "round": worker.round, "missing": [[ref, 0]]})
 
     def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None:
-        for waiting in self.importing.values():
-            while worker in waiting:
-                waiting.remove(worker)
+        self.imports.forget(worker)
         self._remove_untold_results(worker.index, pid)
         round_ = self.rounds.get(worker.round) if worker.round is not None else None
         report = {"state": "lost", "worker": worker.index, "how": how, "pid": pid}
@@ -570,42 +504,6 @@ class Node:
     def on_pool_broken(self, reason: str) -> None:
         self.leave(reason)
 
-    def _release(self, held: Held) -> None:
-        if held.path is not None:
-            remove(held.path)
-
 
 def _memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _size(held: Held) -> int:
-    return 0 if held.flat is None else len(held.flat)
-
-
-def _value(held: Held) -> Any:
-    if held.flat is not None and held.value is None:
-        header, buffers = codec.read_flat(held.flat)
-        held.value = codec.decode(header, buffers, allow_pickle=False)
-    return held.value
-
-
-def _flat(held: Held) -> bytes:
-    if held.flat is not None:
-        return bytes(held.flat)
-    return b"".join(codec.flat_segments(codec.encode(held.value)))
-
-
-def _frames(held: Held) -> list[Any]:
-    if held.flat is not None:
-        header, buffers = codec.read_flat(held.flat)
-        return [header, *buffers]
-    encoded = codec.encode(held.value)
-    return [encoded.header, *encoded.buffers]
-
-
-def _fold_small(left: Held, right: Held) -> Any:
-    """What two small results without pickles in them make together; anything else is a worker's to fold."""
-    if not (left.plain and right.plain and _size(left) <= SLOT and _size(right) <= SLOT):
-        return STAYS
-    return Held(None, True, value=default_reduce(_value(left), _value(right)))

@@ -13,8 +13,9 @@ from typing import Any, Optional, Protocol
 
 from .channel import Channel
 from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
+from .results import SLOT
 from .store import Files, Mapped
-from .worker import CANCELLED, RUNNING, SLICE, SLOT, STATUS_BYTES, out_slot, status_page
+from .worker import CANCELLED, RUNNING, SLICE, STATUS_BYTES, out_slot, status_page
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0

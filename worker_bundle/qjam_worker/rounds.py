@@ -7,6 +7,7 @@ from collections.abc import Container
 from typing import Any, Callable, Optional
 
 from .reducing import Span, Tree
+from .results import Held
 
 __all__ = ["Held", "NodeJob", "NodeRound", "take_block"]
 
@@ -28,20 +29,6 @@ class NodeJob:
         self.refs.update(refs)
         self.order = sorted(self.refs)
         self.has_data = self.refs[self.order[0]] is not None
-
-
-class Held:
-    """A result that the node holds: flat bytes (its own, or a mapped file's), or a value that it has folded itself."""
-
-    __slots__ = ("flat", "path", "plain", "value")
-
-    def __init__(
-        self, flat: Optional[memoryview], plain: bool, path: Optional[str] = None, value: object = None
-    ) -> None:
-        self.flat = flat
-        self.plain = plain
-        self.path = path  # the file to remove when the result is used up
-        self.value = value
 
 
 class NodeRound:

@@ -18,15 +18,12 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 
-from . import codec
+from . import codec, flat
 from .channel import Channel
 from .modules import Shipped
 from .reducing import Span, Tree, default_reduce
+from .results import SLOT
 from .store import Files, map_file
-
-# A value of at most this size is copied through a slot that is used again and again; a larger one gets a file of
-# its own, which user code may hold on to. 256 KiB: a copy takes about 25 us, making and mapping a file about 60.
-SLOT = 256 * 1024
 
 # Copies of the standard streams get numbers from here on, which user code does not close by accident.
 SPARE_FDS = 200
@@ -208,29 +205,29 @@ class Worker:
         self.channel.send(answer)
 
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
-        flat = self._params(*message["params"])
+        packed = self._params(*message["params"])
         slices = message["slices"]
         if len(slices) == 1:
             index, path, size = slices[0]
-            return [self._map_one(index, path, size, flat, code)]
+            return [self._map_one(index, path, size, packed, code)]
         tree = Tree(job.nslices)
         for index, path, size in slices:
-            span, result = self._map_one(index, path, size, flat, code)
+            span, result = self._map_one(index, path, size, packed, code)
             tree.add(span, detached(result))
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _map_one(self, index: int, path: Optional[str], size: int, flat: Any, code: Code) -> tuple[Span, Any]:
+    def _map_one(self, index: int, path: Optional[str], size: int, packed: Any, code: Code) -> tuple[Span, Any]:
         self.status[SLICE] = index
         # Decoded anew for each slice, so that none sees what another has done to the params.
-        params = codec.decode(*codec.read_flat(flat))
+        params = codec.decode(*flat.read(packed))
         return (index, index + 1), code.mapfunc(params, None if path is None else self._slice(path, size))
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         tree = Tree(job.nslices)
         for lo, hi, path, offset, size in message["items"]:
             self.status[SLICE] = lo
-            header, buffers = codec.read_flat(map_file(path, offset + size)[offset:])
+            header, buffers = flat.read(map_file(path, offset + size)[offset:])
             tree.add((lo, hi), codec.decode(header, buffers, copy=code.reduce is not default_reduce))
         tree.fold(code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
@@ -249,7 +246,7 @@ class Worker:
             return self.arrays[path]
         if path not in self.maps:
             self.maps[path] = map_file(path, size)
-        header, buffers = codec.read_flat(self.maps[path])
+        header, buffers = flat.read(self.maps[path])
         value = codec.decode(header, buffers)
         if type(value) is np.ndarray and not value.dtype.hasobject:
             self.arrays[path] = value  # read-only, so it can serve every round
@@ -261,15 +258,15 @@ class Worker:
         return span[0], span[1], encoded.plain, self._put(encoded)
 
     def _put(self, encoded: codec.Encoded) -> Where:
-        size = codec.flat_size(encoded)
+        size = flat.size(encoded)
         if self.slot_used + size <= SLOT:
             offset = self.slot_used
-            codec.write_flat(encoded, self.slot[offset:])
+            flat.write(encoded, self.slot[offset:])
             self.slot_used += (size + 63) & ~63
             return self.slot_path, offset, size
         self.made += 1
         mapped = self.files.create(f"{result_prefix(self.index, os.getpid())}{self.made}", size)
-        codec.write_flat(encoded, mapped.view)
+        flat.write(encoded, mapped.view)
         return mapped.path, 0, size
 
     # Code

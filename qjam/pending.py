@@ -1,0 +1,82 @@
+"""A round between its caller and the engine, and the figures that rounds leave behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qjam_worker import codec
+
+from .commands import Failure
+from .dispatch import JobSpec
+
+Roots = list[tuple[tuple[int, int], list[Any]]]
+
+
+class SliceSource(Protocol):
+    """A data set, as far as the engine needs it."""
+
+    def slice_from_hash(self, hash: str) -> Any: ...
+
+
+@dataclass
+class Stats:
+    """Figures since the master was made; bytes are payload, without headers.
+
+    Attributes:
+        rounds: rounds that gave a result.
+        failed_rounds: rounds that ended with an exception, cancelled ones included.
+        params_sent, dataset_sent, code_sent: bytes to all nodes.
+        results_received, output_received: bytes from all nodes (results, what user code printed).
+        resent_slices: slices that were given out again because a worker or node was lost.
+    """
+
+    rounds: int = 0
+    failed_rounds: int = 0
+    params_sent: int = 0
+    dataset_sent: int = 0
+    code_sent: int = 0
+    results_received: int = 0
+    output_received: int = 0
+    resent_slices: int = 0
+
+
+class Pending:
+    """A round on its way. `wait` blocks until it is over; then `roots` or `failure` is set."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        code: bytes | None,
+        params: codec.Encoded,
+        dataset: SliceSource | None,
+        deadline: float | None,
+        on_end: Callable[[Pending], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.code = code
+        self.params = params
+        self.dataset = dataset
+        self.deadline = deadline
+        self.number = 0
+        self.roots: Roots | None = None
+        self.failure: Failure | None = None
+        self._on_end = on_end
+        self._over = threading.Lock()  # a bare lock wakes its waiter faster than an Event does
+        self._over.acquire()
+
+    def wait(self) -> None:
+        """Block until the round is over. A signal handler's exception (Ctrl-C) comes through."""
+        self._over.acquire()
+        self._over.release()
+
+    def end(self, roots: Roots | None, failure: Failure | None) -> None:
+        """Called by the engine; what comes after the first end is ignored."""
+        if self.roots is not None or self.failure is not None:
+            return
+        self.roots, self.failure = roots, failure
+        self._over.release()
+        if self._on_end is not None:
+            self._on_end(self)

@@ -1,0 +1,57 @@
+"""Modules that a node has fetched for its workers, and the workers that wait for one."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from .pool import Pool, WorkerHandle
+
+Module = Optional[dict[str, Any]]  # what modules.Ask gives
+
+
+class Imports:
+    """The modules of the newest epoch by ref; the absent ones too, so that the master is asked once."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._epoch = 0
+        self._known: dict[str, Module] = {}
+        self._waiting: dict[str, list[WorkerHandle]] = {}
+
+    def __contains__(self, ref: str) -> bool:
+        """Whether a worker waits for this ref."""
+        return ref in self._waiting
+
+    def begin(self, epoch: int) -> None:
+        """A job of this epoch comes: what is known of another one is out of date."""
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._known.clear()
+
+    def ask(self, worker: WorkerHandle, epoch: int, name: str) -> Optional[str]:
+        """Answer the worker, or give the ref that has to be fetched first."""
+        ref = f"module:{epoch}:{name}"
+        if ref in self._known:
+            self._answer(worker, ref, self._known[ref])
+            return None
+        self._waiting.setdefault(ref, []).append(worker)
+        return ref
+
+    def arrived(self, ref: str, module: Module) -> None:
+        """The master has answered."""
+        self._known[ref] = module
+        self.refuse(ref, module)
+
+    def refuse(self, ref: str, module: Module = None) -> None:
+        """Answer those who wait, with nothing unless it is here."""
+        for worker in self._waiting.pop(ref, []):
+            self._answer(worker, ref, module)
+
+    def forget(self, worker: WorkerHandle) -> None:
+        """The process that waited is gone."""
+        for waiting in self._waiting.values():
+            while worker in waiting:
+                waiting.remove(worker)
+
+    def _answer(self, worker: WorkerHandle, ref: str, module: Module) -> None:
+        self._pool.tell(worker, {"op": "module", "name": ref.rpartition(":")[2], "module": module})

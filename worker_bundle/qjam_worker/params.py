@@ -1,0 +1,79 @@
+"""Where the params of a node's rounds lie: in a slot that is used again and again, a file, or the store."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional
+
+from . import codec, flat
+from .results import SLOT
+from .store import Files, Store, remove
+
+
+class Place(NamedTuple):
+    """The params of one round."""
+
+    path: str
+    size: int
+    slot: Optional[memoryview] = None
+    ref: Optional[str] = None
+
+
+class ParamsPlaces:
+    """The params of all rounds of a node, by round number."""
+
+    def __init__(self, files: Files, store: Store) -> None:
+        self._files = files
+        self._store = store
+        self._places: dict[int, Place] = {}
+        self._free: list[Place] = []
+        self._made = 0
+
+    def keep(self, number: int, ref: Optional[str], buffers: list[Any]) -> None:
+        """Lay down what came with the task, or note the ref that is to be pulled. Raises NoRoom."""
+        if ref is not None:
+            self._places[number] = Place("", 0, ref=ref)
+            return
+        encoded = codec.Encoded(buffers[0], [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
+        size = flat.size(encoded)
+        if size > SLOT:
+            mapped = self._files.create(f"params{number}", size)
+            flat.write(encoded, mapped.view)
+            self._places[number] = Place(mapped.path, size)
+            return
+        place = self._free.pop() if self._free else self._new_slot()
+        assert place.slot is not None
+        flat.write(encoded, place.slot)
+        self._places[number] = place._replace(size=size)
+
+    def _new_slot(self) -> Place:
+        self._made += 1
+        mapped = self._files.create(f"slot{self._made}", SLOT)
+        return Place(mapped.path, SLOT, mapped.view)
+
+    def ref(self, number: int) -> Optional[str]:
+        """The ref that has the params of a round."""
+        return self._places[number].ref
+
+    def where(self, number: int) -> tuple[str, int]:
+        """Path and size of the flat params, for a worker to map."""
+        place = self._places[number]
+        if place.ref is not None:
+            return self._store.path(place.ref), len(self._store.view(place.ref))
+        return place.path, place.size
+
+    def release(self, number: int) -> None:
+        """The round is over."""
+        place = self._places.pop(number, None)
+        if place is None:
+            return
+        if place.ref is not None:
+            self._store.drop(place.ref)
+        elif place.slot is not None:
+            self._free.append(place)
+        else:
+            remove(place.path)
+
+    def clear(self) -> None:
+        """Let go of all mappings."""
+        self._places.clear()
+        self._free.clear()
