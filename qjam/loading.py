@@ -12,7 +12,6 @@ from qjam_worker import codec, flat
 
 from .pending import Pending
 
-
 STOP_TIMEOUT = 5.0  # seconds
 
 

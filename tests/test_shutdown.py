@@ -12,7 +12,7 @@ import pytest
 import pyzmq_garbage  # noqa: F401
 import usercode
 from gates import Gate
-from processes import Traces, descendants, finish, start, traces
+from processes import Traces, all_end, descendants, finish, start, traces
 
 from qjam import BootstrapError, Master, MasterClosed
 
@@ -42,6 +42,21 @@ def test_close_leaves_nothing():
     master.close()
     assert left.are_gone()
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("end", ["close", "worker"])
+def test_a_process_that_user_code_has_sent_to_a_session_of_its_own_is_left_neither(end):
+    def daemon(params, part):
+        import subprocess
+
+        return subprocess.Popen(["sleep", "1000"], start_new_session=True).pid
+
+    with Master(1) as master:
+        pid = master.run(daemon)
+        if end == "worker":
+            os.kill(master.workers[0].pid, signal.SIGKILL)
+            assert all_end([pid])
+    assert all_end([pid])
 
 
 def test_close_may_be_called_again():
