@@ -26,7 +26,13 @@ from .states import NodeState
 # Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
 PARAMS_INLINE = 4 * 1024 * 1024
 
+# Seconds; epoll takes no more than 24 days, and a caller's timeout may be infinite.
+LONGEST_WAIT = 3600.0
+
 OnPrint = Callable[[str, str, int, int, bytes], None]  # node, host, worker, stream, data
+
+
+CLOSED = Failure("closed", "the master was closed while the round was running")
 
 
 class Guest(Protocol):
@@ -83,6 +89,8 @@ class Engine:
         self._acting = False
         self._stopped = False
         self._crashed = ""
+        self._post_lock = threading.Lock()
+        self._closed = self._leaving = False
         self._thread = threading.Thread(target=self._run, name="qjam-engine", daemon=True)
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
@@ -126,6 +134,7 @@ class Engine:
                 guest = make()
             except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
                 self._act(self._lose(name, f"{type(error).__name__}: {error}"))
+                self._nodes[name].gone.set()
                 return
             self._guests[name] = guest
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._attend(name, lambda: guest.poll(0)))
@@ -158,7 +167,8 @@ class Engine:
         with self._number_lock:
             self._numbers += 1
             pending.number = self._numbers
-        self._post(lambda: self._submit(pending))
+        if not self._post(lambda: self._submit(pending)):
+            pending.end(None, CLOSED)
         if self._crashed:  # there is no loop to run the call, or it ended in this very moment
             pending.end(None, Failure("crashed", self._crashed))
 
@@ -174,9 +184,9 @@ class Engine:
         """Tell all nodes to leave and end all rounds."""
 
         def goodbye() -> None:
-            closed = Failure("closed", "the master was closed while the round was running")
+            self._leaving = True
             for number in list(self._pending):
-                self._act(self._dispatch.on_cancel(number, closed))
+                self._act(self._dispatch.on_cancel(number, CLOSED))
             self._act(self._dispatch.on_close())
 
         self._post(goodbye)
@@ -189,18 +199,25 @@ class Engine:
 
         self._post(stop)
         self._thread.join()
+        with self._post_lock:
+            self._closed = True
         self._loader.stop()
         self._router.socket.close()
         self.context.term()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
-    def _post(self, call: Callable[[], None]) -> None:
-        self._calls.append(call)
-        try:
-            os.write(self._wake_write, b"!")
-        except BlockingIOError:
-            pass  # the pipe is full of wake-ups already
+    def _post(self, call: Callable[[], None]) -> bool:
+        """Have the loop make a call; False when there is no loop any more."""
+        with self._post_lock:
+            if self._closed:
+                return False
+            self._calls.append(call)
+            try:
+                os.write(self._wake_write, b"!")
+            except BlockingIOError:
+                pass  # the pipe is full of wake-ups already
+        return True
 
     # The loop
 
@@ -248,7 +265,7 @@ class Engine:
         deadlines = [guest.next_deadline() for guest in self._guests.values()]
         deadlines.append(self._dispatch.next_deadline())
         due = [deadline for deadline in deadlines if deadline is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT) if due else None
 
     def _attend(self, name: str, call: Callable[[], bool | None]) -> bool | None:
         """Let a guest act. Whatever goes wrong in it is the end of that node, not of this loop."""
@@ -264,6 +281,7 @@ class Engine:
         if guest is not None:
             self._selector.unregister(guest)
             guest.close()
+            self._nodes[name].gone.set()
             self._router.stir()
 
     def _exchange(self) -> None:
@@ -302,7 +320,7 @@ class Engine:
         try:
             message = wire.unpack(frames[1:])
             commands = self._receive[message.kind](name, message.header, message.buffers)
-        except (wire.WireError, KeyError, ValueError, TypeError) as error:
+        except (wire.WireError, LookupError, ValueError, TypeError, AttributeError) as error:
             commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
         self._act(commands)
 
@@ -345,6 +363,9 @@ class Engine:
     # Commands
 
     def _submit(self, pending: Pending) -> None:
+        if self._leaving:
+            pending.end(None, CLOSED)
+            return
         self._pending[pending.number] = pending
         large = flat.size(pending.params) > PARAMS_INLINE
         ref = f"params:{pending.number}" if large else None
@@ -370,7 +391,7 @@ class Engine:
     def _load(self, command: Load) -> None:
         node, ref = command.node, command.ref
 
-        def failed(error: Exception) -> None:
+        def failed(error: BaseException) -> None:
             failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
             self._post(lambda: self._act(self._dispatch.on_load_failed(node, ref, failure)))
 

@@ -98,6 +98,10 @@ def parse(text: str) -> HostSpec:
 
     Raises ValueError with the text and the form that is right.
     """
+    if text.isdecimal():
+        raise ValueError(
+            f"hosts: {text!r} is a number, not a host: for {text} workers on this machine write 'local*{text}'"
+        )
     found = _SPEC.fullmatch(text)
     if found is None:
         raise ValueError(f"hosts: {text!r} is not a host: {_FORM}")

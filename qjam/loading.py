@@ -46,14 +46,14 @@ class Loader:
         self._thread.start()
 
     def load(
-        self, ref: str, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[Exception], None]
+        self, ref: str, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[BaseException], None]
     ) -> None:
         """Make the content of a ref of the round `pending`, and call `done` with it, or `failed`."""
 
         def task() -> None:
             try:
                 blob = self._blob(ref, pending)
-            except Exception as error:  # noqa: BLE001  user code: a data set's slice()
+            except BaseException as error:  # noqa: BLE001  user code: a data set's slice(), which may even sys.exit()
                 failed(error)
             else:
                 done(blob)

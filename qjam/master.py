@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import queue
 import threading
 import time
 import uuid
@@ -35,6 +34,10 @@ from .states import NodeState
 
 # Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
 START_TIMEOUT = 60.0
+# A timeout of more seconds than this is none.
+NEVER = 1e9
+# More slices than this are a mistake, and would not fit the message that tells a node of them.
+MOST_SLICES = 1_000_000
 # Seconds for a node to stop its workers, those in user code included, and to remove its files.
 STOP_TIMEOUT = 5.0
 
@@ -96,6 +99,7 @@ class Master:
                 f"{', '.join(remote)}: hosts that are reached by ssh cannot be started by this version of qjam; "
                 "'local' is this machine without ssh"
             )
+        self._owner = os.getpid()
         self._sources = Sources()
         self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._sources.lookup)
         self._printer = Printer(echo, self._engine.acknowledge)
@@ -125,7 +129,12 @@ class Master:
 
     def __repr__(self) -> str:
         state = "" if self._close.alive else "closed, "
-        return f"<Master: {state}{len(self.workers)} workers on {', '.join(map(str, self._names.values()))}>"
+        return f"<Master: {state}{_plural(len(self.workers), 'worker')} on {', '.join(map(str, self._names.values()))}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a Master cannot be pickled or sent to workers; it was perhaps captured by a function or params"
+        )
 
     def __enter__(self) -> Master:  # noqa: PYI034  typing.Self is of python 3.11
         return self
@@ -151,10 +160,11 @@ class Master:
     def run(self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None) -> Any:
         """Map `module.mapfunc(params, slice)` over the slices of `dataset` and give the reduced result.
 
-        `module`: a module with `mapfunc(params, dataset)` and, if results do not simply add up, `reduce(a, b)`; or a
-        function f(params, slice). `params`: any value; sent on every call; arrays arrive read-only. `dataset`: a
-        DataSet, list, tuple or array; its slices are sent once and stay on the hosts. Without one mapfunc(params,
-        None) runs once on each worker. `timeout`: seconds, None for no limit.
+        `module`: a module with `mapfunc(params, slice)` and, if results do not simply add up, `reduce(a, b)`; or a
+        function f(params, slice), whose results are added: numbers, arrays, and lists and tuples of them. (One slice
+        has nothing to be added to, so any result passes then.) `params`: any value; sent on every call; arrays arrive
+        read-only. `dataset`: a DataSet, list, tuple or array; its slices are sent once and stay on the hosts. Without
+        one mapfunc(params, None) runs once on each worker. `timeout`: seconds, None for no limit.
 
         The result is reduced along a tree that depends on the slices alone: with `slice_size` given it is bitwise the
         same on any number of workers. Arrays in it are the caller's own.
@@ -180,9 +190,9 @@ class Master:
         future: Future[Any] = Future()
 
         def finish(pending: Pending) -> None:
-            self._finisher.put(lambda: _settle(future, pending, entry, sources, timeout))
+            finisher.put(lambda: _settle(future, pending, entry, sources, timeout))
 
-        sources = self._sources
+        sources, finisher = self._sources, self._finisher  # not self: a master that nobody holds is closed
         entry, pending = self._prepare(module, params, dataset, timeout, finish)
         buffers = [memoryview(bytes(buffer)) for buffer in pending.params.buffers]
         pending.params = pending.params._replace(buffers=buffers)
@@ -205,6 +215,8 @@ class Master:
     ) -> tuple[Entry, Pending]:
         if not self._close.alive:
             raise MasterClosed("this Master is closed; make a new one")
+        if os.getpid() != self._owner:
+            raise MasterClosed(f"this Master belongs to process {self._owner}, and this is a fork of it; make one here")
         _check_timeout(timeout)
         entry = self._sources.entry(module)
         capacity = max(1, self._engine.dispatch.capacity)
@@ -213,7 +225,7 @@ class Master:
             spec = JobSpec((entry.key, capacity), entry.header, None, capacity)
         else:
             data = DataSet(dataset).bind(capacity)
-            refs = data.hash_list()
+            refs = _hashes(data)
             if not refs:
                 raise ValueError(
                     "dataset has no slices, so there is nothing to map over; None runs once on each worker"
@@ -223,8 +235,17 @@ class Master:
             encoded = codec.encode(params)
         except codec.CodecError as error:
             raise TypeError(f"params cannot be sent to workers: {error}") from error
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None or timeout > NEVER else time.monotonic() + timeout
         return entry, Pending(spec, entry.code, encoded, data, deadline, on_end)
+
+
+def _hashes(data: BaseDataSet) -> list[str]:
+    if len(data) > MOST_SLICES:
+        raise ValueError(f"dataset has {len(data):,} slices; the most is {MOST_SLICES:,}: make slice_size larger")
+    try:
+        return data.hash_list()
+    except codec.CodecError as error:
+        raise TypeError(f"dataset: a slice cannot be sent to workers: {error}") from error
 
 
 def _check_timeout(timeout: Any) -> None:
@@ -234,6 +255,10 @@ def _check_timeout(timeout: Any) -> None:
         raise TypeError(f"timeout must be a number of seconds, or None, not {timeout!r} ({type(timeout).__name__})")
     if not timeout > 0:
         raise ValueError(f"timeout must be a positive number of seconds, or None for no limit, not {timeout!r}")
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _specs(hosts: Hosts) -> Any:
@@ -254,38 +279,55 @@ def _look(engine: Engine, name: str, index: int) -> tuple[str, int | None]:
 
 
 def _close(owner: int, engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
+    """In a thread of its own: Ctrl-C meanwhile must not leave half of it undone, and the garbage collector may call
+    this in one of the threads that it ends.
+    """
     if os.getpid() != owner:
         return  # a fork of the program ends; its threads and workers are its parent's
-    engine.say_goodbye()
-    for name in nodes:
-        engine.wait_for_bye(name, STOP_TIMEOUT)
-    printer.close()
-    finisher.close()
-    engine.stop()
+
+    def close() -> None:
+        engine.say_goodbye()
+        for name in nodes:
+            engine.wait_for_bye(name, STOP_TIMEOUT)
+        printer.close()
+        finisher.close()
+        engine.stop()
+
+    thread = threading.Thread(target=close, name="qjam-close")
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is on its way out and starts no more threads
+        close()
+        return
+    if not threading.current_thread().name.startswith("qjam-"):
+        thread.join()
 
 
 class _Finisher:
-    """A thread that decodes and reduces the results of `submit`: the engine's loop runs no user code."""
+    """Threads that decode and reduce the results of `submit`: the engine's loop runs no user code. One each, because
+    what is called back when a future is done may itself wait for another.
+    """
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._threads: set[threading.Thread] = set()
 
     def put(self, call: Callable[[], None]) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="qjam-finish", daemon=True)
-            self._thread.start()
-        self._queue.put(call)
+        """Make the call."""
+
+        def run() -> None:
+            try:
+                call()
+            finally:
+                self._threads.discard(threading.current_thread())
+
+        thread = threading.Thread(target=run, name="qjam-finish", daemon=True)
+        self._threads.add(thread)
+        thread.start()
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._queue.put(None)
-            if self._thread is not threading.current_thread():
-                self._thread.join()
-
-    def _run(self) -> None:
-        while (call := self._queue.get()) is not None:
-            call()
+        """Wait for the calls to end; one that does not is left behind."""
+        for thread in list(self._threads):
+            thread.join(STOP_TIMEOUT)
 
 
 def _settle(future: Future[Any], pending: Pending, entry: Entry, sources: Sources, timeout: float | None) -> None:
@@ -336,5 +378,6 @@ _EXCEPTIONS: dict[str, Callable[[Failure, float | None], BaseException]] = {
     "cancelled": lambda f, timeout: CancelledError(),
     "closed": lambda f, timeout: MasterClosed(f.text),
     "crashed": lambda f, timeout: QjamError(f.text),
+    "node": lambda f, timeout: QjamError(f"{f.host}: {f.text}"),
     "unreachable": lambda f, timeout: BootstrapError(f"no worker is left: {f.text}"),
 }

@@ -37,7 +37,7 @@ class Printer:
         self._queue.put((node, host, worker, stream, data))
 
     def flush(self) -> None:
-        """Block until everything that came before is shown."""
+        """Block until everything that came before is shown, begun lines too: a round is over."""
         if self._taken == self._done or threading.current_thread() is self._thread:
             return
         reached = threading.Event()
@@ -59,6 +59,7 @@ class Printer:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
+                self._end_lines()
                 item.set()
                 continue
             node, host, worker, stream, data = item
@@ -66,13 +67,18 @@ class Printer:
             self._write(stream, self._lines(node, worker, stream, data))
             self._done += 1
             self._shown(node, len(data))
+        self._end_lines()
+
+    def _end_lines(self) -> None:
+        """Show the begun lines as they are."""
         for (node, worker, stream), rest in self._begun.items():
-            self._write(stream, [(_prefix(self._hosts[node], worker) + rest + b"\n")] if rest else [])
+            self._write(stream, [_prefix(self._hosts[node], worker), rest, b"\n"])
+        self._begun.clear()
 
     def _lines(self, node: str, worker: int, stream: int, data: bytes) -> list[bytes]:
         """The complete lines, each with its prefix; the begun one is kept."""
         key = (node, worker, stream)
-        text = self._begun.pop(key, b"") + data
+        text = self._begun.pop(key, b"") + data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         whole, newline, rest = text.rpartition(b"\n")
         prefix = _prefix(self._hosts[node], worker)
         parts = [prefix, whole.replace(b"\n", b"\n" + prefix), b"\n"] if newline else []
@@ -86,11 +92,16 @@ class Printer:
         target: TextIO | None = sys.stdout if stream == 1 else sys.stderr
         if not (self._echo and parts and target):
             return
+        text = b"".join(parts).decode("utf-8", "replace")
         try:
-            target.write(b"".join(parts).decode("utf-8", "replace"))
+            try:
+                target.write(text)
+            except UnicodeEncodeError:
+                coding = target.encoding or "ascii"
+                target.write(text.encode(coding, "backslashreplace").decode(coding))
             target.flush()
-        except (OSError, ValueError, UnicodeError):
-            pass  # nobody reads: the user closed or redirected it; the work goes on
+        except Exception:  # noqa: BLE001, S110  closed, or an object of the user's that takes no text: the work goes on
+            pass
 
 
 def _prefix(host: str, worker: int) -> bytes:

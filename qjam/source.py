@@ -20,6 +20,7 @@ import msgpack
 
 Reduce = Callable[[Any, Any], Any]
 
+_MAIN = ("__main__", "__mp_main__")  # the second is what multiprocessing calls the script in a spawned child
 _INSTALLED = ("site-packages", "dist-packages")
 _ENVIRONMENT = tuple(
     os.path.join(os.path.realpath(path), "")
@@ -48,7 +49,7 @@ class Sources:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # pickling a function may run user code
         self._shipped: dict[str, tuple[int, int]] = {}
         self._entries: dict[tuple[str, str | None, Reduce | None], Entry] = {}
         self._shadowing: list[str] | None = None
@@ -61,12 +62,12 @@ class Sources:
         """
         with self._lock:
             self._notice_edits()
-        if isinstance(module, ModuleType):
-            return self._module_entry(module)
-        if callable(module):
-            return self._function_entry(module)
+            if isinstance(module, ModuleType):
+                return self._module_entry(module)
+            if callable(module):
+                return self._function_entry(module)
         raise TypeError(
-            f"module must be a module with mapfunc(params, dataset), or a function f(params, slice), "
+            f"module must be a module with mapfunc(params, slice), or a function f(params, slice), "
             f"not {module!r} ({type(module).__name__})"
         )
 
@@ -99,7 +100,7 @@ class Sources:
     def _module_entry(self, module: ModuleType) -> Entry:
         mapfunc = getattr(module, "mapfunc", None)
         if not callable(mapfunc):
-            raise TypeError(f"module: {module.__name__} has no function mapfunc(params, dataset)")
+            raise TypeError(f"module: {module.__name__} has no function mapfunc(params, slice)")
         reduce = getattr(module, "reduce", None)
         if reduce is functools.reduce or not callable(reduce):  # `from functools import reduce` is not meant
             reduce = None
@@ -114,6 +115,8 @@ class Sources:
         return self._by_value(function, None)
 
     def _by_value(self, mapfunc: Callable[..., Any], reduce: Reduce | None) -> Entry:
+        if "__mp_main__" in sys.modules:
+            cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
         try:
             code = cloudpickle.dumps((mapfunc, reduce))
         except Exception as error:  # whatever the objects that it refers to raise on being pickled
@@ -127,7 +130,7 @@ class Sources:
         """Names of the standard library that stand for modules of the user's here."""
         if self._shadowing is None:
             self._shadowing = [
-                name for name in sys.stdlib_module_names & sys.modules.keys() if name != "__main__" and _find(name)
+                name for name in sys.stdlib_module_names & sys.modules.keys() if name not in _MAIN and _find(name)
             ]
         return self._shadowing
 
@@ -158,7 +161,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 def _has_source(name: str) -> bool:
     """Whether the workers can import it by name: not a script, a notebook, or a module made on the fly."""
-    if name == "__main__" or name not in sys.modules:
+    if name in _MAIN or name not in sys.modules:
         return False
     spec = getattr(sys.modules[name], "__spec__", None)
     return spec is not None and (spec.has_location or spec.origin == "built-in")

@@ -60,9 +60,16 @@ def test_each_line_has_its_prefix(printer: Printer, capsys: pytest.CaptureFixtur
 def test_a_line_that_comes_in_pieces_is_shown_once_it_is_whole(
     printer: Printer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert text(printer, capsys, b"he", b"ll") == ""
-    assert text(printer, capsys, b"o\nnext") == "[host 0] hello\n"
-    assert text(printer, capsys, b"\n") == "[host 0] next\n"
+    assert text(printer, capsys, b"he", b"ll", b"o\nnext", b"\n") == "[host 0] hello\n[host 0] next\n"
+
+
+def test_a_begun_line_is_shown_at_the_end_of_its_round(printer: Printer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert text(printer, capsys, b"one") == "[host 0] one\n"
+    assert text(printer, capsys, b"two\n") == "[host 0] two\n"
+
+
+def test_a_carriage_return_ends_a_line(printer: Printer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert text(printer, capsys, b"10 %\r20 %\rdone\r\n") == "[host 0] 10 %\n[host 0] 20 %\n[host 0] done\n"
 
 
 def test_a_character_that_comes_in_pieces_is_whole(printer: Printer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,9 +120,8 @@ def test_a_line_without_end_is_shown_at_the_close(capsys: pytest.CaptureFixture[
 def test_a_line_without_end_that_is_too_long_is_shown_in_pieces(
     printer: Printer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert text(printer, capsys, b"x" * (LONGEST_LINE - 1)) == ""
-    assert text(printer, capsys, b"y") == f"[host 0] {'x' * (LONGEST_LINE - 1)}y\n"
-    assert text(printer, capsys, b"z\n") == "[host 0] z\n"
+    long = b"x" * (LONGEST_LINE - 1)
+    assert text(printer, capsys, long, b"y", b"z\n") == f"[host 0] {long.decode()}y\n[host 0] z\n"
 
 
 def test_a_megabyte_without_line_end_is_all_shown(printer: Printer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def test_different_modules_have_different_keys(project: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "mapfunc = 3\n"])
 def test_a_module_without_mapfunc_is_refused_by_its_name(project: Path, text: str) -> None:
-    with pytest.raises(TypeError, match=r"module: lacking has no function mapfunc\(params, dataset\)"):
+    with pytest.raises(TypeError, match=r"module: lacking has no function mapfunc\(params, slice\)"):
         Sources().entry(load(project, "lacking.py", text))
 
 

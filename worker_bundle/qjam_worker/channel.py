@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import msgpack
@@ -12,7 +13,9 @@ MAX_MESSAGE = 256 * 1024 * 1024  # a module's source or a traceback; data never 
 
 
 class Channel:
-    """One end. `send` blocks when the pipe is full, `receive` takes what is there, `wait` blocks for one message.
+    """One end; a descriptor of -1 stands for a way that is not there.
+
+    `send` blocks when the pipe is full, `receive` takes what is there, `wait` blocks for one message.
 
     Pipes, because a write to a socket lets the kernel put its reader in the writer's place at once: with 8 workers to
     ring, one after the other, that took half as long again. The end of the other process shows as EOFError.
@@ -21,17 +24,21 @@ class Channel:
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self.read_fd = read_fd
         self.write_fd = write_fd
-        self._pack = msgpack.Packer(autoreset=True).pack
-        self._unpacker = msgpack.Unpacker(strict_map_key=False, max_buffer_size=MAX_MESSAGE)
+        self._pack = msgpack.Packer(autoreset=True, unicode_errors="surrogatepass").pack
+        self._unpacker = msgpack.Unpacker(
+            strict_map_key=False, max_buffer_size=MAX_MESSAGE, unicode_errors="surrogatepass"
+        )
+        self._sending = threading.Lock()  # user code may import in a thread while another answers
 
     def send(self, message: Any) -> None:
         """Send one message. A peer that is gone is not an error here: reading tells of it."""
-        data = self._pack(message)
-        try:
-            while data:
-                data = data[os.write(self.write_fd, data) :]
-        except BrokenPipeError:
-            pass
+        with self._sending:
+            data = self._pack(message)
+            try:
+                while data:
+                    data = data[os.write(self.write_fd, data) :]
+            except BrokenPipeError:
+                pass
 
     def receive(self) -> list[Any]:
         """The messages that have arrived, once the reading end is readable."""
@@ -53,5 +60,6 @@ class Channel:
 
     def close(self) -> None:
         """Close both ways; the other end sees the end."""
-        os.close(self.read_fd)
-        os.close(self.write_fd)
+        for fd in (self.read_fd, self.write_fd):
+            if fd >= 0:
+                os.close(fd)

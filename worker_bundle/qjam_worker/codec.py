@@ -69,6 +69,7 @@ _COMPLEX_PARTS = struct.Struct("<dd")
 # Of an array, by ndim: ndim, is it Fortran's order, size of the dtype's token, place as in _BUFFER, shape
 _LAYOUTS = [struct.Struct(f"<BBII{ndim}Q") for ndim in range(65)]
 
+_MAX_BUFFERS = 1024
 _MAX_DEPTH = 100  # deeper values are pickled: a level takes three of the 1,000 frames that python allows
 _MAX_REPEATED = 1 << 20  # elements in lists met again, before pickle takes the value, which writes each once
 
@@ -106,6 +107,12 @@ def encode(value: Any, *, inline: int = 1024) -> Encoded:
     """
     if type(value) is np.ndarray and id(value.dtype) in _LONE and value.nbytes > inline:
         return _encode_lone(value)
+    encoded = _encode(value, inline)
+    # A message has only so many frames; beyond, one long header is faster anyway.
+    return encoded if len(encoded.buffers) <= _MAX_BUFFERS else _encode(value, sys.maxsize)
+
+
+def _encode(value: Any, inline: int) -> Encoded:
     try:
         return _Encoder(inline).run(value)
     except OverflowError:  # an int of more than 64 bits somewhere: rare enough to start again

@@ -54,4 +54,5 @@ class Imports:
                 waiting.remove(worker)
 
     def _answer(self, worker: WorkerHandle, ref: str, module: Module) -> None:
-        self._pool.tell(worker, {"op": "module", "name": ref.rpartition(":")[2], "module": module})
+        if worker.modules is not None:
+            worker.modules.send({"name": ref.rpartition(":")[2], "module": module})

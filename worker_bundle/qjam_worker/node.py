@@ -16,6 +16,7 @@ from operator import attrgetter
 from typing import Any, Callable, Optional
 
 import msgpack
+import numpy as np
 import zmq
 
 from . import wire
@@ -54,8 +55,16 @@ class Node:
     ) -> None:
         self.uplink = Link(uplink)
         self.files = Files.make(bases)
+        self.locks = self.files.lock()
+        try:
+            self._prepare(uplink, workers, watch or {})
+        except BaseException:
+            self._remove_files()
+            raise
+
+    def _prepare(self, uplink: zmq.Socket[bytes], workers: int, watch: dict[int, Callable[[], None]]) -> None:
         self.selector = selectors.DefaultSelector()
-        for fd, call in (watch or {}).items():
+        for fd, call in watch.items():
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
         self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
         self.pool = Pool(workers, self.files, self.selector, self)
@@ -109,6 +118,7 @@ class Node:
 
     def start(self) -> None:
         """Start the workers and report to the master."""
+        np.seterr(all="ignore")  # for this thread: folding here must not warn in the user's process
         self.pool.start()
         self._hello()
 
@@ -148,8 +158,15 @@ class Node:
         self.pool.close()
         self.selector.close()
         self._forget_files()
+        self._remove_files()
         self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
         self.uplink.socket.close()
+
+    def _remove_files(self) -> None:
+        self.files.remove()
+        for lock in self.locks:
+            os.close(lock)
+        self.locks = []
 
     def _forget_files(self) -> None:
         """Let go of every mapping now: the files are removed, but their memory lasts as long as somebody maps it."""
@@ -250,8 +267,11 @@ class Node:
         return ref
 
     def _end(self, round_: NodeRound) -> None:
-        """The round is over here: give back what it held."""
+        """The round is over here: stop who works for it, give back what it held."""
         del self.rounds[round_.number]
+        for worker in self.pool.workers:
+            if worker.round == round_.number:
+                self.pool.interrupt(worker, time.monotonic())
         for ref in round_.pinned:
             self.store.unpin(ref)
         self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
@@ -261,13 +281,8 @@ class Node:
 
     def on_cancel(self, header: dict[str, Any], buffers: list[Any]) -> None:
         round_ = self.rounds.get(header["round"])
-        if round_ is None:
-            return
-        now = time.monotonic()
-        for worker in self.pool.workers:
-            if worker.round == round_.number:
-                self.pool.interrupt(worker, now)
-        self._end(round_)
+        if round_ is not None:
+            self._end(round_)
 
     # Refs
 
@@ -310,7 +325,7 @@ class Node:
                 self.pool.tell(worker, {"op": "drop", "paths": dropped})
 
     def _on_module(self, ref: str) -> None:
-        module = msgpack.unpackb(self.store.view(ref))
+        module = msgpack.unpackb(self.store.read(ref))
         self.store.drop(ref)
         self.imports.arrived(ref, module)
 
@@ -351,7 +366,7 @@ class Node:
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
             code = self._code_ref(job)
-            place = None if code is None else (self.store.path(code), len(self.store.view(code)))
+            place = None if code is None else (self.store.path(code), self.store.size(code))
             self.pool.tell(
                 worker,
                 {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices},
@@ -362,7 +377,7 @@ class Node:
         return True
 
     def _slice_place(self, index: int, ref: Optional[str]) -> tuple[int, Optional[str], int]:
-        return (index, None, 0) if ref is None else (index, self.store.path(ref), len(self.store.view(ref)))
+        return (index, None, 0) if ref is None else (index, self.store.path(ref), self.store.size(ref))
 
     def _fold_items(self, fold: dict[Span, Held]) -> list[tuple[int, int, str, int, int]]:
         """Where a worker finds the results to fold."""
@@ -389,7 +404,11 @@ class Node:
             return
         round_ = self.rounds.get(worker.round) if worker.round is not None else None
         self.pool.rest(worker)
-        self.answers[message["op"]](worker, message, round_)
+        try:
+            self.answers[message["op"]](worker, message, round_)
+        except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
+            if round_ is not None and round_.number in self.rounds:
+                self._fail(round_, "node", f"the node cannot use the answer of worker {worker.index}: {error!r}")
         if self.rounds:
             self._assign()
 
@@ -403,12 +422,7 @@ class Node:
             used.release()
         if not round_.job.user_reduce:
             for span, _ in roots:
-                try:
-                    round_.tree.fold_from(span, fold_small)
-                except TypeError as error:
-                    self._report(round_, "task", "", None, span[0], f"TypeError: {error}", error)
-                    self._end(round_)
-                    return
+                round_.tree.fold_from(span, fold_small)
         self._finish(round_)
 
     def _hold(self, worker: WorkerHandle, plain: bool, path: str, offset: int, size: int) -> Held:

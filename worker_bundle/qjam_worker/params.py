@@ -58,7 +58,7 @@ class ParamsPlaces:
         """Path and size of the flat params, for a worker to map."""
         place = self._places[number]
         if place.ref is not None:
-            return self._store.path(place.ref), len(self._store.view(place.ref))
+            return self._store.path(place.ref), self._store.size(place.ref)
         return place.path, place.size
 
     def release(self, number: int) -> None:

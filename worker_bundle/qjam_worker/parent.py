@@ -20,7 +20,7 @@ from .store import Files
 REQUEST = struct.Struct("=i")  # worker
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
-FDS = 4  # of the worker to be: its bell, its answers, stdout, stderr
+FDS = 5  # of the worker to be: its bell, its answers, answers to its imports, stdout, stderr
 
 
 def main(control_fd: int, directories: list[str]) -> NoReturn:
@@ -144,8 +144,8 @@ def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        bell, answer, out, err = fds
-        status = work(worker, bell, answer, out, err, files)
+        bell, answer, modules, out, err = fds
+        status = work(worker, bell, answer, modules, out, err, files)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")

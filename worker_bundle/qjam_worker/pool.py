@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from typing import Any, Optional, Protocol
 
 from .channel import Channel
@@ -40,6 +41,18 @@ BLAS_VARIABLES = (
 )
 
 
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for pool in list(_pools):
+        pool.abandon()
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_abandon_all)
+
+
 class PoolEvents(Protocol):
     """What the node is told."""
 
@@ -60,6 +73,8 @@ class WorkerHandle:
         self.slot = slot
         self.pid: Optional[int] = None
         self.channel: Optional[Channel] = None
+        self.modules: Optional[Channel] = None  # where its imports are answered
+        self.outbox: list[dict[str, Any]] = []  # what it is told with its next work: a busy one does not read
         self.ready = False
         self.failures = 0
         self.seq = 0  # of the work that it has now; 0 when idle
@@ -102,6 +117,7 @@ class Pool:
         self._muted = False
         self._announced = False
         self._interrupted: set[int] = set()  # workers that have a kill_at
+        _pools.add(self)
 
     def _place(self, index: int) -> WorkerHandle:
         status = self.files.create(status_page(index), STATUS_BYTES)
@@ -143,19 +159,21 @@ class Pool:
     def _fork(self, worker: WorkerHandle) -> None:
         assert self.parent is not None
         pipes = [os.pipe() for _ in range(FDS)]
-        (bell_end, bell), (answer, answer_end), (out, out_end), (err, err_end) = pipes
-        ends = [bell_end, answer_end, out_end, err_end]
+        (bell_end, bell), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
+        ends = [bell_end, answer_end, modules_end, out_end, err_end]
         try:
             socket.send_fds(self.parent, [REQUEST.pack(worker.index)], ends)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the end of the parent is told by its socket
         for fd in ends:
             os.close(fd)
-        worker.channel = Channel(answer, bell)
+        worker.channel = channel = Channel(answer, bell)
+        worker.modules = Channel(-1, modules)
+        worker.outbox.clear()
         worker.ready = False
         worker.pid = None
         worker.jobs.clear()
-        self.selector.register(answer, selectors.EVENT_READ, (RANG, lambda: self._on_bell(worker)))
+        self.selector.register(answer, selectors.EVENT_READ, (RANG, lambda: self._on_bell(worker, channel)))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
             os.set_blocking(fd, False)
@@ -199,17 +217,22 @@ class Pool:
     def _forget_parent(self) -> None:
         if self.parent is not None:
             self._unregister(self.parent)
+            try:
+                self.parent.shutdown(socket.SHUT_RDWR)  # reaches it also when a fork of the program has copies
+            except OSError:
+                pass  # it has gone first
             self.parent.close()
             self.parent = None
         self._unregister(self.parent_output)
         os.close(self.parent_output)
 
-    def _on_bell(self, worker: WorkerHandle) -> None:
-        assert worker.channel is not None
+    def _on_bell(self, worker: WorkerHandle, channel: Channel) -> None:
+        if worker.channel is not channel:
+            return  # the last ring of a process that has been replaced in this same turn of the loop
         try:
-            messages = worker.channel.receive()
+            messages = channel.receive()
         except EOFError:
-            self.selector.unregister(worker.channel.read_fd)  # the parent tells how it ended
+            self.selector.unregister(channel.read_fd)  # the parent tells how it ended
             return
         for message in messages:
             if message["op"] == "ready":
@@ -250,6 +273,9 @@ class Pool:
             self._unregister(worker.channel.read_fd)
             worker.channel.close()
             worker.channel = None
+        if worker.modules is not None:
+            worker.modules.close()
+            worker.modules = None
 
     def _unregister(self, file: Any) -> None:
         try:
@@ -295,13 +321,19 @@ class Pool:
     def ring(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         """Give work to an idle worker; the answer will carry the same `seq`."""
         assert worker.channel is not None
+        for earlier in worker.outbox:
+            worker.channel.send(earlier)
+        worker.outbox.clear()
         self._seq += 1
         worker.seq = self._seq
         worker.channel.send({**message, "seq": worker.seq})
 
     def tell(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        if worker.channel is not None:
+        """Let a worker know, at the latest before its next work."""
+        if worker.idle and worker.channel is not None:
             worker.channel.send(message)
+        else:
+            worker.outbox.append(message)
 
     def rest(self, worker: WorkerHandle) -> None:
         """The worker has answered."""
@@ -343,7 +375,18 @@ class Pool:
         if self.process is not None:
             self.process.wait()
         self.workers.clear()
-        self.files.remove()
+        _pools.discard(self)
+
+    def abandon(self) -> None:
+        """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
+        fds = [self.parent_output] + ([self.parent.fileno()] if self.parent is not None else [])
+        for worker in self.workers:
+            fds += worker.outputs
+            for channel in (worker.channel, worker.modules):
+                fds += [] if channel is None else [channel.read_fd, channel.write_fd]
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
     def _await_exits(self, parent: socket.socket, pids: set[Optional[int]], deadline: float) -> None:
         while pids and (left := deadline - time.monotonic()) > 0:

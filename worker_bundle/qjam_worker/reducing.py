@@ -43,7 +43,12 @@ def _add(a: Any, b: Any, where: str) -> Any:
         items = [_add(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b))]
         make = getattr(type(a), "_make", type(a))  # a namedtuple takes its fields one by one
         return make(items)
-    raise _error(a, b, where, "only numbers, arrays, and lists and tuples of them can be added")
+    raise _error(
+        a,
+        b,
+        where,
+        "they are of different kinds, or of one that has no sum: numbers, arrays, and lists and tuples of them have",
+    )
 
 
 def _is_number(value: Any) -> bool:

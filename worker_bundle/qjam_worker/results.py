@@ -67,4 +67,10 @@ def fold_small(left: Held, right: Held) -> Any:
     """What two small results without pickles in them make together; STAYS where a worker has to fold them."""
     if not (left.plain and right.plain and left.small and right.small):
         return STAYS
-    return Held(None, True, value=default_reduce(left.opened(), right.opened()))
+    try:
+        total = default_reduce(left.opened(), right.opened())
+    except Exception:  # noqa: BLE001  a worker finds the same, and reports it as any error of user code
+        return STAYS
+    left.release()
+    right.release()
+    return Held(None, True, value=total)

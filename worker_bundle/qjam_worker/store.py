@@ -75,6 +75,14 @@ class Files:
 
     def create(self, name: str, size: int) -> Mapped:
         """A new file of `size` bytes, mapped for writing. Raises NoRoom."""
+        path, fd = self.open(name, size)
+        try:
+            return Mapped(path, memoryview(mmap.mmap(fd, max(size, 1)))[:size])
+        finally:
+            os.close(fd)
+
+    def open(self, name: str, size: int) -> tuple[str, int]:
+        """The path and a file descriptor of a new file, in which `size` bytes are reserved. Raises NoRoom."""
         for directory in self.directories:
             if directory.startswith(SHARED_MEMORY) and size > _free(directory) - MARGIN:
                 continue
@@ -82,13 +90,13 @@ class Files:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 _reserve(fd, max(size, 1))
-                return Mapped(path, memoryview(mmap.mmap(fd, max(size, 1)))[:size])
             except OSError as error:
-                remove(path)
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG):
-                    raise
-            finally:
                 os.close(fd)
+                remove(path)
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise
+            else:
+                return path, fd
         raise NoRoom(
             errno.ENOSPC,
             f"no room for {size:,} bytes in {' or '.join(map(os.path.dirname, self.directories))}",
@@ -96,7 +104,8 @@ class Files:
 
     def lock(self) -> list[int]:
         """Mark the directories as in use for as long as the returned file descriptors are open."""
-        return [lock for lock in map(_lock, self.directories) if lock is not None]
+        locks = [_lock(directory, fcntl.LOCK_SH) for directory in self.directories]
+        return [lock for lock in locks if lock is not None]
 
     def remove(self) -> None:
         for directory in self.directories:
@@ -110,12 +119,19 @@ def sweep(base: str) -> None:
         path = os.path.join(base, name)
         if not name.startswith(prefix) or not _is_ours(path):
             continue
-        if not os.path.exists(os.path.join(path, "lock")) and time.time() - os.stat(path).st_mtime < BEING_MADE:
+        if _being_made(path):
             continue
-        lock = _lock(path)
+        lock = _lock(path, fcntl.LOCK_EX)
         if lock is not None:
             shutil.rmtree(path, ignore_errors=True)
             os.close(lock)
+
+
+def _being_made(path: str) -> bool:
+    try:
+        return not os.path.exists(os.path.join(path, "lock")) and time.time() - os.stat(path).st_mtime < BEING_MADE
+    except FileNotFoundError:  # somebody else has swept it
+        return True
 
 
 def _is_ours(path: str) -> bool:
@@ -126,13 +142,13 @@ def _is_ours(path: str) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
-def _lock(directory: str) -> Optional[int]:
+def _lock(directory: str, how: int) -> Optional[int]:
     try:
         fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
@@ -151,28 +167,48 @@ def _reserve(fd: int, size: int) -> None:
         os.ftruncate(fd, size)
 
 
-class Slice(NamedTuple):
-    """One ref's content: `have` of `len(view)` bytes are here."""
+class Entry:
+    """One ref's content: the first `have` of `size` bytes are in the file. It is open only while it is being filled:
+    descriptors are few, in a process that is the user's own, and slices may be many.
+    """
 
-    path: str
-    view: memoryview
-    have: int
+    __slots__ = ("fd", "have", "path", "size")
+
+    def __init__(self, path: str, size: int, fd: int) -> None:
+        self.path = path
+        self.size = size
+        self.have = 0
+        self.fd: Optional[int] = fd
+
+    def write(self, data: memoryview) -> None:
+        assert self.fd is not None
+        while data:
+            written = os.pwrite(self.fd, data, self.have)
+            self.have += written
+            data = data[written:]
+        if self.have == self.size:
+            self.close()
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
 
 
 class Store:
-    """Refs by name in mapped files. Beyond `limit` bytes the least recently used unpinned ones go."""
+    """Refs by name in files that workers map. Beyond `limit` bytes the least recently used unpinned ones go."""
 
     def __init__(self, files: Files, limit: int) -> None:
         self.files = files
         self.limit = limit
         self.bytes = 0
-        self._entries: OrderedDict[str, Slice] = OrderedDict()
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
         self._pins: dict[str, int] = {}
         self._made = 0
 
     def __contains__(self, ref: str) -> bool:
         entry = self._entries.get(ref)
-        return entry is not None and entry.have == len(entry.view)
+        return entry is not None and entry.have == entry.size
 
     def have(self, ref: str) -> int:
         """How many leading bytes of the ref are here: where a broken transfer resumes."""
@@ -180,20 +216,30 @@ class Store:
         return 0 if entry is None else entry.have
 
     def refs(self) -> list[str]:
+        """The refs that are here whole, the least recently used first."""
         return [ref for ref in self._entries if ref in self]
 
     def path(self, ref: str) -> str:
+        """The file of a ref, which counts as used now."""
         self._entries.move_to_end(ref)
         return self._entries[ref].path
 
-    def view(self, ref: str) -> memoryview:
-        return self._entries[ref].view
+    def size(self, ref: str) -> int:
+        """The bytes of a ref."""
+        return self._entries[ref].size
+
+    def read(self, ref: str) -> bytes:
+        """A copy of what is here of a ref."""
+        entry = self._entries[ref]
+        with open(entry.path, "rb") as file:
+            return file.read(entry.have)
 
     def pin(self, ref: str) -> None:
         """Keep the ref while a round needs it."""
         self._pins[ref] = self._pins.get(ref, 0) + 1
 
     def unpin(self, ref: str) -> None:
+        """A round needs it no longer."""
         left = self._pins.pop(ref, 0) - 1
         if left > 0:
             self._pins[ref] = left
@@ -208,22 +254,25 @@ class Store:
         if entry is None:
             dropped = self._make_room(total)
             self._made += 1
-            mapped = self.files.create(f"ref{self._made}", total)
-            entry = self._entries[ref] = Slice(mapped.path, mapped.view, 0)
+            path, fd = self.files.open(f"ref{self._made}", total)
+            entry = self._entries[ref] = Entry(path, total, fd)
             self.bytes += total
-        if total != len(entry.view) or offset < 0 or offset + len(data) > total:
+            if total == 0:
+                entry.close()
+        if total != entry.size or offset < 0 or offset + len(data) > total:
             raise ValueError(
-                f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {len(entry.view)}, not {total}"
+                f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {entry.size}, not {total}"
             )
-        if offset == entry.have:
-            entry.view[offset : offset + len(data)] = data
-            self._entries[ref] = entry._replace(have=offset + len(data))
+        if offset == entry.have and len(data):
+            entry.write(data)
         return dropped
 
     def drop(self, ref: str) -> None:
+        """Remove a ref; workers that have mapped it keep their map."""
         entry = self._entries.pop(ref, None)
         if entry is not None:
-            self.bytes -= len(entry.view)
+            entry.close()
+            self.bytes -= entry.size
             remove(entry.path)
 
     def clear(self) -> None:

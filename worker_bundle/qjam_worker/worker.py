@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import fcntl
 import functools
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections import OrderedDict
 from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
@@ -24,6 +26,12 @@ from .modules import Shipped
 from .reducing import Span, Tree, default_reduce
 from .results import SLOT
 from .store import Files, map_file
+
+# What the master is told of an exception at the most: characters of traceback and summary, bytes of its pickle.
+LONGEST_TEXT, LONGEST_SUMMARY, LONGEST_PICKLE = 256 * 1024, 4096, 16 * 1024 * 1024
+
+# Slices that a worker keeps mapped: each map takes a file descriptor, of which there may be 1,024.
+SLICES_MAPPED = 128
 
 # Copies of the standard streams get numbers from here on, which user code does not close by accident.
 SPARE_FDS = 200
@@ -51,10 +59,10 @@ def status_page(worker: int) -> str:
     return f"status{worker}"
 
 
-def main(index: int, bell: int, answer: int, out: int, err: int, files: Files) -> int:
-    """Serve one node until it closes the bell; gives the exit status."""
+def main(index: int, bell: int, answer: int, modules: int, out: int, err: int, files: Files) -> int:
+    """Serve one node until it closes the bell; gives the exit status. `modules` is where answers to imports come."""
     _settle(out, err)
-    return Worker(index, Channel(bell, answer), files).serve()
+    return Worker(index, Channel(bell, answer), Channel(modules, -1), files).serve()
 
 
 def _settle(out: int, err: int) -> None:
@@ -112,8 +120,10 @@ class Code(NamedTuple):
 
 
 class Worker:
-    def __init__(self, index: int, channel: Channel, files: Files) -> None:
+    def __init__(self, index: int, channel: Channel, answers: Channel, files: Files) -> None:
         self.channel = channel
+        self.answers = answers
+        self.pid = os.getpid()
         self.files = files
         self.index = index
         status = next(path for path in self._paths(status_page(index)) if os.path.exists(path))
@@ -124,8 +134,8 @@ class Worker:
         self.slot_used = 0
         self.jobs: dict[int, Job] = {}
         self.codes: dict[int, Code] = {}
-        self.maps: dict[str, memoryview] = {}
-        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.slots: dict[str, memoryview] = {}
+        self.slices: OrderedDict[str, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
         self.modules = Shipped(self.ask)
         self.modules.install()
         self.epoch = 0
@@ -138,7 +148,6 @@ class Worker:
             "fold": self.on_fold,
             "drop": self.on_drop,
             "forget": self.on_forget,
-            "module": lambda message: None,  # an answer to an import that was interrupted
         }
 
     def _paths(self, name: str) -> list[str]:
@@ -165,8 +174,7 @@ class Worker:
 
     def on_drop(self, message: dict[str, Any]) -> None:
         for path in message["paths"]:
-            self.maps.pop(path, None)
-            self.arrays.pop(path, None)
+            self.slices.pop(path, None)
 
     def on_run(self, message: dict[str, Any]) -> None:
         self._answer(message, self._map)
@@ -198,7 +206,8 @@ class Worker:
             if status[CANCELLED] == seq:
                 answer = {"op": "cancelled", "seq": seq}
             else:
-                answer = {"op": "error", "seq": seq, "slice": status[SLICE], **describe(error)}
+                at = status[SLICE] if status[SLICE] >= 0 else None
+                answer = {"op": "error", "seq": seq, "slice": at, **describe(error)}
         flush_streams()
         restore_streams()
         status[RUNNING] = 0
@@ -236,25 +245,31 @@ class Worker:
         """The flat params: a copy where they lie in a slot, which the next round writes to."""
         if size > SLOT:
             return map_file(path, size)
-        slot = self.maps.get(path)
+        slot = self.slots.get(path)
         if slot is None:
-            slot = self.maps[path] = map_file(path, SLOT)
+            slot = self.slots[path] = map_file(path, SLOT)
         return bytes(slot[:size])
 
     def _slice(self, path: str, size: int) -> Any:
-        if path in self.arrays:
-            return self.arrays[path]
-        if path not in self.maps:
-            self.maps[path] = map_file(path, size)
-        header, buffers = flat.read(self.maps[path])
-        value = codec.decode(header, buffers)
-        if type(value) is np.ndarray and not value.dtype.hasobject:
-            self.arrays[path] = value  # read-only, so it can serve every round
-        return value
+        """A slice; of an array a new view each time, because even a read-only one can be given another shape."""
+        known = self.slices.get(path)
+        if known is None:
+            mapped = map_file(path, size)
+            value = codec.decode(*flat.read(mapped))
+            known = value if type(value) is np.ndarray and not value.dtype.hasobject else mapped
+            self.slices[path] = known
+            if len(self.slices) > SLICES_MAPPED:
+                self.slices.popitem(last=False)
+        else:
+            self.slices.move_to_end(path)
+        return known.view() if isinstance(known, np.ndarray) else codec.decode(*flat.read(known))
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
-        encoded = codec.encode(value)
+        try:
+            encoded = codec.encode(value)
+        except codec.CodecError as error:
+            raise TypeError(f"mapfunc or reduce gave a result that cannot be sent back: {error}") from None
         return span[0], span[1], encoded.plain, self._put(encoded)
 
     def _put(self, encoded: codec.Encoded) -> Where:
@@ -291,17 +306,23 @@ class Worker:
         return Code(module.mapfunc, getattr(module, "reduce", default_reduce) if entry["reduce"] else default_reduce)
 
     def ask(self, name: str) -> Optional[dict[str, Any]]:
-        """Ask the master, through the node, for a module of the user's project."""
+        """Ask the master, through the node, for a module of the user's project.
+
+        The answer has a pipe of its own, because a thread of user code may ask at any time, also between tasks. A
+        child that user code has forked cannot: it would take its parent's answers.
+        """
+        if os.getpid() != self.pid:
+            return None
+        interruptible = self.interruptible and threading.current_thread() is threading.main_thread()
+        if interruptible:
+            self.interruptible = False
         with self.ask_lock:
-            interruptible, self.interruptible = self.interruptible, False
             self.channel.send({"op": "import", "name": name, "epoch": self.epoch})
-            while True:
-                message = self.channel.wait()
-                if message["op"] == "module" and message["name"] == name:
-                    break
-            self.interruptible = interruptible
-        if interruptible and self.status[CANCELLED] == self.status[RUNNING]:
-            raise KeyboardInterrupt
+            message = self.answers.wait()
+        if interruptible:
+            self.interruptible = True
+            if self.status[CANCELLED] == self.status[RUNNING]:
+                raise KeyboardInterrupt
         found: Optional[dict[str, Any]] = message["module"]
         return found
 
@@ -322,30 +343,39 @@ def detached(value: Any) -> Any:
     """The result with arrays of its own: the next call of mapfunc may write to the memory that this one gave."""
     if isinstance(value, np.ndarray):
         return value.copy()
-    if type(value) in (list, tuple):
-        return type(value)(detached(item) for item in value)
+    if isinstance(value, dict):
+        own = copy.copy(value)
+        own.update((key, detached(item)) for key, item in value.items())
+        return own
+    if isinstance(value, (list, tuple)):
+        make = getattr(type(value), "_make", type(value))  # a namedtuple takes its fields one by one
+        return make([detached(item) for item in value])
     return value
 
 
 def describe(error: BaseException) -> dict[str, Any]:
     """What the master is told of an exception: text always, and the pickled exception if it survives the journey."""
-    lines = traceback.format_exception(type(error), error, _user_part(error))
+    text = "".join(traceback.format_exception(type(error), error, _user_part(error)))
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT // 2]}\n[...]\n{text[-LONGEST_TEXT // 2 :]}"
     try:
         pickled: Optional[bytes] = pickle.dumps(error)
         pickle.loads(pickled or b"")
     except Exception:  # noqa: BLE001  whatever a user's __reduce__ or __init__ raises: the text goes alone
         pickled = None
-    return {"text": "".join(lines), "summary": _summary(error), "pickled": pickled}
+    if pickled is not None and len(pickled) > LONGEST_PICKLE:
+        pickled = None
+    return {"text": text, "summary": _summary(error)[:LONGEST_SUMMARY], "pickled": pickled}
 
 
 def _summary(error: BaseException) -> str:
-    return "".join(traceback.format_exception_only(type(error), error)).strip()
+    return traceback.format_exception_only(type(error), error)[-1].strip()
 
 
 def _user_part(error: BaseException) -> Any:
-    """The traceback from the first frame that is not this package's, or the whole where there is none."""
+    """The traceback from the first frame on that is not this package's."""
     here = os.path.dirname(__file__)
     position = error.__traceback__
     while position is not None and position.tb_frame.f_code.co_filename.startswith(here):
         position = position.tb_next
-    return position or error.__traceback__
+    return position
