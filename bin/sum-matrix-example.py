@@ -10,14 +10,16 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 try:
     import qjam
 except ModuleNotFoundError:  # not installed: use the checkout that this program is in
     checkout = Path(__file__).resolve().parent.parent
     sys.path[1:1] = [str(checkout), str(checkout / "worker_bundle")]
-    import qjam
+    try:
+        import qjam
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error}: run ./scripts/setup in the checkout, then . .venv/bin/activate")
+import numpy as np
 
 
 def mapfunc(params: None, rows: np.ndarray) -> np.int64:

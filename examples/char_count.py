@@ -16,7 +16,7 @@ def mapfunc(params: None, lines: Sequence[str]) -> list[int]:
 
 def main() -> None:
     """Print a line for each letter."""
-    from qjam import DataSet, Master
+    from qjam import DataSet, Master, QjamError
 
     parser = argparse.ArgumentParser(description="Count the letters of a text file.")
     parser.add_argument("file", type=Path)
@@ -27,7 +27,11 @@ def main() -> None:
     except OSError as error:
         parser.error(f"{args.file}: {error.strerror}")
 
-    with Master(args.hosts or None) as master:
+    try:
+        master = Master(args.hosts or None)
+    except (ValueError, QjamError) as error:
+        parser.error(str(error))
+    with master:
         counts = master.run(mapfunc, None, DataSet(lines or [""]))
     for letter, count in zip(ascii_lowercase, counts, strict=True):
         print(f"{letter}\t{count}")

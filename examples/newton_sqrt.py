@@ -14,7 +14,7 @@ def mapfunc(guess: float, numbers: Sequence[float]) -> float:
 
 def main() -> None:
     """Print each guess until the next one is no better."""
-    from qjam import DataSet, Master
+    from qjam import DataSet, Master, QjamError
 
     parser = argparse.ArgumentParser(description="Find the square root of a number by Newton's method.")
     parser.add_argument("number", type=_positive)
@@ -23,7 +23,11 @@ def main() -> None:
 
     data = DataSet([args.number])  # one slice, so one worker has work; the others look on
     guess, change, step = max(args.number, 1.0), math.inf, 0
-    with Master(args.hosts or 1) as master:
+    try:
+        master = Master(args.hosts or 1)
+    except (ValueError, QjamError) as error:
+        parser.error(str(error))
+    with master:
         while change > 1e-15 * guess:
             better = master.run(mapfunc, guess, data)
             change, guess, step = abs(better - guess), better, step + 1
@@ -31,7 +35,10 @@ def main() -> None:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not (0 < number < math.inf):
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
     return number

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 
-from qjam import DataSet, Master
+from qjam import DataSet, Master, QjamError
 
 if not __package__:  # run by its path, so python looks for modules in this folder and not above
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -95,7 +95,7 @@ def main() -> None:
     # One BLAS thread in this process throughout, as in each worker where every core has its worker: the
     # speed-up is then what the workers bring, and not what threads bring.
     with threadpool_limits(1):
-        with Master(args.hosts or None) as master:
+        with _start(args.hosts) as master:
             workers = f"{len(master.workers)} worker{'s' * (len(master.workers) > 1)}"
             print(f"learning with {workers}")
             data = DataSet(patches)
@@ -111,6 +111,13 @@ def main() -> None:
     # Sums in another order differ in the last bit; some hundred iterations make that an evaluation or two.
     speedup = (serial.seconds / serial.evaluations) / (shared.seconds / shared.evaluations)
     print(f"speed-up:   {speedup:.2f} times, for each evaluation of the cost")
+
+
+def _start(hosts: list[str]) -> Master:
+    try:
+        return Master(hosts or None)
+    except (ValueError, QjamError) as error:
+        sys.exit(f"sparse_autoencoder: {error}")
 
 
 def _arguments() -> argparse.Namespace:
