@@ -44,6 +44,11 @@ class HostSpec:
 
     def __post_init__(self) -> None:
         _check_text("host", self.host, rf"{_NAME}|{_IPV6}")
+        if self.host.isdecimal():
+            raise ValueError(
+                f"hosts: '{self.host}' is a number, not a host: for {self.host} workers on this machine write "
+                f"'local*{self.host}'"
+            )
         if self.user is not None:
             _check_text("user", self.user, _USER)
         if self.port is not None:
@@ -98,10 +103,6 @@ def parse(text: str) -> HostSpec:
 
     Raises ValueError with the text and the form that is right.
     """
-    if text.isdecimal():
-        raise ValueError(
-            f"hosts: {text!r} is a number, not a host: for {text} workers on this machine write 'local*{text}'"
-        )
     found = _SPEC.fullmatch(text)
     if found is None:
         raise ValueError(f"hosts: {text!r} is not a host: {_FORM}")

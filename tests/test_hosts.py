@@ -157,7 +157,9 @@ def test_a_host_spec_that_no_text_could_make_is_a_value_error(fields: dict[str, 
         HostSpec(**fields)
 
 
-NAMES = st.from_regex(r"[a-z0-9_][a-z0-9_.-]{0,8}", fullmatch=True).filter(lambda name: name != "local")
+NAMES = st.from_regex(r"[a-z0-9_][a-z0-9_.-]{0,8}", fullmatch=True).filter(
+    lambda name: name != "local" and not name.isdecimal()
+)
 SPECS = st.builds(
     HostSpec,
     host=NAMES | st.ip_addresses(v=6).map(str),
@@ -171,6 +173,12 @@ SPECS = st.builds(
 def test_every_host_spec_is_made_again_from_its_text(spec: HostSpec) -> None:
     assert parse(str(spec)) == spec
     assert resolve(str(spec)) == [spec]
+
+
+def test_a_number_in_a_text_is_not_taken_for_the_name_of_a_host() -> None:
+    for hosts in ("4", "local 4", ["4"]):
+        with pytest.raises(ValueError, match=r"hosts: '4' is a number, not a host.*'local\*4'"):
+            resolve(hosts)
 
 
 @given(st.text())
