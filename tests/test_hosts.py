@@ -176,9 +176,9 @@ def test_every_host_spec_is_made_again_from_its_text(spec: HostSpec) -> None:
 
 
 def test_a_number_in_a_text_is_not_taken_for_the_name_of_a_host() -> None:
-    for hosts in ("4", "local 4", ["4"]):
+    for named in ("4", "local 4", ["4"]):
         with pytest.raises(ValueError, match=r"hosts: '4' is a number, not a host.*'local\*4'"):
-            resolve(hosts)
+            resolve(named)
 
 
 @given(st.text())
