@@ -319,14 +319,14 @@ class Pool:
     # Work
 
     def ring(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        """Give work to an idle worker; the answer will carry the same `seq`."""
+        """Give work to an idle worker; `message` gets a `seq`, and the answer will carry it too."""
         assert worker.channel is not None
         for earlier in worker.outbox:
             worker.channel.send(earlier)
         worker.outbox.clear()
         self._seq += 1
-        worker.seq = self._seq
-        worker.channel.send({**message, "seq": worker.seq})
+        worker.seq = message["seq"] = self._seq
+        worker.channel.send(message)
 
     def tell(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         """Let a worker know, at the latest before its next work."""

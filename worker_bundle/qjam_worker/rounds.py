@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any, Callable, Optional
 
 from .reducing import Span, Tree
@@ -52,8 +52,11 @@ class NodeRound:
             f"mapping {self.mapping}, folding {list(self.folding)}, holds {self.tree.spans}>"
         )
 
-    def add(self, indices: list[int], missing: Container[str]) -> None:
+    def add(self, indices: list[int], missing: Collection[str]) -> None:
         """Give the node more slices to map; those whose ref is missing wait for it."""
+        if not missing and not self.ready:
+            self.ready = sorted(indices)
+            return
         refs = self.job.refs
         for index in indices:
             ref = refs[index]
