@@ -379,7 +379,7 @@ class Pool:
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
-        fds = [self.parent_output] + ([self.parent.fileno()] if self.parent is not None else [])
+        fds = [self.parent_output] + ([self.parent.detach()] if self.parent is not None else [])
         for worker in self.workers:
             fds += worker.outputs
             for channel in (worker.channel, worker.modules):
