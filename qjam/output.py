@@ -38,7 +38,7 @@ class Printer:
 
     def flush(self) -> None:
         """Block until everything that came before is shown, begun lines too: a round is over."""
-        if self._taken == self._done or threading.current_thread() is self._thread:
+        if (self._taken == self._done and not self._begun) or threading.current_thread() is self._thread:
             return
         reached = threading.Event()
         with self._closing:

@@ -84,7 +84,9 @@ def test_a_timeout_may_be_as_long_as_one_likes(master, timeout):
     assert usable(master)
 
 
-@pytest.mark.parametrize("timeout", [math.nan, np.float64("nan"), -math.inf, -(10**400)], ids=str)
+@pytest.mark.parametrize(
+    "timeout", [math.nan, np.float64("nan"), -math.inf, -(10**400)], ids=["nan", "numpy's nan", "-inf", "-10**400"]
+)
 def test_a_timeout_that_is_no_length_of_time_is_a_value_error(master, timeout):
     with pytest.raises(ValueError, match="timeout must be a positive number"):
         master.run(usercode.forty_two, timeout=timeout)
@@ -176,17 +178,18 @@ def test_more_slices_than_a_worker_keeps_mapped_are_used_again_and_again(master)
     assert master.stats().dataset_sent == sent
 
 
-def test_large_results_of_many_rounds_leave_no_file():
-    data = slices(*range(4))
-    with Master(2) as master:
+@pytest.mark.parametrize(("workers", "size"), [(1, 25_000), (2, 25_000), (2, 60_000)])
+def test_large_results_of_many_rounds_leave_no_file(workers, size):
+    data = slices(*range(10))
+    with Master(workers) as master:
         folders = traces(os.getpid()).folders
 
         def files():
             return [file for folder in folders for file in folder.iterdir() if file.name.startswith("result")]
 
         for turn in range(30):
-            total = master.run(lambda params, part: np.full(60_000, params), turn, data)
-            assert total[0] == total[-1] == 4 * turn
+            total = master.run(lambda params, part: np.full(size, params), turn, data)
+            assert total[0] == total[-1] == 10 * turn
         deadline = time.monotonic() + QUICK_S
         while files() and time.monotonic() < deadline:
             assert usable(master)
@@ -557,25 +560,28 @@ def test_a_done_callback_may_wait_for_another_future(master, make_gate):
     assert got == [(2, 84)]
 
 
-def test_an_error_while_reducing_interrupts_the_workers_of_that_round(make_gate):
+def test_an_error_while_reducing_interrupts_the_workers_of_that_round(master, make_gate):
     here, tidy, go_on = make_gate("here"), make_gate("tidy"), make_gate("go_on")
+    paths = here.path, tidy.path, go_on.path
 
-    def work(params, part):
-        if part == [2]:
-            return usercode.linger_and_tidy_up(params, part)
-        wait_at(params[2])
-        return {"cannot": "be added"}
+    def mapfunc(params, part):
+        return np.full(400_000, part[0])  # too large for its worker to fold it with all the others
 
-    with Master(3) as master:
-        before = {worker.pid for worker in master.workers}
-        future = master.submit(work, (here.path, tidy.path, go_on.path), slices(0, 1, 2))
-        assert here.heard()
-        go_on.open(2)
-        with pytest.raises(TaskError, match="cannot add two results"):
-            future.result(20)
-        assert tidy.heard() == "tidied up"
-        assert usable(master)
-        assert {worker.pid for worker in master.workers} == before
+    def reduce(a, b):
+        if a[0] == 0:
+            wait_at(paths[2])
+            return 1 / 0
+        return usercode.linger_and_tidy_up(paths, None)
+
+    before = {worker.pid for worker in master.workers}
+    future = master.submit(with_reduce(mapfunc, reduce), None, slices(0, 1, 2, 3))
+    assert int(here.heard()) in before
+    go_on.open()
+    with pytest.raises(TaskError, match="ZeroDivisionError"):
+        future.result(20)
+    assert tidy.heard() == "tidied up"
+    assert usable(master)
+    assert {worker.pid for worker in master.workers} == before
 
 
 # A master that is held no more

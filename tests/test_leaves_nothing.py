@@ -13,7 +13,10 @@ import os, socket, subprocess, tempfile, threading
 from pathlib import Path
 
 def test_child(): subprocess.Popen(["sleep", "100"]).returncode = 0
-def test_orphan(): subprocess.run(["sh", "-c", "cd /; setsid sleep 101 & exit 0"], check=True)
+def test_orphan():
+    command = ["sh", "-c", "cd /; setsid sh -c 'echo; sleep 101; :' & exit 0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as started:
+        started.stdout.readline()  # the orphan runs, and is not just about to, when the test ends
 def test_zombie(): os.posix_spawn("/bin/true", ["true"], os.environ)
 def test_thread(): threading.Thread(target=threading.Event().wait, args=(3,), name="lost").start()
 def test_folder(): tempfile.mkdtemp(prefix="qjam-folder-")

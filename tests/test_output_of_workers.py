@@ -70,11 +70,11 @@ def test_lines_of_several_workers_are_not_mixed(master, capsys):
     assert sorted(lines) == ["[local 0] abcdef"] * 500 + ["[local 1] abcdef"] * 500
 
 
-def test_a_line_without_an_end_is_shown_with_what_completes_it(one, capsys):
+def test_a_line_without_an_end_is_shown_at_the_end_of_its_round(one, capsys):
     one.run(lambda params, part: print("begun", end=""))
-    assert capsys.readouterr().out == ""
-    one.run(lambda params, part: print(" and ended"))
-    assert capsys.readouterr().out == "[local 0] begun and ended\n"
+    assert capsys.readouterr().out == "[local 0] begun\n"
+    one.run(lambda params, part: print("and ended"))
+    assert capsys.readouterr().out == "[local 0] and ended\n"
 
 
 def test_a_line_that_is_never_ended_is_shown_at_the_end(capsys):

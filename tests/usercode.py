@@ -134,9 +134,12 @@ def deaf(gate, part):
 
 def swallow(gate, part):
     """Like linger, but swallows whatever is raised in it."""
-    announce(gate, os.getpid())
+    told = False
     while True:
         try:
+            if not told:
+                told = True
+                announce(gate, os.getpid())
             while True:
                 signal.pause()
         except BaseException:

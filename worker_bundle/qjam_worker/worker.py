@@ -256,7 +256,9 @@ class Worker:
         if known is None:
             mapped = map_file(path, size)
             value = codec.decode(*flat.read(mapped))
-            known = value if type(value) is np.ndarray and not value.dtype.hasobject else mapped
+            # What holds objects or named fields can be altered through any view of it.
+            lasting = type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.names is None
+            known = value if lasting else mapped
             self.slices[path] = known
             if len(self.slices) > SLICES_MAPPED:
                 self.slices.popitem(last=False)
