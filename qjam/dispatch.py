@@ -359,7 +359,7 @@ class Dispatch:
 
     def _requeue(self, round_: Round, indices: Iterable[int]) -> list[Command]:
         for index in indices:
-            if round_.states[index] is SENT:
+            if round_.states[index] == SENT:
                 self.resent += 1
             round_.move(index, "lost")
         return self._send_queued(round_)
@@ -384,5 +384,5 @@ class Dispatch:
 
 
 def _progress(round_: Round) -> str:
-    done = sum(state is DONE for state in round_.states)
+    done = sum(state == DONE for state in round_.states)
     return f"{done} of {len(round_.states)} slices were done"

@@ -6,7 +6,6 @@ It never runs user code and never unpickles, so it answers whatever a task does.
 from __future__ import annotations
 
 import os
-import pickle
 import selectors
 import socket
 import sys
@@ -276,7 +275,7 @@ class Node:
             self.store.unpin(ref)
         self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
         self.params.release(round_.number)
-        for held in (*round_.tree.values.values(), *(h for fold in round_.folding.values() for h in fold.values())):
+        for held in round_.held:
             held.release()
 
     def on_cancel(self, header: dict[str, Any], buffers: list[Any]) -> None:
@@ -466,9 +465,8 @@ class Node:
         worker: Optional[int],
         slice_: Optional[int],
         summary: str,
-        error: Any = None,
+        pickled: Optional[bytes] = None,
     ) -> None:
-        pickled = pickle.dumps(error) if isinstance(error, BaseException) else error
         header = {
             "round": round_.number,
             "what": what,
@@ -501,9 +499,7 @@ class Node:
         self.send(Kind.STATE, report)
 
     def _remove_untold_results(self, worker: int, pid: int) -> None:
-        held = [held for round_ in self.rounds.values() for held in round_.tree.values.values()]
-        held += [held for round_ in self.rounds.values() for fold in round_.folding.values() for held in fold.values()]
-        known = {one.path for one in held}
+        known = {held.path for round_ in self.rounds.values() for held in round_.held}
         for directory in self.files.directories:
             for name in os.listdir(directory):
                 path = os.path.join(directory, name)

@@ -128,6 +128,11 @@ class NodeRound:
         return self.mapping.pop(worker, [])
 
     @property
+    def held(self) -> list[Held]:
+        """All results that are here, those included that a worker is folding."""
+        return [*self.tree.values.values(), *(held for fold in self.folding.values() for held in fold.values())]
+
+    @property
     def settled(self) -> bool:
         """Whether every slice given to this node is mapped and all that can be folded here is folded."""
         return not (self.ready or self.waiting or self.mapping or self.folding or self.tree.pairs())
