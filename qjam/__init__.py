@@ -13,11 +13,13 @@ from .errors import (
 from .hosts import HostSpec
 from .master import Master, RemoteWorker
 from .pending import Stats
+from .report import HostReport
 
 __all__ = [
     "BaseDataSet",
     "BootstrapError",
     "DataSet",
+    "HostReport",
     "HostSpec",
     "ListDataSet",
     "Master",

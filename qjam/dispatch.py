@@ -135,7 +135,7 @@ class Dispatch:
         """All workers of a node are up; rounds that wait for a node get this one."""
         node = self.nodes[name]
         node.move("ready")
-        node.pids = list(pids)
+        node.pids, node.workers = list(pids), len(pids)
         return [command for round_ in list(self.rounds.values()) for command in self._send_queued(round_)]
 
     def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:

@@ -8,19 +8,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import zmq
 
 from qjam_worker import flat, wire
-from qjam_worker.link import Link
 from qjam_worker.wire import Kind
 
 from .commands import Chunk, Command, Done, Fail, Failure, Load, Send, Unload
 from .dispatch import Dispatch
 from .loading import Blob, Loader
 from .pending import Pending, Stats
+from .router import Keys, Router
 from .states import NodeState
 
 # Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
@@ -53,6 +54,8 @@ class _Node:
 
     changed: threading.Event = field(default_factory=threading.Event)
     gone: threading.Event = field(default_factory=threading.Event)
+    ready_at: float = 0.0
+    pinged: threading.Event = field(default_factory=threading.Event)
     blobs: dict[str, Blob] = field(default_factory=dict)
 
 
@@ -60,7 +63,6 @@ class Engine:
     """One thread with the ROUTER. The methods without underscore may be called from any thread."""
 
     def __init__(self, endpoint: str, find_module: Callable[[str], bytes]) -> None:
-        self.context = zmq.Context()
         self.endpoint = endpoint
         self.stats = Stats()
         self._on_print: OnPrint = lambda *_: None
@@ -72,17 +74,7 @@ class Engine:
         self._numbers = 0
         self._number_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        router = self.context.socket(zmq.ROUTER)
-        for option, value in (
-            (zmq.ROUTER_MANDATORY, 1),
-            (zmq.ROUTER_HANDOVER, 1),
-            (zmq.SNDHWM, 0),  # what may be on its way is bounded by credit, in bytes
-            (zmq.RCVHWM, 0),
-            (zmq.LINGER, 0),
-        ):
-            router.setsockopt(option, value)
-        router.bind(endpoint)
-        self._router = Link(router)
+        self._router = Router(endpoint)
         self._selector = selectors.DefaultSelector()
         self._loader = Loader(find_module)
         self._commands: deque[Command] = deque()
@@ -107,7 +99,7 @@ class Engine:
             Kind.RESULT: self._on_result,
             Kind.ERROR: self._dispatch.on_error,
             Kind.LOG: self._on_log,
-            Kind.PONG: lambda name, header, buffers: [],
+            Kind.PONG: self._on_pong,
             Kind.BYE: self._on_bye,
         }
 
@@ -117,7 +109,41 @@ class Engine:
         self._thread.start()
         self._loader.start()
 
+    @property
+    def context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        """For nodes that connect over inproc."""
+        return self._router.context
+
     # Calls from other threads
+
+    def admit(self, name: str) -> Keys:
+        """The keys with which a node may connect as `name`."""
+        return self._router.admit(name)
+
+    def bind(self, address: str) -> str:
+        """The endpoint of the ROUTER on an address of this machine, as in `Router.bind`. Raises OSError."""
+        bound: Future[str] = Future()
+
+        def bind() -> None:
+            try:
+                bound.set_result(self._router.bind(address))
+            except Exception as error:  # noqa: BLE001  belongs to the caller
+                bound.set_exception(error)
+            if self._router.zap is not None and self._router.zap not in self._selector.get_map():
+                self._selector.register(self._router.zap, selectors.EVENT_READ, self._on_zap)
+
+        if not self._post(bind):
+            bound.set_exception(OSError("the master is closed"))
+        return bound.result()
+
+    def ping(self, name: str, timeout: float) -> float:
+        """Seconds for a small message to a node and back. Raises TimeoutError."""
+        pinged = self._nodes[name].pinged = threading.Event()
+        start = time.perf_counter()
+        self._post(lambda: self._send(Send(name, Kind.PING, {"t": start})))
+        if not pinged.wait(timeout):
+            raise TimeoutError(f"{self._dispatch.nodes[name].host} did not answer within {timeout} s")
+        return time.perf_counter() - start
 
     def add_node(self, name: str, host: str, workers: int) -> None:
         """Expect a node; before its launcher starts it."""
@@ -152,6 +178,10 @@ class Engine:
         self._nodes[name].changed.wait(timeout)
         record = self._dispatch.nodes[name]
         return record.state, record.why
+
+    def ready_at(self, name: str) -> float:
+        """When (time.monotonic()) the node was ready."""
+        return self._nodes[name].ready_at
 
     def wait_for_bye(self, name: str, timeout: float) -> bool:
         """Block until the node has left, `timeout` seconds at most."""
@@ -202,8 +232,7 @@ class Engine:
         with self._post_lock:
             self._closed = True
         self._loader.stop()
-        self._router.socket.close()
-        self.context.term()
+        self._router.close()
         os.close(self._wake_read)
         os.close(self._wake_write)
 
@@ -223,7 +252,7 @@ class Engine:
 
     def _run(self) -> None:
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
-        self._selector.register(self._router, selectors.EVENT_READ, self._router.stir)
+        self._selector.register(self._router.link, selectors.EVENT_READ, self._router.link.stir)
         try:
             while not self._stopped:
                 for key, _ in self._selector.select(self._timeout()):
@@ -282,20 +311,20 @@ class Engine:
             self._selector.unregister(guest)
             guest.close()
             self._nodes[name].gone.set()
-            self._router.stir()
+            self._router.link.stir()
 
     def _exchange(self) -> None:
         """Hand messages over until there are none. What the guests have sent came through a socket of this thread."""
         if self._guests:
-            self._router.stir()
+            self._router.link.stir()
         while True:
             for name, guest in list(self._guests.items()):
                 if self._attend(name, guest.receive) is False:
                     self._dismiss(name)
-            frames = self._router.receive()
-            if frames is None:
+            received = self._router.receive()
+            if received is None:
                 return
-            self._on_frames(frames)
+            self._on_frames(*received)
 
     def _act(self, commands: list[Command]) -> None:
         """Carry commands out in the order in which they were decided: those that follow from carrying one out (a node
@@ -312,13 +341,17 @@ class Engine:
         finally:
             self._acting = False
 
-    def _on_frames(self, frames: list[memoryview]) -> None:
-        name = bytes(frames[0]).decode(errors="replace")
+    def _on_zap(self) -> None:
+        assert self._router.zap is not None
+        self._router.zap.stir()
+        self._router.answer_zap()
+
+    def _on_frames(self, name: str, frames: list[memoryview]) -> None:
         record = self._dispatch.nodes.get(name)
         if record is None or record.state is NodeState.LOST:
             return
         try:
-            message = wire.unpack(frames[1:])
+            message = wire.unpack(frames)
             commands = self._receive[message.kind](name, message.header, message.buffers)
         except (wire.WireError, LookupError, ValueError, TypeError, AttributeError) as error:
             commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
@@ -334,6 +367,7 @@ class Engine:
     def _on_state(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         if header["state"] == "ready":
             commands = self._dispatch.on_ready(name, header["workers"])
+            self._nodes[name].ready_at = time.monotonic()
             self._nodes[name].changed.set()
             return commands
         if header["state"] == "replaced":
@@ -354,6 +388,10 @@ class Engine:
         data = bytes(buffers[0])
         self.stats.output_received += len(data)
         self._on_print(name, self._dispatch.nodes[name].host, header["worker"], header["stream"], data)
+        return []
+
+    def _on_pong(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        self._nodes[name].pinged.set()
         return []
 
     def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
@@ -378,11 +416,7 @@ class Engine:
         frames = wire.pack(command.kind, command.header, command.buffers)
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
-        try:
-            self._router.send([command.node.encode(), *frames])
-        except zmq.ZMQError as error:
-            if error.errno != zmq.EHOSTUNREACH:
-                raise
+        if not self._router.send(command.node, frames):
             self._act(self._lose(command.node, "its connection is gone"))
         guest = self._guests.get(command.node)
         if guest is not None:

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .report import HostReport
+
 
 class QjamError(Exception):
     """The base of all of qjam's own exceptions."""
 
 
 class BootstrapError(QjamError):
-    """A host could not be made into a node, or no host is left to run on; the text says why for each host."""
+    """A host could not be made into a node, or no host is left to run on; the text says why for each host.
+
+    Attributes:
+        hosts: a HostReport for each host where it was raised while the master started; else empty.
+    """
+
+    def __init__(self, text: str, hosts: Sequence[HostReport] = ()) -> None:
+        super().__init__(text, hosts)
+        self.text = text
+        self.hosts = list(hosts)
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class ProtocolError(QjamError):

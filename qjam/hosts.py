@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 LOCAL = "local"
@@ -33,6 +33,11 @@ class HostSpec:
         user: the name to log in with; None leaves it to the ssh configuration.
         port: the port of the ssh server; None leaves it to the ssh configuration.
         workers: how many; None is `auto`, one a usable core of that host.
+        python: the command that starts python there, as its shell would take it; None is QJAM_REMOTE_PYTHON, else
+            python3.
+        env: environment variables for the workers there; they travel on ssh's stdin, where no list of processes shows
+            them.
+        setup: a line for the login shell, before python starts, as `module load python` or `. venv/bin/activate`.
 
     Raises TypeError or ValueError where one of them cannot be right.
     """
@@ -41,6 +46,9 @@ class HostSpec:
     user: str | None = None
     port: int | None = None
     workers: int | None = 1
+    python: str | None = None
+    env: Mapping[str, str] | None = field(default=None, hash=False)
+    setup: str | None = None
 
     def __post_init__(self) -> None:
         _check_text("host", self.host, rf"{_NAME}|{_IPV6}")
@@ -67,6 +75,11 @@ class HostSpec:
                 f"hosts: '{self}': 'local' is this machine without ssh and has no user and no port; "
                 "to reach this machine by ssh write 'localhost'"
             )
+        for name in ("python", "setup"):
+            _check_line(name, getattr(self, name))
+        _check_env(self.env)
+        if self.local and (self.python, self.env, self.setup) != (None, None, None):
+            raise ValueError(f"hosts: '{self}': python, env and setup are for hosts that are reached by ssh")
 
     @property
     def local(self) -> bool:
@@ -133,6 +146,8 @@ def resolve(hosts: Hosts) -> list[HostSpec]:
                 f"hosts: '{spec.address}' is named more than once, and with *auto, which already is one "
                 f"worker a usable core; write '{spec.address}*auto' once, or numbers only"
             )
+        elif (known.python, known.env, known.setup) != (spec.python, spec.env, spec.setup):
+            raise ValueError(f"hosts: '{spec.address}' is named more than once, with other python, env or setup")
         else:
             merged[spec.address] = replace(known, workers=known.workers + spec.workers)
     if not merged:
@@ -174,3 +189,24 @@ def _check_text(name: str, value: object, pattern: str) -> None:
 def _check_number(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"hosts: {name} must be an int or None, not {value!r} ({type(value).__name__})")
+
+
+def _check_line(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, str):
+        raise TypeError(f"hosts: {name} must be a text or None, not {value!r} ({type(value).__name__})")
+    if not value.strip() or any(character in value for character in "\0\n\r"):
+        raise ValueError(f"hosts: {name} must be one line of a shell, not {value!r}")
+
+
+def _check_env(value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise TypeError(f"hosts: env must be a dict of texts, not {value!r} ({type(value).__name__})")
+    for name, text in value.items():
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise TypeError(f"hosts: env must be a dict of texts; {name!r}: {text!r} is not")
+        if not name or "=" in name or "\0" in name + text:
+            raise ValueError(f"hosts: env: {name!r} cannot be an environment variable")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,10 +29,12 @@ from .engine import Engine
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve, usable_cores
 from .launch import local
+from .launch.fleet import ROUTES, Fleet, Options
 from .output import Printer
 from .pending import Pending, Roots, Stats
+from .report import HostReport, failures, table
 from .source import Entry, Sources
-from .states import NodeState
+from .states import COMING, NodeState
 
 # Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
 START_TIMEOUT = 60.0
@@ -40,9 +44,18 @@ NEVER = 1e9
 MOST_SLICES = 1_000_000
 # Seconds for a node to stop its workers, those in user code included, and to remove its files.
 STOP_TIMEOUT = 5.0
+PING_TIMEOUT = 5.0
+HOST_KEYS = ("known", "accept-new")
+
+logger = logging.getLogger("qjam")
 
 
-Look = Callable[[], tuple[str, int | None]]  # state and pid now
+class Look(NamedTuple):
+    """What a RemoteWorker tells of itself."""
+
+    state: str = "starting"
+    pid: int | None = None
+    route: str = ""
 
 
 class RemoteWorker:
@@ -53,9 +66,17 @@ class RemoteWorker:
         index: its place among the workers of that host, from 0.
         state: starting, joining, ready, suspect, lost or closed: the state of its host's node.
         pid: the process id on its host; another one after the worker has been replaced; None before it runs.
+        route: how its host reaches the master: local (no ssh), direct, tunnel (a port that ssh forwards) or stdio (the
+            stdin and stdout of the ssh session); empty before it runs.
     """
 
-    def __init__(self, host: str, index: int = 0, look: Look = lambda: ("starting", None)) -> None:
+    def __init__(
+        self,
+        host: str,
+        index: int = 0,
+        look: Callable[[], Look] = Look,
+        ping: Callable[[], float] | None = None,
+    ) -> None:
         specs = resolve(host)
         if len(specs) != 1 or specs[0].workers != 1:
             raise ValueError(f"host: {host!r} must name one host, without *workers: a RemoteWorker is one worker")
@@ -63,19 +84,33 @@ class RemoteWorker:
         self.host = self.spec.address
         self.index = index
         self._look = look
+        self._ping = ping
 
     @property
     def state(self) -> str:
         """The state of its host's node now."""
-        return self._look()[0]
+        return self._look().state
 
     @property
     def pid(self) -> int | None:
         """The process id on its host now."""
-        return self._look()[1]
+        return self._look().pid
+
+    @property
+    def route(self) -> str:
+        """How its host reaches the master."""
+        return self._look().route
+
+    def ping(self) -> float:
+        """Seconds for a small message to its host's node and back. Raises TimeoutError after 5 s."""
+        if self._ping is None:
+            raise ValueError("this RemoteWorker asks for a worker; only those of Master.workers run")
+        return self._ping()
 
     def __repr__(self) -> str:
-        return f"<RemoteWorker {self.index} on {self.host}: {self.state}, pid {self.pid}>"
+        look = self._look()
+        route = f", {look.route}" if look.route else ""
+        return f"<RemoteWorker {self.index} on {self.host}: {look.state}, pid {look.pid}{route}>"
 
 
 Hosts = int | str | HostSpec | RemoteWorker | Iterable[str | HostSpec | RemoteWorker] | None
@@ -85,47 +120,104 @@ class Master:
     """Workers on `hosts`, started now and stopped by `close`, at the end of a `with` block, or with the program.
 
     `hosts`: None (one worker a usable core of this machine), a number of workers on this machine, a text such as
-    "local*4", or a list of texts, HostSpecs and RemoteWorkers; a host named again gets one worker more.
+    "alice@node1:2222*8" or "local*4", or a list of texts, HostSpecs and RemoteWorkers; a host named again gets one
+    worker more. Hosts but `local` are reached by ssh, with the keys and the configuration that `ssh` would use, and
+    need nothing but python 3.9 or newer.
     `echo`: whether what user code prints is shown here, each line behind `[host worker]`.
+    `min_workers`: go on without hosts that do not start as long as that many workers come; None: all must come.
+    `host_keys`: "known" refuses a host whose key is not in known_hosts; "accept-new" records it there and goes on.
+    `ssh_config`: a file to read in place of ~/.ssh/config.
+    `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None takes the first that works.
+    `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at.
 
-    Raises TypeError or ValueError for hosts that cannot be meant, BootstrapError when one does not start.
+    Raises TypeError or ValueError for arguments that cannot be meant, BootstrapError when a host does not start: its
+    text has a table of all hosts, its `hosts` a HostReport for each.
     """
 
-    def __init__(self, hosts: Hosts = None, *, echo: bool = True) -> None:
+    def __init__(
+        self,
+        hosts: Hosts = None,
+        *,
+        echo: bool = True,
+        min_workers: int | None = None,
+        host_keys: str = "known",
+        ssh_config: str | os.PathLike[str] | None = None,
+        route: str | None = None,
+        address: str | Sequence[str] = (),
+    ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
-        remote = [spec.address for spec in specs if not spec.local]
-        if remote:
-            raise BootstrapError(
-                f"{', '.join(remote)}: hosts that are reached by ssh cannot be started by this version of qjam; "
-                "'local' is this machine without ssh"
-            )
+        options = _options(host_keys, ssh_config, route, address)
+        _check_min_workers(min_workers, specs)
         self._owner = os.getpid()
         self._sources = Sources()
         self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._sources.lookup)
+        self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
         self._names = {f"{spec.address}/{uuid.uuid4().hex[:8]}": spec for spec in specs}
         self._finisher = _Finisher()
         self._close = weakref.finalize(
-            self, _close, os.getpid(), self._engine, self._printer, self._finisher, list(self._names)
+            self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, list(self._names)
         )
-        self._start()
-
-    def _start(self) -> None:
-        self._engine.start(self._printer.put)
         try:
-            for name, spec in self._names.items():
-                workers = spec.workers or 1
-                self._engine.add_node(name, spec.address, workers)
-                local.launch(self._engine.host_node, self._engine.context, self._engine.endpoint, name, workers)
-            deadline = time.monotonic() + START_TIMEOUT
-            for name, spec in self._names.items():
-                state, why = self._engine.wait_for_node(name, max(0.0, deadline - time.monotonic()))
-                if state is not NodeState.READY:
-                    why = why or f"not ready after {START_TIMEOUT:.0f} s (it is {state.value})"
-                    raise BootstrapError(f"{spec.address}: {why}")
+            self._engine.start(self._printer.put)
+            self._start(min_workers)
         except BaseException:
             self._close()
             raise
+
+    def _start(self, min_workers: int | None) -> None:
+        began = time.monotonic()
+        remote = {}
+        for name, spec in self._names.items():
+            self._engine.add_node(name, spec.address, spec.workers or 1)
+            if spec.local:
+                workers = spec.workers or 1
+                local.launch(self._engine.host_node, self._engine.context, self._engine.endpoint, name, workers)
+            else:
+                remote[name] = (spec, self._engine.admit(name)._asdict())
+        if remote:
+            self._fleet.start(remote)
+        reports = [self._started(name, spec, began) for name, spec in self._names.items()]
+        self._reports = reports
+        failed = failures(reports)
+        if not failed:
+            return
+        came = self._engine.dispatch.capacity
+        self._names = {
+            name: spec for (name, spec), report in zip(list(self._names.items()), reports, strict=True) if report.ready
+        }
+        if min_workers is None or came < min_workers:
+            if len(reports) == 1:
+                raise BootstrapError(_with_stderr(failed[0]), reports)
+            lacking = "" if min_workers is None else f"; {came} workers came, min_workers is {min_workers}"
+            title = f"{len(failed)} of {_plural(len(reports), 'host')} did not start{lacking}"
+            raise BootstrapError(f"{title}:\n{table(reports)}", reports)
+        logger.warning(
+            "%d of %d hosts did not start; going on with %d workers:\n%s",
+            len(failed),
+            len(reports),
+            came,
+            table(reports),
+        )
+
+    def _started(self, name: str, spec: HostSpec, began: float) -> HostReport:
+        """How the start of a host went, once it is over."""
+        if spec.local:
+            state, why = self._engine.wait_for_node(name, max(0.0, began + START_TIMEOUT - time.monotonic()))
+            report, began_to_wait = HostReport(spec.address, route="local"), began
+        else:
+            report = self._fleet.report(name)
+            while True:
+                state, why = self._engine.wait_for_node(name, 1.0)
+                began_to_wait = self._fleet.welcomed(name) or time.monotonic()
+                if state not in COMING or time.monotonic() > began_to_wait + START_TIMEOUT:
+                    break
+        if state is NodeState.READY:
+            report.phases["ready"] = self._engine.ready_at(name) - began_to_wait
+        elif report.failed is None:
+            report.failed = "ready"
+            report.why = why or f"not ready after {START_TIMEOUT:.0f} s (it is {state.value})"
+        return report
 
     def __repr__(self) -> str:
         state = "" if self._close.alive else "closed, "
@@ -148,10 +240,20 @@ class Master:
     def workers(self) -> list[RemoteWorker]:
         """All workers, host by host."""
         return [
-            RemoteWorker(spec.address, index, partial(_look, self._engine, name, index))
+            RemoteWorker(
+                spec.address,
+                index,
+                partial(_look, self._engine, self._fleet, name, spec, index),
+                partial(self._engine.ping, name, PING_TIMEOUT),
+            )
             for name, spec in self._names.items()
-            for index in range(spec.workers or 1)
+            for index in range(self._engine.dispatch.nodes[name].workers)
         ]
+
+    @property
+    def start_reports(self) -> list[HostReport]:
+        """How the start of each host went, those that did not come included."""
+        return list(self._reports)
 
     def stats(self) -> Stats:
         """A copy of the figures since the start: rounds, and bytes sent and received for each purpose."""
@@ -273,12 +375,46 @@ def _counted(spec: HostSpec) -> HostSpec:
     return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
 
 
-def _look(engine: Engine, name: str, index: int) -> tuple[str, int | None]:
+def _options(host_keys: Any, ssh_config: Any, route: Any, address: Any) -> Options:
+    if host_keys not in HOST_KEYS:
+        raise ValueError(f"host_keys must be {' or '.join(map(repr, HOST_KEYS))}, not {host_keys!r}")
+    if route is not None and route not in ROUTES:
+        raise ValueError(f"route must be None or one of {', '.join(map(repr, ROUTES))}, not {route!r}")
+    if ssh_config is not None:
+        if not isinstance(ssh_config, (str, os.PathLike)):
+            raise TypeError(f"ssh_config must be a path or None, not {ssh_config!r} ({type(ssh_config).__name__})")
+        ssh_config = Path(ssh_config).expanduser()
+        if not ssh_config.is_file():
+            raise ValueError(f"ssh_config: there is no file {ssh_config}")
+    addresses = [address] if isinstance(address, str) else list(address)
+    for item in addresses:
+        if not isinstance(item, str) or not item or any(character.isspace() for character in item):
+            raise ValueError(f"address must be an address of this machine, with :port if need be, not {item!r}")
+    return Options(ssh_config, host_keys == "accept-new", route, addresses)
+
+
+def _check_min_workers(min_workers: Any, specs: list[HostSpec]) -> None:
+    if min_workers is None:
+        return
+    if isinstance(min_workers, bool) or not isinstance(min_workers, int):
+        raise TypeError(f"min_workers must be an int or None, not {min_workers!r} ({type(min_workers).__name__})")
+    asked = [spec.workers for spec in specs]
+    most = None if None in asked else sum(workers or 0 for workers in asked)
+    if min_workers < 1 or (most is not None and min_workers > most):
+        raise ValueError(f"min_workers must be from 1 to {most or 'the number of workers'}, not {min_workers}")
+
+
+def _with_stderr(report: HostReport) -> str:
+    return "\n".join([str(report), *(f"    | {line}" for line in report.stderr)])
+
+
+def _look(engine: Engine, fleet: Fleet, name: str, spec: HostSpec, index: int) -> Look:
     node = engine.dispatch.nodes[name]
-    return node.state.value, node.pids[index] if index < len(node.pids) else None
+    route = "local" if spec.local else fleet.report(name).route
+    return Look(node.state.value, node.pids[index] if index < len(node.pids) else None, route)
 
 
-def _close(owner: int, engine: Engine, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
+def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
     """In a thread of its own: Ctrl-C meanwhile must not leave half of it undone, and the garbage collector may call
     this in one of the threads that it ends.
     """
@@ -289,6 +425,7 @@ def _close(owner: int, engine: Engine, printer: Printer, finisher: _Finisher, no
         engine.say_goodbye()
         for name in nodes:
             engine.wait_for_bye(name, STOP_TIMEOUT)
+        fleet.close()
         printer.close()
         finisher.close()
         engine.stop()

@@ -19,11 +19,19 @@ STANDARD = sys.stdlib_module_names
 #   bin, examples -> master -> {launch | engine} -> dispatch -> {dataset, hosts}
 #   -> errors, qjam_worker.{wire, codec, reducing}
 # source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) apart.
-GROUND = {"qjam.errors", "qjam_worker.wire", "qjam_worker.codec", "qjam_worker.flat", "qjam_worker.reducing"}
+GROUND = {
+    "qjam.errors",
+    "qjam.report",
+    "qjam_worker.wire",
+    "qjam_worker.codec",
+    "qjam_worker.flat",
+    "qjam_worker.reducing",
+}
 DATA = {"qjam.dataset", "qjam.hosts"}
 DECISIONS = {"qjam.dispatch", "qjam.states", "qjam.commands", "qjam.transfers", "qjam.source"}
 ALLOWED = {
-    "qjam.errors": set[str](),
+    "qjam.report": set[str](),
+    "qjam.errors": {"qjam.report"},  # for the type checker
     "qjam.output": set[str](),
     "qjam.hosts": GROUND,
     "qjam.dataset": GROUND,
@@ -34,7 +42,8 @@ ALLOWED = {
     "qjam.dispatch": GROUND | DATA | {"qjam.states", "qjam.commands", "qjam.transfers"},
     "qjam.pending": GROUND | {"qjam.commands", "qjam.dispatch"},
     "qjam.loading": GROUND | {"qjam.pending"},
-    "qjam.engine": GROUND | {"qjam.pending", "qjam.loading"} | DATA | DECISIONS | {"qjam_worker.link"},
+    "qjam.router": GROUND | {"qjam_worker.link"},
+    "qjam.engine": GROUND | {"qjam.pending", "qjam.loading", "qjam.router"} | DATA | DECISIONS,
     "qjam.launch": GROUND | DATA | DECISIONS | {"qjam_worker"},  # it starts the bundle
     "qjam.master": GROUND | {"qjam.pending"} | DATA | DECISIONS | {"qjam.engine", "qjam.launch", "qjam.output"},
     "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
@@ -48,7 +57,8 @@ THIRD_PARTY = {
         "zmq",
     },  # cloudpickle only where the host happens to have it
 }
-ONLY_USERS = {"zmq": {"qjam.engine"}, "paramiko": {"qjam.launch.ssh"}}
+# sshconfig reads ssh_config with it where there is no ssh to ask.
+ONLY_USERS = {"zmq": {"qjam.engine", "qjam.router"}, "paramiko": {"qjam.launch.ssh", "qjam.launch.sshconfig"}}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -29,11 +29,10 @@ class Network:
         self.gone: set[str] = set()
         self.sent: list[tuple[str, wire.Message]] = []
 
-    def send(self, frames: list[Any]) -> None:
-        name = bytes(frames[0]).decode()
-        if name in self.gone:
-            raise zmq.ZMQError(zmq.EHOSTUNREACH)
-        self.sent.append((name, wire.unpack([memoryview(frame) for frame in frames[1:]])))
+    def send(self, name: str, frames: list[Any]) -> bool:
+        if name not in self.gone:
+            self.sent.append((name, wire.unpack([memoryview(frame) for frame in frames])))
+        return name not in self.gone
 
     def to(self, name: str, kind: Kind) -> list[wire.Message]:
         return [message for receiver, message in self.sent if receiver == name and message.kind is kind]

@@ -307,8 +307,11 @@ def test_kill_9_while_the_workers_start_leaves_nothing(tmp_path, gate):
     class Deadly(subprocess.Popen):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
-            with open(f"/proc/{self.pid}/cmdline") as command:
-                usercode.announce(gate, f"{self.pid} {command.read()!r}")
+            command = ""
+            while "/qjam-" not in command:  # it is told a moment after exec() is over
+                with open(f"/proc/{self.pid}/cmdline") as file:
+                    command = file.read()
+            usercode.announce(gate, f"{self.pid} {command!r}")
             os.kill(os.getpid(), signal.SIGKILL)
 
     subprocess.Popen = Deadly

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
+
+import qjam_worker
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip file can tell
 
@@ -20,7 +22,8 @@ class Bundle(NamedTuple):
 
 def build() -> Bundle:
     """Equal sources give equal bytes, so that a host that has the bundle of this hash need not be sent it."""
-    sources = {item.name: item.read_bytes() for item in resources.files("qjam_worker").iterdir() if _belongs(item.name)}
+    folder = Path(qjam_worker.__path__[0])
+    sources = {item.name: item.read_bytes() for item in folder.iterdir() if _belongs(item.name)}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, source in sorted(sources.items()):

@@ -5,24 +5,44 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import zmq
 
+from . import lease
 from .node import Node
 
 
-def main() -> None:
-    """The welcome is one line of JSON: {"endpoint", "node", "workers"}. Whoever holds stdin open holds the lease."""
-    welcome = json.loads(sys.stdin.readline())
+def serve(welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = ()) -> None:
+    """Be the node that the welcome describes: {"endpoint", "node", "workers"} and, where the link is encrypted, "keys"
+    as in `Node.connect`. "lease" are the seconds for which `read_fd` may be silent; it may be so for ever without.
+    """
+    ended, end = os.pipe()
+    whys: list[str] = []
 
-    def on_stdin() -> None:
-        if not os.read(0, 4096):
-            node.leave("the master is gone")
+    def on_end(why: str) -> None:
+        whys.append(why)
+        os.write(end, b"!")
 
     context = zmq.Context()
-    node = Node.connect(context, welcome["endpoint"], welcome["node"], welcome["workers"], watch={0: on_stdin})
+    node = Node.connect(
+        context,
+        welcome["endpoint"],
+        welcome["node"],
+        welcome["workers"],
+        keys=welcome.get("keys"),
+        watch={ended: lambda: node.leave(whys[0])},
+        paths=paths,
+    )
+    lease.hold(read_fd, write_fd, welcome.get("lease"), on_end)
     node.run()
     context.term()
+
+
+def main() -> None:
+    """The welcome is one line of JSON. Whoever holds stdin open holds the lease."""
+    serve(json.loads(sys.stdin.readline()), 0, 1)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,13 @@ from .wire import Buffer
 MORE, READABLE, EVENTS, NOWAIT = int(zmq.SNDMORE), int(zmq.POLLIN), int(zmq.EVENTS), int(zmq.NOBLOCK)
 # Smaller frames are copied: that is cheaper than keeping track of the sender's memory (pyzmq's own threshold).
 COPY_BELOW = 64 * 1024
+# A link over which nothing has come for 15 s is broken: libzmq's own threads ask and answer every 3 s, also while
+# python is busy. A cable that is out for some seconds does not break it.
+HEARTBEAT = (
+    (int(zmq.HEARTBEAT_IVL), 3_000),
+    (int(zmq.HEARTBEAT_TIMEOUT), 15_000),
+    (int(zmq.HEARTBEAT_TTL), 15_000),
+)  # ms
 
 
 class Link:
@@ -24,6 +31,7 @@ class Link:
 
     def __init__(self, socket: zmq.Socket[Any]) -> None:
         self.socket = socket
+        self.first: Optional[zmq.Frame] = None  # of the message that was received last
         self._ask = True
 
     def fileno(self) -> int:
@@ -50,7 +58,7 @@ class Link:
         if not int(socket.getsockopt(EVENTS)) & READABLE:
             self._ask = False
             return None
-        frame = socket.recv(NOWAIT, False)
+        self.first = frame = socket.recv(NOWAIT, False)
         frames = [frame.buffer]
         while frame.more:
             frame = socket.recv(NOWAIT, False)

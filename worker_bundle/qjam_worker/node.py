@@ -20,7 +20,7 @@ import zmq
 
 from . import wire
 from .imports import Imports
-from .link import Link
+from .link import HEARTBEAT, Link
 from .params import ParamsPlaces
 from .pool import PRINTED, RANG, Pool, WorkerHandle, usable_cores
 from .reducing import Span
@@ -36,12 +36,15 @@ CREDIT = 16 * 1024 * 1024
 PRINT_CREDIT = 1024 * 1024
 # The share of the host's memory that slices may take before the least recently used ones go.
 STORE_SHARE = 0.5
+# What ZeroMQ tells of a link that was up and is no more, or that the master refuses.
+BROKEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class Node:
     """`run` serves the master at the other end of `uplink` until it says BYE, or `leave` is called from `watch`.
 
     `uplink` is a connected DEALER. `watch` maps file descriptors to functions that are called when they are readable.
+    `paths` are folders in which the workers find packages before they look where their python does.
     """
 
     def __init__(
@@ -51,22 +54,24 @@ class Node:
         *,
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
+        paths: Sequence[str] = (),
     ) -> None:
         self.uplink = Link(uplink)
+        self.monitor: Optional[Link] = None
         self.files = Files.make(bases)
         self.locks = self.files.lock()
         try:
-            self._prepare(uplink, workers, watch or {})
+            self._prepare(workers, watch or {}, paths)
         except BaseException:
             self._remove_files()
             raise
 
-    def _prepare(self, uplink: zmq.Socket[bytes], workers: int, watch: dict[int, Callable[[], None]]) -> None:
+    def _prepare(self, workers: int, watch: dict[int, Callable[[], None]], paths: Sequence[str]) -> None:
         self.selector = selectors.DefaultSelector()
         for fd, call in watch.items():
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
         self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
-        self.pool = Pool(workers, self.files, self.selector, self)
+        self.pool = Pool(workers, self.files, self.selector, self, paths)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
@@ -100,17 +105,45 @@ class Node:
         name: str,
         workers: int,
         *,
+        keys: Optional[dict[str, str]] = None,
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
+        paths: Sequence[str] = (),
     ) -> Node:
-        """A node with an uplink to the master's ROUTER at `endpoint`, which will know it as `name`."""
+        """A node with an uplink to the master's ROUTER at `endpoint`, which will know it as `name`.
+
+        `keys` are the Z85 texts of the master's public CURVE key and of this node's own pair: server, public, secret.
+        Without them the link is not encrypted, and a link that breaks is not the end of the node.
+        """
         uplink = context.socket(zmq.DEALER)
         uplink.setsockopt(zmq.ROUTING_ID, name.encode())
         uplink.setsockopt(zmq.LINGER, 1000)
         for option in (zmq.SNDHWM, zmq.RCVHWM):
             uplink.setsockopt(option, 0)  # what may be on its way is bounded by credit, in bytes
+        if keys is not None:
+            uplink.setsockopt(zmq.IPV6, 1)
+            uplink.setsockopt(zmq.CURVE_SERVERKEY, keys["server"].encode())
+            uplink.setsockopt(zmq.CURVE_PUBLICKEY, keys["public"].encode())
+            uplink.setsockopt(zmq.CURVE_SECRETKEY, keys["secret"].encode())
+            for heartbeat, milliseconds in HEARTBEAT:
+                uplink.setsockopt(heartbeat, milliseconds)
+        monitor = None if keys is None else Link(uplink.get_monitor_socket(BROKEN))
         uplink.connect(endpoint)
-        return cls(uplink, workers, bases=bases, watch=watch)
+        node = cls(uplink, workers, bases=bases, watch=watch, paths=paths)
+        if monitor is not None:
+            node.leave_when_broken(monitor)
+        return node
+
+    def leave_when_broken(self, monitor: Link) -> None:
+        """Leave when the link has broken: what was on its way is lost, and nobody can tell what that was."""
+        self.monitor = monitor
+
+        def on_event() -> None:
+            monitor.stir()
+            if monitor.receive() is not None:
+                self.leave("its link to the master broke")
+
+        self.selector.register(monitor, selectors.EVENT_READ, (RANG, on_event))
 
     def leave(self, reason: str) -> None:
         self.leaving = reason
@@ -159,6 +192,9 @@ class Node:
         self._forget_files()
         self._remove_files()
         self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
+        if self.monitor is not None:
+            self.uplink.socket.disable_monitor()
+            self.monitor.socket.close()
         self.uplink.socket.close()
 
     def _remove_files(self) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from typing import Any, Optional, Protocol
 
 from .channel import Channel
@@ -104,8 +105,16 @@ def thread_environment(workers: int) -> dict[str, str]:
 
 
 class Pool:
-    def __init__(self, count: int, files: Files, selector: selectors.BaseSelector, events: PoolEvents) -> None:
+    def __init__(
+        self,
+        count: int,
+        files: Files,
+        selector: selectors.BaseSelector,
+        events: PoolEvents,
+        paths: Sequence[str] = (),
+    ) -> None:
         self.files = files
+        self.paths = list(paths)
         self.selector = selector
         self.events = events
         self.workers = [self._place(index) for index in range(count)]
@@ -135,13 +144,14 @@ class Pool:
         ours, theirs = socket.socketpair()
         output, output_end = os.pipe()
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        replaced = 0 if sys.flags.isolated else 1  # the folder that it is started in
         command = (
-            f"import sys; sys.path[0] = {root!r}; from qjam_worker.parent import main; "
+            f"import sys; sys.path[:{replaced}] = {[root, *self.paths]!r}; from qjam_worker.parent import main; "
             f"main({theirs.fileno()}, {self.files.directories!r})"
         )
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", command],
+                [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", command],
                 stdin=subprocess.DEVNULL,
                 stdout=output_end,
                 stderr=output_end,

@@ -1,0 +1,41 @@
+"""Messages between the master and the processes that hold its ssh connections: lines of JSON on a socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from typing import Any
+
+READ = 64 * 1024
+
+
+class Lines:
+    """One end. `send` may be called from several threads."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._rest = b""
+        self._sending = threading.Lock()
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def send(self, **message: Any) -> None:
+        """Send a message; a peer that is gone is not an error here: reading tells of it."""
+        with self._sending:
+            try:
+                self.sock.sendall(json.dumps(message).encode() + b"\n")
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+
+    def receive(self) -> list[dict[str, Any]]:
+        """Block for the next messages. Raises EOFError when the other end is closed."""
+        try:
+            data = self.sock.recv(READ)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise EOFError
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        return [json.loads(line) for line in whole]

@@ -1,0 +1,347 @@
+"""One ssh connection, as OpenSSH would make it from the same configuration: connect, verify the host, log in.
+
+The only user of paramiko, with `tunnel` and `sshconfig`. What is slow in its defaults is set here: no delay on the
+socket, early acknowledgements (120 -> 27 ms from connect to exec), the cipher that the processor does itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import paramiko
+
+from . import hostkeys, sshconfig
+from .sshconfig import SshSettings
+
+SSHException = paramiko.SSHException
+
+CONNECT_TIMEOUT = 15.0  # seconds, where ssh_config says nothing; for the banner and the key exchange as well
+AUTH_TIMEOUT = 30.0
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+RSA = ("rsa-sha2-512", "rsa-sha2-256")  # the names under which an ssh-rsa key signs
+WINDOW = 16 * 1024 * 1024  # bytes on their way to us: 2 MiB would cap a link of 50 ms at 40 MB/s
+# A server that has MaxStartups logins under way drops more; so does a jump host for all that is behind it.
+ATTEMPTS = 4
+MOST_HOPS = 8
+PAUSE = 0.4  # seconds before another attempt, twice as long each time, with jitter
+# A peer that is silent for this long is gone: seconds until the first probe, between probes, and how many.
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
+
+
+class Refused(Exception):
+    """A phase of the start failed; `phase` is one of the table's, the text says why."""
+
+    def __init__(self, phase: str, why: str) -> None:
+        super().__init__(why)
+        self.phase = phase
+
+
+class Connection(NamedTuple):
+    """A host that we are logged in to.
+
+    `local` is the address of this machine's end of the (first) TCP connection, None for a ProxyCommand. `direct` tells
+    that the host sees that connection itself, without a jump host between.
+    """
+
+    transport: paramiko.Transport
+    settings: SshSettings
+    local: str | None
+    direct: bool
+    notes: list[str]
+    stack: list[Callable[[], object]]
+
+    def close(self) -> None:
+        for close in reversed(self.stack):
+            close()
+
+
+class _Eager(socket.socket):
+    """A TCP socket that acknowledges at once: each of ssh's exchanges would wait for a delayed acknowledgement."""
+
+    def recv(self, *args: Any) -> bytes:
+        data = super().recv(*args)
+        if hasattr(socket, "TCP_QUICKACK"):  # Linux, where it is forgotten again with each packet
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        return data
+
+
+def connect(
+    host: str, user: str | None, port: int | None, config: Path | None, accept_new: bool, phase: Callable[[str], None]
+) -> Connection:
+    """Log in to a host; `phase(name)` is called as each phase ends. Raises Refused."""
+    try:
+        settings = sshconfig.resolve(host, user, port, config)
+    except ValueError as error:
+        raise Refused("resolve", str(error)) from error
+    for attempt in range(1, ATTEMPTS + 1):
+        stack: list[Callable[[], object]] = []
+        try:
+            return _connect(settings, config, accept_new, phase, stack)
+        except _Dropped as error:
+            _close(stack)
+            if attempt == ATTEMPTS:
+                raise Refused(error.phase, f"{error} ({ATTEMPTS} attempts)") from error
+            time.sleep(PAUSE * 2**attempt * random.uniform(0.5, 1.0))
+        except BaseException:
+            _close(stack)
+            raise
+    raise AssertionError
+
+
+def _close(stack: list[Callable[[], object]]) -> None:
+    for close in reversed(stack):
+        close()
+
+
+class _Dropped(Refused):
+    """The server hung up before the login: it may have too many under way."""
+
+
+def _connect(
+    settings: SshSettings,
+    config: Path | None,
+    accept_new: bool,
+    phase: Callable[[str], None],
+    stack: list[Callable[[], object]],
+) -> Connection:
+    notes: list[str] = []
+    hops = _hops(settings, config)
+    sock, local = _first_socket(hops[0], phase, stack)
+    transport: paramiko.Transport | None = None
+    for hop in hops:
+        through = "" if hop is settings else f"jump host {hop.name}: "
+        try:
+            if transport is not None:
+                sock = _through(transport, hop)
+            if hop is settings:
+                phase("connect")
+            transport = _transport(sock, stack)
+            _verify(transport, hop, accept_new, notes)
+            if hop is settings:
+                phase("host key")
+            _log_in(transport, hop)
+        except Refused as error:
+            raise type(error)(error.phase if hop is settings else "connect", f"{through}{error}") from error
+    assert transport is not None
+    phase("auth")
+    return Connection(transport, settings, local, len(hops) == 1, notes, stack)
+
+
+def _hops(settings: SshSettings, config: Path | None) -> list[SshSettings]:
+    """The jump hosts in order, and the host. Only the first one's own configuration tells how it is reached itself."""
+    hops = [settings]
+    while hops[0].proxy_jump:
+        if len(hops) > MOST_HOPS:
+            raise Refused("resolve", f"more than {MOST_HOPS} jump hosts: does one of them lead back?")
+        hops[:0] = [sshconfig.resolve(*sshconfig.split(hop), config) for hop in hops[0].proxy_jump]
+    return hops
+
+
+def _first_socket(
+    hop: SshSettings, phase: Callable[[str], None], stack: list[Callable[[], object]]
+) -> tuple[Any, str | None]:
+    """A socket to the first hop, and the address of its end here."""
+    if hop.proxy_command is not None:
+        phase("resolve")
+        return _proxy(hop.proxy_command, stack), _own_address(hop)
+    try:
+        places = socket.getaddrinfo(hop.hostname, hop.port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise Refused("resolve", f"{hop.hostname}: {error.strerror or error}") from error
+    phase("resolve")
+    timeout = hop.connect_timeout or CONNECT_TIMEOUT
+    whys: list[str] = []
+    for family, kind, protocol, _, place in places:
+        sock = _Eager(family, kind, protocol)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(place)
+        except OSError as error:
+            sock.close()
+            text = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error.strerror or error
+            whys.append(f"{place[0]!s} port {place[1]}: {text}")
+            continue
+        stack.append(sock.close)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):  # Linux has all of them
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        return sock, str(sock.getsockname()[0])
+    raise Refused("connect", "; ".join(whys))
+
+
+def _own_address(hop: SshSettings) -> str | None:
+    """This machine's address on the way to a host that a command connects us to."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(hop.hostname, hop.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(place)  # sends nothing
+            return str(probe.getsockname()[0])
+    except OSError:
+        return None
+
+
+def _proxy(command: str, stack: list[Callable[[], object]]) -> socket.socket:
+    """What a ProxyCommand connects us to. paramiko's own way is slow and leaves the process behind."""
+    ours, theirs = socket.socketpair()
+    shell = os.environ.get("SHELL") or "/bin/sh"
+    with theirs:
+        end_there = theirs.fileno()
+        process = subprocess.Popen(
+            [shell, "-c", f"exec {command}"], stdin=end_there, stdout=end_there, start_new_session=True
+        )
+
+    def end() -> None:
+        ours.close()
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    stack.append(end)
+    return ours
+
+
+def _through(transport: paramiko.Transport, hop: SshSettings) -> paramiko.Channel:
+    """A connection from a jump host to the next one."""
+    try:
+        return transport.open_channel(
+            "direct-tcpip", (hop.hostname, hop.port), ("127.0.0.1", 0), timeout=hop.connect_timeout or CONNECT_TIMEOUT
+        )
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        raise Refused("connect", f"the jump host cannot reach {hop.hostname} port {hop.port}: {error}") from error
+
+
+def _transport(sock: Any, stack: list[Callable[[], object]]) -> paramiko.Transport:
+    try:
+        transport = paramiko.Transport(sock, default_window_size=WINDOW)
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        raise _Dropped("connect", f"no ssh server answers: {error}") from error
+    stack.append(transport.close)
+    options = transport.get_security_options()
+    options.ciphers = sorted(options.ciphers, key=lambda cipher: cipher not in CIPHERS)
+    return transport
+
+
+def _verify(transport: paramiko.Transport, hop: SshSettings, accept_new: bool, notes: list[str]) -> None:
+    """Agree on keys with a server whose own key is known for this host."""
+    files = (*hop.known_hosts, *hop.global_known_hosts)
+    known = hostkeys.KnownHosts.read(files)
+    name, port = hop.known_hosts_name, hop.known_hosts_port
+    types = [sign for type_ in known.key_types(name, port) for sign in (RSA if type_ == "ssh-rsa" else (type_,))]
+    options = transport.get_security_options()
+    options.key_types = sorted(
+        options.key_types, key=lambda type_: types.index(type_) if type_ in types else len(types)
+    )
+    timeout = max(hop.connect_timeout or 0.0, CONNECT_TIMEOUT)
+    transport.banner_timeout = timeout
+    try:
+        transport.start_client(timeout=timeout)
+    except (paramiko.SSHException, OSError, EOFError) as error:
+        text = str(error) or "the server closed the connection"
+        raise _Dropped("host key", f"the ssh server does not go on: {text}") from error
+    key = transport.get_remote_server_key()
+    verdict = known.check(name, port, key.get_name(), key.asbytes())
+    if verdict.known:
+        return
+    if verdict.unknown and accept_new and hop.known_hosts:
+        hostkeys.record(hop.known_hosts[0], name, port, key.get_name(), key.asbytes(), hop.hash_known_hosts)
+        notes.append(
+            f"{hop.name}: its key was not known and has been accepted: {key.get_name()} "
+            f"{hostkeys.fingerprint(key.asbytes())}, now in {hop.known_hosts[0]}"
+        )
+        return
+    raise Refused(
+        "host key", hostkeys.refusal(hop.name, name, port, key.get_name(), key.asbytes(), verdict, hop.known_hosts)
+    )
+
+
+def _log_in(transport: paramiko.Transport, hop: SshSettings) -> None:
+    """With the keys of the agent and of files, in the order that OpenSSH tries them; never with a password."""
+    tried: list[str] = []
+    allowed: list[str] = []
+    transport.auth_timeout = AUTH_TIMEOUT
+    for name, key in _keys(hop, tried):
+        try:
+            if not transport.auth_publickey(hop.user, key):
+                return
+            tried.append(f"{name} is accepted, but something more is asked for")
+        except paramiko.BadAuthenticationType as error:
+            allowed = error.allowed_types
+            break
+        except paramiko.AuthenticationException as error:
+            if not transport.is_active():
+                raise Refused("auth", f"the server hung up after {name} ({error}); {_summary(tried)}") from error
+            tried.append(f"{name} is not accepted")
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise Refused("auth", f"{name}: {str(error) or 'the server hung up'}") from error
+    asks = f"the server takes {', '.join(allowed)} only; " if allowed else ""
+    raise Refused("auth", f"no key lets {hop.user} in: {asks}{_summary(tried)}")
+
+
+def _summary(tried: list[str]) -> str:
+    return "; ".join(tried) or "there is no key: no agent, and none of the files that ssh_config names"
+
+
+def _keys(hop: SshSettings, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
+    """Keys to try, each with its name; of those that cannot be used `tried` is told why."""
+    in_agent = {key.asbytes(): key for key in _agent_keys(hop.agent, tried)}
+    files = [path for path in hop.identity_files if path.exists() or path.with_name(path.name + ".pub").exists()]
+    public = {path: _public(path) for path in files}
+    named = [blob for blob in public.values() if blob in in_agent]
+    for blob, key in in_agent.items():
+        if blob in named:
+            yield f"the agent's {_short(key)}", key
+    if not hop.identities_only:
+        for blob, key in in_agent.items():
+            if blob not in named:
+                yield f"the agent's {_short(key)}", key
+    for path in files:
+        if public[path] in in_agent or not path.exists():
+            continue
+        try:
+            yield str(path), paramiko.PKey.from_path(path)
+        except (TypeError, paramiko.PasswordRequiredException):
+            tried.append(f"{path} has a passphrase and no agent holds it: run ssh-add {path}")
+        except (ValueError, OSError, paramiko.SSHException) as error:
+            tried.append(f"{path} cannot be read: {error}")
+
+
+def _agent_keys(place: str | None, tried: list[str]) -> list[Any]:
+    if place is None:
+        return []
+    os.environ["SSH_AUTH_SOCK"] = place  # this process is the connection's own
+    try:
+        return list(paramiko.Agent().get_keys())
+    except (paramiko.SSHException, OSError) as error:
+        tried.append(f"the agent at {place} does not answer: {error}")
+        return []
+
+
+def _public(path: Path) -> bytes | None:
+    """The public half of a key file, from the .pub beside it."""
+    from base64 import b64decode
+
+    try:
+        return b64decode(path.with_name(path.name + ".pub").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _short(key: Any) -> str:
+    return f"{key.get_name()} {hostkeys.fingerprint(key.asbytes())}"
+
+
+# Whatever paramiko has to say reaches the user as a Refused.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
+logging.getLogger("paramiko").propagate = False

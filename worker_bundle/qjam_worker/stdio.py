@@ -1,0 +1,116 @@
+"""The way to the master where no connection can be made: the uplink's bytes ride the stdin and stdout that ssh gave.
+
+Two streams share them, in frames of a byte (which stream), a length of four bytes, and that many bytes. The node itself
+is a child process, connected to a socket that is relayed: it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
+from typing import Any
+
+FRAME = struct.Struct("!BI")
+LEASE, UPLINK = 0, 1
+PIECE = 128 * 1024  # bytes that are read at once
+
+
+class Frames:
+    """Takes bytes as they come and gives (stream, piece of its bytes): a frame may come in several pieces."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._stream = LEASE
+        self._left = 0
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, memoryview]]:
+        rest = memoryview(data)
+        while rest:
+            if not self._left:
+                lacks = FRAME.size - len(self._head)
+                self._head += rest[:lacks]
+                rest = rest[lacks:]
+                if len(self._head) < FRAME.size:
+                    return
+                self._stream, self._left = FRAME.unpack(self._head)
+                self._head = b""
+            piece, rest = rest[: self._left], rest[self._left :]
+            self._left -= len(piece)
+            if piece:
+                yield self._stream, piece
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    """One whole frame."""
+    return FRAME.pack(stream, len(data)) + data
+
+
+def become_node(answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str]) -> None:
+    """Be the node, or the relay of one where the master has said so; `read` and `write` lead to the master."""
+    from .__main__ import serve
+
+    if not answer["stdio"]:
+        serve(answer["welcome"], read.fileno(), write, paths)
+        return
+    folder = tempfile.mkdtemp(prefix="qjam-relay-")
+    place = os.path.join(folder, "up")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(place)
+    listener.listen(1)
+    (beats, beat), (echoes, echo) = os.pipe(), os.pipe()
+    node = os.fork()
+    if node == 0:
+        for fd in (beat, echoes, write, listener.fileno()):
+            os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        serve({**answer["welcome"], "endpoint": f"ipc://{place}"}, beats, echo, paths)
+        sys.exit(0)
+    os.close(beats)
+    os.close(echo)
+    try:
+        uplink, _ = listener.accept()
+        listener.close()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    _relay(read, write, uplink, beat, echoes)
+    _, status = os.waitpid(node, 0)
+    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+
+
+def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, echoes: int) -> None:
+    """Until the node has ended. That of the master ends the node, by the end of its beats."""
+    writing = threading.Lock()
+
+    def up(stream: int, fd: int) -> None:
+        try:
+            while data := os.read(fd, PIECE):
+                rest = memoryview(frame(stream, data))
+                with writing:
+                    while rest:
+                        rest = rest[os.write(write, rest) :]
+        except OSError:
+            pass  # the end of one side is seen by the other's
+
+    def down() -> None:
+        frames = Frames()
+        try:
+            while data := read.read1(PIECE):
+                for stream, piece in frames.feed(data):
+                    if stream == UPLINK:
+                        uplink.sendall(piece)
+                    else:
+                        os.write(beat, piece)
+        except OSError:
+            pass
+        os.close(beat)
+
+    threading.Thread(target=down, daemon=True).start()
+    threading.Thread(target=up, args=(UPLINK, uplink.fileno()), daemon=True).start()
+    up(LEASE, echoes)
