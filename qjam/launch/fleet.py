@@ -99,7 +99,7 @@ class Fleet:
                 "keys": dict(keys),
                 "lease": LEASE,
                 "delay": random.uniform(0.0, spread),
-                "ssh_config": None if self._options.ssh_config is None else str(self._options.ssh_config),
+                "ssh_config": str(self._options.ssh_config or os.environ.get("QJAM_SSH_CONFIG") or ""),
                 "accept_new": self._options.accept_new,
                 "route": self._options.route,
                 "addresses": list(self._options.addresses),

@@ -112,7 +112,7 @@ class Lease:
     def _run(self, order: dict[str, Any]) -> None:
         time.sleep(order["delay"])
         self.phase_began = time.monotonic()
-        config = order["ssh_config"] and Path(order["ssh_config"])
+        config = Path(order["ssh_config"]) if order["ssh_config"] else None
         self.connection = ssh.connect(
             order["host"], order["user"], order["port"], config, order["accept_new"], self._phase
         )

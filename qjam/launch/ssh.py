@@ -159,6 +159,7 @@ def _first_socket(
     phase("resolve")
     timeout = hop.connect_timeout or CONNECT_TIMEOUT
     whys: list[str] = []
+    place: Any
     for family, kind, protocol, _, place in places:
         sock = _Eager(family, kind, protocol)
         try:
@@ -167,7 +168,7 @@ def _first_socket(
         except OSError as error:
             sock.close()
             text = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error.strerror or error
-            whys.append(f"{place[0]!s} port {place[1]}: {text}")
+            whys.append(f"{place[0]} port {place[1]}: {text}")
             continue
         stack.append(sock.close)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

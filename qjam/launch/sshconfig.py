@@ -93,7 +93,7 @@ def resolve(
     found = _ask(program, host, user, port, config) if program else _read(host, user, port, config)
     tokens = _tokens(host, found)
 
-    def last(keyword: str) -> str | None:
+    def first(keyword: str) -> str | None:
         value = found.get(keyword, ["none"])[0]
         return None if value.lower() == "none" else value
 
@@ -101,7 +101,7 @@ def resolve(
         values = [value for value in found.get(keyword, []) if value.lower() != "none"]
         return tuple(Path(_path(value, tokens) if expand else _home(value)) for value in values)
 
-    jump, command = last("proxyjump"), last("proxycommand")
+    jump, command = first("proxyjump"), first("proxycommand")
     return SshSettings(
         name=host,
         hostname=found["hostname"][0],
@@ -109,15 +109,15 @@ def resolve(
         user=found["user"][0],
         identity_files=paths("identityfile", expand=True),
         certificate_files=paths("certificatefile", expand=True),
-        identities_only=_yes(last("identitiesonly")),
+        identities_only=_yes(first("identitiesonly")),
         agent=_agent(found.get("identityagent", ["SSH_AUTH_SOCK"])[0], tokens),
         known_hosts=paths("userknownhostsfile", expand=False),
         global_known_hosts=paths("globalknownhostsfile", expand=False),
-        host_key_alias=last("hostkeyalias"),
-        hash_known_hosts=_yes(last("hashknownhosts")),
+        host_key_alias=first("hostkeyalias"),
+        hash_known_hosts=_yes(first("hashknownhosts")),
         proxy_jump=tuple(_hop(hop) for hop in _fill(jump, tokens).split(",")) if jump else (),
         proxy_command=_fill(command, tokens) if command else None,
-        connect_timeout=_seconds(last("connecttimeout")),
+        connect_timeout=_seconds(first("connecttimeout")),
     )
 
 
@@ -203,7 +203,7 @@ class _Reader:
             except ValueError as error:
                 raise SshConfigError(f"{path} line {number}: {error}") from None
             if keyword == "host":
-                active = in_pattern_list(self.host, ",".join(words))
+                active = in_pattern_list(self.hostname if self.final else self.host, ",".join(words))
             elif keyword == "match":
                 active = self._match(words)
             elif keyword == "include" and active:
@@ -276,7 +276,7 @@ def _tokens(host: str, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
     alias = found.get("hostkeyalias", ["none"])[0]
     return {
         "%": "%",
-        "C": hashlib.sha1(f"{local}{hostname}{port}{user}".encode()).hexdigest(),
+        "C": hashlib.sha1(f"{local}{hostname}{port}{user}".encode("utf-8", "surrogateescape")).hexdigest(),
         "d": home,
         "h": hostname,
         "i": str(os.getuid()),
