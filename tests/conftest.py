@@ -34,6 +34,10 @@ TEMPORARY = Path(tempfile.gettempdir(), SESSION)
 TEMPORARY.mkdir(mode=0o700)
 os.environ["TMPDIR"] = tempfile.tempdir = str(TEMPORARY)
 os.environ["QJAM_TEST_SESSION"] = SESSION
+# The parts that hosts lack are kept beside what else is of this session; pip goes on with what it has.
+os.environ.setdefault("PIP_CACHE_DIR", str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "pip")))
+os.environ["XDG_CACHE_HOME"] = str(TEMPORARY / "cache")
+Path(os.environ["XDG_CACHE_HOME"]).mkdir()
 
 # What a test was failed for already; the check of the whole session does not tell it again.
 _told: set[Path | threading.Thread] = set()

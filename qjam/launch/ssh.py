@@ -1,6 +1,6 @@
 """One ssh connection, as OpenSSH would make it from the same configuration: connect, verify the host, log in.
 
-The only user of paramiko, with `tunnel` and `sshconfig`. What is slow in its defaults is set here: no delay on the
+The only user of paramiko. What is slow in its defaults is set here: no delay on the
 socket, early acknowledgements (120 -> 27 ms from connect to exec), the cipher that the processor does itself.
 """
 

@@ -1,0 +1,37 @@
+"""Fixtures of hosts that are reached by ssh: import those that a test uses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from needs import need
+from sshd import Sshd, private_sshd, sshd_works
+
+from qjam import Master
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of all hosts that are not about to have none: what the first start has brought there stays."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def ssh_host(tmp_path: Path, home: Path) -> Iterator[Callable[..., Sshd]]:
+    """Starts a host that lives as long as the test: ssh_host(name, sshd's options)."""
+    need(sshd_works())
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str = "testhost", *, options: Mapping[str, str] = {}, **more: object) -> Sshd:
+            more.setdefault("home", home)
+            return stack.enter_context(private_sshd(tmp_path, name=name, options=options, **more))  # type: ignore[arg-type]
+
+        yield start
+
+
+def run_seven(master: Master) -> None:
+    """The shortest proof that a master works."""
+    assert master.run(lambda params, part: params * sum(part), 7, [1, 2, 3]) == 42
