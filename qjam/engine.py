@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -133,8 +134,13 @@ class Engine:
                 self._selector.register(self._router.zap, selectors.EVENT_READ, self._on_zap)
 
         if not self._post(bind):
-            bound.set_exception(OSError("the master is closed"))
-        return bound.result()
+            raise OSError("the master is closed")
+        while not self._crashed:
+            try:
+                return bound.result(1.0)
+            except FutureTimeoutError:
+                continue  # a program that is in C code, with the GIL held, holds this up as well
+        raise OSError(self._crashed)
 
     def ping(self, name: str, timeout: float) -> float:
         """Seconds for a small message to a node and back. Raises TimeoutError."""

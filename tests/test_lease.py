@@ -1,0 +1,245 @@
+"""A host's node lives as long as its master, and not five seconds longer: whatever ends the master or the way to it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import processes
+import pytest
+import pyzmq_garbage  # noqa: F401
+import usercode
+from gates import Gate
+from namespaces import Namespace, namespace, namespaces_work
+from needs import need
+from processes import GRACE_S, Program, all_end, descendants
+from ssh_hosts import home, run_seven, ssh_host  # noqa: F401
+from sshd import Sshd, private_sshd, sshd_works, write_config
+
+from qjam import BootstrapError, Master
+from qjam.launch import fleet
+
+ROUTES = ["direct", "tunnel", "stdio"]
+GIL_S = 60  # seconds for which a busy master holds the GIL
+
+MASTER = """
+import ctypes, os, sys, time
+import qjam, usercode
+route, gate, then = sys.argv[1:4]
+master = qjam.Master("testhost*2", route=route)
+def pids():
+    return sorted(worker.pid for worker in master.workers)
+assert master.run(usercode.forty_two) == 84
+if then == "hold":
+    before = pids()
+    print("holding", flush=True)
+    ctypes.PyDLL(None).sleep(int(sys.argv[4]))
+    assert master.run(usercode.forty_two) == 84
+    assert pids() == before
+    print("kept")
+    master.close()
+elif then == "leave":
+    future = master.submit(usercode.deaf, gate)
+    sys.stdin.readline()
+    sys.exit(3)
+else:
+    master.run(usercode.deaf, gate)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _needs() -> None:
+    need(sshd_works())
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path / "gate")
+    yield gate
+    gate.close()
+
+
+class Remains:
+    """What a host has of a node now, to see it go."""
+
+    def __init__(self, sshd: Sshd) -> None:
+        self.processes = sshd.sessions()
+        maps = "".join(_read(f"/proc/{pid}/maps") for pid in self.processes)
+        self.folders = {Path(found) for found in re.findall(r"(/\S*/qjam-\d+-[^/\s]+)/\S*$", maps, re.MULTILINE)}
+        assert len(self.processes) >= 4  # sshd's own, node, warm parent, workers
+        assert self.folders
+
+    def are_gone(self, seconds: float = GRACE_S) -> bool:
+        ended = all_end(self.processes, time.monotonic() + seconds)
+        return ended and not any(folder.exists() for folder in self.folders)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def kill_session(sshd: Sshd) -> None:
+    """As the administrator may: the login's own processes of sshd. The node and its workers are not touched."""
+    for pid in sshd.sessions():
+        if "sshd" in _read(f"/proc/{pid}/cmdline"):
+            os.kill(pid, signal.SIGKILL)
+
+
+def begin(tmp_path: Path, sshd: Sshd, *arguments: object) -> Program:
+    os.environ["QJAM_SSH_CONFIG"] = str(sshd.config)
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    try:
+        return processes.start(tmp_path, MASTER, *arguments)
+    finally:
+        del os.environ["QJAM_SSH_CONFIG"], os.environ["PYTHONPATH"]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory, home: Path) -> Iterator[Program]:
+    """A master in C code, with the GIL held, while the other tests of this file run: the last one sees how it went."""
+    need(sshd_works())
+    folder = tmp_path_factory.mktemp("held")
+    with private_sshd(folder, home=home) as sshd:
+        program = begin(folder, sshd, "direct", "-", "hold", GIL_S)
+        assert program.stdout is not None
+        assert program.stdout.readline() == "holding\n"
+        yield program
+        program.kill()
+        program.communicate()
+        assert all_end(sshd.sessions())
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("route", ROUTES)
+def test_kill_9_of_a_master_ends_its_host_in_the_middle_of_work(tmp_path, ssh_host, gate, route):
+    sshd = ssh_host()
+    program = begin(tmp_path, sshd, route, gate.path, "wait")
+    for _ in range(2):
+        gate.heard()
+    remains, here = Remains(sshd), descendants(program.pid)
+    program.kill()
+    program.communicate()
+    assert remains.are_gone()
+    assert all_end(here)
+    assert list(sshd.temporary.iterdir()) == []
+
+
+@pytest.mark.usefixtures("held")
+def test_the_exit_of_a_program_ends_its_host(tmp_path, ssh_host, gate):
+    sshd = ssh_host()
+    program = begin(tmp_path, sshd, "direct", gate.path, "leave")
+    for _ in range(2):
+        gate.heard()
+    remains = Remains(sshd)
+    program.communicate("\n")
+    assert program.returncode == 3
+    assert remains.are_gone()
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_killed_ssh_process_here_ends_the_host_and_is_told(ssh_host, route):
+    sshd = ssh_host()
+    with Master("testhost*2", ssh_config=sshd.config, route=route) as master:
+        run_seven(master)
+        remains = Remains(sshd)
+        (warm,) = [pid for pid in descendants(os.getpid()) if "qjam.launch.lease" in _read(f"/proc/{pid}/cmdline")
+                   and processes.parent(pid) == os.getpid()]  # fmt: skip
+        for pid in descendants(warm):
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(BootstrapError, match=r"testhost: .*(ssh connection|link to the master)"):
+            master.run(usercode.linger_forever)
+        assert remains.are_gone()
+        assert master.workers[0].state == "lost"
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_killed_session_there_loses_the_host_and_leaves_nothing_of_it(ssh_host, route):
+    sshd = ssh_host()
+    with Master("testhost*2", ssh_config=sshd.config, route=route) as master:
+        run_seven(master)
+        remains = Remains(sshd)
+        kill_session(sshd)
+        with pytest.raises(BootstrapError, match="testhost: "):
+            master.run(usercode.linger_forever)
+        assert remains.are_gone()
+
+
+def test_a_killed_node_is_told_and_its_workers_and_files_go(ssh_host):
+    sshd = ssh_host()
+    with Master("testhost*2", ssh_config=sshd.config) as master:
+        run_seven(master)
+        remains = Remains(sshd)
+        worker = master.workers[0].pid
+        os.kill(processes.parent(processes.parent(worker)), signal.SIGKILL)
+        with pytest.raises(BootstrapError, match=r"testhost: its process has ended"):
+            master.run(usercode.linger_forever)
+        assert remains.are_gone()
+
+
+def test_slices_of_a_host_that_is_gone_are_done_by_another(tmp_path, ssh_host, gate):
+    away, stays = ssh_host("away"), ssh_host("stays")
+    config = write_config(tmp_path / "config", [away, stays])
+    with Master(["away*2", "stays*2"], ssh_config=config) as master:
+        assert master.run(usercode.add_up, 2, list(range(8))) == 56
+        future = master.submit(usercode.linger_once, (gate.path, str(tmp_path / "flag")), list(range(8)))
+        gate.heard()
+        kill_session(away)
+        assert future.result() == sum(range(8))
+        assert master.run(usercode.add_up, 2, list(range(8))) == 56
+        assert [worker.state for worker in master.workers] == ["lost", "lost", "ready", "ready"]
+
+
+# The network
+
+
+@pytest.fixture
+def net() -> Iterator[Namespace]:
+    need(namespaces_work())
+    with namespace() as net:
+        yield net
+
+
+@pytest.mark.usefixtures("held")
+def test_a_host_that_is_cut_off_ends_by_itself_and_its_master_hears_of_it(tmp_path, home, net):
+    with (
+        private_sshd(tmp_path, address=net.host, namespace=net.name, home=home) as sshd,
+        Master("testhost*2", ssh_config=sshd.config) as master,
+    ):
+        run_seven(master)
+        remains = Remains(sshd)
+        ours = {pid for pid in remains.processes if "sshd" not in _read(f"/proc/{pid}/cmdline")}
+        assert len(ours) == 4
+        net.blackhole()
+        with pytest.raises(BootstrapError, match="testhost: "):
+            master.run(usercode.linger_forever)
+        assert all_end(ours, time.monotonic() + fleet.LEASE + GRACE_S)
+        assert not any(folder.exists() for folder in remains.folders)
+
+
+def test_a_link_that_is_out_for_three_seconds_is_no_loss(tmp_path, home, net):
+    with (
+        private_sshd(tmp_path, address=net.host, namespace=net.name, home=home) as sshd,
+        Master("testhost*2", ssh_config=sshd.config) as master,
+    ):
+        run_seven(master)
+        pids = [worker.pid for worker in master.workers]
+        mended = threading.Timer(3.0, net.unblackhole)
+        net.blackhole()
+        mended.start()
+        run_seven(master)  # waits for it
+        mended.join()
+        assert [worker.pid for worker in master.workers] == pids
+
+
+@pytest.mark.timeout(GIL_S + 60)
+def test_a_master_that_holds_the_gil_for_a_minute_keeps_its_nodes(held):
+    printed, errors = held.communicate()
+    assert (printed, errors, held.returncode) == ("kept\n", "", 0)
