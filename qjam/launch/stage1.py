@@ -179,8 +179,11 @@ class Probes:
         poll = select.poll()
         for fd in waiting:
             poll.register(fd, select.POLLIN)
-        while waiting and found is None and (self.ends > monotonic()):
-            for fd, _ in poll.poll(max(0.0, self.ends - monotonic()) * 1000):
+        while waiting and found is None:
+            answers = poll.poll(max(0.0, self.ends - monotonic()) * 1000)  # a look at least: the parts took their time
+            if not answers:
+                break
+            for fd, _ in answers:
                 probe, host, port = waiting.pop(fd)
                 poll.unregister(fd)
                 try:
@@ -191,7 +194,8 @@ class Probes:
                 if said[:1] == b"\xff" and said[9:10] in (b"", b"\x7f"):
                     found = found or [host, port]
                 else:
-                    self.tried.append("%s port %s: something else answers" % (host, port))
+                    what = "something else answers" if said else "the connection was closed"
+                    self.tried.append("%s port %s: %s" % (host, port, what))
         self.tried += ["%s port %s: no answer" % (host, port) for _, host, port in waiting.values() if not found]
         for probe, _, _ in self.sockets:
             probe.close()
