@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 PHASES = ("resolve", "connect", "host key", "auth", "python", "bundle", "way back", "ready")
 
+FAILED, NOTHING = "failed", "-"  # cells where there is no time to tell
+
 _GREEN, _RED, _DIM, _PLAIN = "\033[32m", "\033[31m", "\033[2m", "\033[0m"
 
 
@@ -39,43 +41,51 @@ class HostReport:
     def __str__(self) -> str:
         if self.failed is None:
             return f"{self.host}: {'ready' if self.ready else 'starting'}"
-        return f"{self.host}: {self.failed}: {self.why}" if self.failed else f"{self.host}: {self.why}"
+        why = self.why.removeprefix(f"{self.host}: ")  # some reasons begin with it
+        return f"{self.host}: {self.failed}: {why}" if self.failed else f"{self.host}: {why}"
 
 
 def table(reports: Sequence[HostReport], *, colour: bool = False, more: Sequence[Sequence[str]] = ()) -> str:
     """A line a host: its name, the seconds of each phase, its route; below, why a phase failed.
 
-    `more` are further columns, each with its heading first.
+    `more` are further columns, each with its heading first. What hosts say comes without control characters.
     """
     paint = _painted if colour else _plain
     rows = [["host", *PHASES, "route", *(column[0] for column in more)]]
-    for number, report in enumerate(reports):
+    for number, report in enumerate(reports, 1):
         cells = [_cell(report, phase) for phase in PHASES]
-        rows.append([report.host, *cells, report.route or "-", *(column[number + 1] for column in more)])
+        rows.append([report.host, *cells, report.route or NOTHING, *(column[number] for column in more)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for number, row in enumerate(rows):
-        first, *rest = [
-            cell.ljust(width) if at == 0 else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        if number == 0:
-            lines.append(paint("  ".join([first, *rest]), _DIM))
-            continue
-        report = reports[number - 1]
-        cells = [paint(cell, _RED) if cell.strip() == "failed" else cell for cell in rest]
-        lines.append("  ".join([paint(first, _RED if report.failed is not None else _GREEN), *cells]))
-    for report in reports:
-        if report.failed is not None:
-            lines.append(paint(str(report), _RED))
-            lines += [f"    | {line}" for line in report.stderr]
-    return "\n".join(line.rstrip() for line in lines)
+    for row, colours in zip(rows, [[_DIM] * len(widths), *map(_colours, reports, rows[1:])], strict=True):
+        name, *rest = row
+        texts = [name.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
+        lines.append("  ".join(map(paint, texts, colours)).rstrip())
+    for report in failures(reports):
+        first, *others = _clean(str(report)).split("\n")
+        lines += ["", paint(first, _RED), *others, *(f"    | {_clean(line)}" for line in report.stderr)]
+    return "\n".join(lines)
+
+
+def failures(reports: Iterable[HostReport]) -> list[HostReport]:
+    """Those that did not start."""
+    return [report for report in reports if report.failed is not None]
 
 
 def _cell(report: HostReport, phase: str) -> str:
-    if phase in report.phases:
-        return f"{report.phases[phase]:.2f}"
-    return "failed" if phase == report.failed else "-"
+    if phase == report.failed:
+        return FAILED
+    return f"{report.phases[phase]:.2f}" if phase in report.phases else NOTHING
+
+
+def _colours(report: HostReport, row: Sequence[str]) -> list[str]:
+    name = _GREEN if report.failed is None else _RED
+    return [name, *({FAILED: _RED, NOTHING: _DIM}.get(cell, "") for cell in row[1:])]
+
+
+def _clean(text: str) -> str:
+    """A terminal would obey what else is in there, and it comes from another machine."""
+    return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 
 def _plain(text: str, colour: str) -> str:
@@ -83,9 +93,4 @@ def _plain(text: str, colour: str) -> str:
 
 
 def _painted(text: str, colour: str) -> str:
-    return f"{colour}{text}{_PLAIN}"
-
-
-def failures(reports: Iterable[HostReport]) -> list[HostReport]:
-    """Those that did not start."""
-    return [report for report in reports if report.failed is not None]
+    return f"{colour}{text}{_PLAIN}" if colour else text

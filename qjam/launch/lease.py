@@ -38,7 +38,6 @@ PIECE = 1 << 20
 
 # The least versions that the node works with. What is older on a host is there twice: ours comes first.
 LEAST = {"numpy": (1, 21), "pyzmq": (22,), "msgpack": (1, 0), "cloudpickle": (1, 6)}
-IMPORTS = ["msgpack", "zmq", "numpy", "qjam_worker.node", "qjam_worker.__main__"]
 
 
 def main(control_fd: int) -> NoReturn:
@@ -119,8 +118,9 @@ class Lease:
         for note in self.connection.notes:
             self.master.send(note=note)
         facts = self._start_stage1(order)
-        self._bring_parts(facts)
-        route, welcome = self._find_way(order, facts)
+        workers = order["workers"] or facts["facts"]["cores"]
+        self._bring_parts(facts, workers)
+        route, welcome = self._find_way(order, workers)
         self._tell(welcome=welcome, stdio=route == "stdio")
         uplink = None
         if route == "stdio":  # from here on both ways are frames
@@ -231,7 +231,7 @@ class Lease:
     def _exit_status(self) -> int | None:
         return self.channel.recv_exit_status() if self.channel.status_event.wait(2.0) else None
 
-    def _bring_parts(self, facts: dict[str, Any]) -> None:
+    def _bring_parts(self, facts: dict[str, Any], workers: int) -> None:
         """Send what the host lacks, each part with its line, and wait until all of it can be imported."""
         lacks = [name for name, least in LEAST.items() if not _new_enough(facts["facts"]["has"].get(name), least)]
         own = self.common.bundle
@@ -249,7 +249,7 @@ class Lease:
                 raise Refused("bundle", str(error)) from error
         for part_wanted, (size, sha256) in zip(wanted, sums, strict=True):
             part_wanted.update(size=size, sha256=sha256)
-        self._tell(parts=wanted, imports=IMPORTS)
+        self._tell(parts=wanted, workers=workers)
         try:
             for part_wanted, source in zip(wanted, content, strict=True):
                 if part_wanted["id"] not in facts["cached"]:
@@ -270,10 +270,9 @@ class Lease:
 
     # The way back
 
-    def _find_way(self, order: dict[str, Any], facts: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    def _find_way(self, order: dict[str, Any], workers: int) -> tuple[str, dict[str, Any]]:
         """The route, and the welcome that names its endpoint on the host."""
         assert self.connection is not None
-        workers = order["workers"] or facts["facts"]["cores"]
         welcome = {"node": order["node"], "workers": workers, "keys": order["keys"], "lease": order["lease"]}
         said = self._hear("way back")
         tried = [*said["tried"]]

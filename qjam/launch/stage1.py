@@ -12,9 +12,8 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from io import BufferedReader, BytesIO
-    from typing import Any, Callable, Dict, List, Optional, Tuple  # noqa: F401  in comments too
+    from typing import Any, Dict, List, Optional, Tuple  # noqa: F401  in comments too
 
-    Become = Callable[[Dict[str, Any], BufferedReader, int, List[str]], None]
 
 OLDEST = (3, 9)
 PREFIX = "/qjam-"  # of directories outside the home; the user's number follows
@@ -59,7 +58,10 @@ class Stage1:
         paths = [caches.use(part) or self.receive(part, caches) for part in wanted["parts"]]
         self.locks = [lock for path in paths for lock in caches.lock(path)]
         sys.path[:0] = paths
-        begin = importing(wanted["imports"])
+        warm = warm_parent(wanted["workers"])
+        for name in ("msgpack", "zmq", "qjam_worker.node"):
+            load(name)
+        become_node = load("qjam_worker.stdio").become_node
         caches.prune()
         self.tell(bundle=paths)
         while True:
@@ -68,7 +70,7 @@ class Stage1:
             if "ways" not in answer:
                 break
             probes = Probes(answer["ways"])
-        begin(answer, self.read, self.write, paths[1:])
+        become_node(answer, self.read, self.write, paths[1:], warm)
 
     def receive(self, part: "Dict[str, Any]", caches: "Caches") -> str:
         from hashlib import sha256
@@ -124,22 +126,28 @@ def installed() -> "Dict[str, str]":
     return has
 
 
-def importing(names: "List[str]") -> "Become":
-    """Import what the node needs, and give the function that is the node."""
+def load(name: str) -> "Any":
+    """Import what the node needs. Raises Failed with the reason."""
     from importlib import import_module
 
-    for name in names:
-        try:
-            module = import_module(name)
-        except Exception as error:
-            raise Failed(
-                "%s cannot be imported there (%s: %s); mend it, or name another python with python=..."
-                % (name, type(error).__name__, error)
-            )
-        if name == "zmq" and not module.has("curve"):
-            raise Failed("the pyzmq that is installed there (%s) was built without CURVE" % module.__version__)
-    become_node = import_module("qjam_worker.stdio").become_node  # type: Become
-    return become_node
+    try:
+        module = import_module(name)
+    except Exception as error:
+        raise Failed(
+            "%s cannot be imported there (%s: %s); mend it, or name another python with python=..."
+            % (name, type(error).__name__, error)
+        )
+    if name == "zmq" and not module.has("curve"):
+        raise Failed("the pyzmq that is installed there (%s) was built without CURVE" % module.__version__)
+    return module
+
+
+def warm_parent(workers: int) -> "Any":
+    """The parent of the workers, forked as soon as numpy is there: before ZeroMQ, and before any secret comes."""
+    warm = load("qjam_worker.warm")
+    warm.prepare(workers)
+    load("numpy")
+    return warm.fork()
 
 
 class Probes:

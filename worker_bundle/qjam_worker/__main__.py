@@ -6,15 +6,18 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Optional
 
 import zmq
 
 from . import lease
 from .node import Node
+from .warm import Warm
 
 
-def serve(welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = ()) -> None:
+def serve(
+    welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = (), warm: Optional[Warm] = None
+) -> None:
     """Be the node that the welcome describes: {"endpoint", "node", "workers"} and, where the link is encrypted, "keys"
     as in `Node.connect`. "lease" are the seconds for which `read_fd` may be silent; it may be so for ever without.
     """
@@ -34,6 +37,7 @@ def serve(welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[
         keys=welcome.get("keys"),
         watch={ended: lambda: node.leave(whys[0])},
         paths=paths,
+        warm=warm,
     )
     lease.hold(read_fd, write_fd, welcome.get("lease"), on_end)
     node.run()

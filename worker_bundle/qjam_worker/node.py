@@ -22,11 +22,12 @@ from . import wire
 from .imports import Imports
 from .link import HEARTBEAT, Link
 from .params import ParamsPlaces
-from .pool import PRINTED, RANG, Pool, WorkerHandle, usable_cores
+from .pool import PRINTED, RANG, Pool, WorkerHandle
 from .reducing import Span
 from .results import Held, fold_small
 from .rounds import NodeJob, NodeRound
 from .store import Files, NoRoom, Store, map_file, remove
+from .warm import Warm, usable_cores
 from .wire import Kind
 from .worker import result_prefix
 
@@ -44,7 +45,8 @@ class Node:
     """`run` serves the master at the other end of `uplink` until it says BYE, or `leave` is called from `watch`.
 
     `uplink` is a connected DEALER. `watch` maps file descriptors to functions that are called when they are readable.
-    `paths` are folders in which the workers find packages before they look where their python does.
+    `paths` are folders in which the workers find packages before they look where their python does. `warm` is a parent
+    of workers that has been forked already.
     """
 
     def __init__(
@@ -55,23 +57,26 @@ class Node:
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
+        warm: Optional[Warm] = None,
     ) -> None:
         self.uplink = Link(uplink)
         self.monitor: Optional[Link] = None
-        self.files = Files.make(bases)
+        self.files = Files.make(bases) if warm is None else warm.files
         self.locks = self.files.lock()
         try:
-            self._prepare(workers, watch or {}, paths)
+            self._prepare(workers, watch or {}, paths, warm)
         except BaseException:
             self._remove_files()
             raise
 
-    def _prepare(self, workers: int, watch: dict[int, Callable[[], None]], paths: Sequence[str]) -> None:
+    def _prepare(
+        self, workers: int, watch: dict[int, Callable[[], None]], paths: Sequence[str], warm: Optional[Warm]
+    ) -> None:
         self.selector = selectors.DefaultSelector()
         for fd, call in watch.items():
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
         self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
-        self.pool = Pool(workers, self.files, self.selector, self, paths)
+        self.pool = Pool(workers, self.files, self.selector, self, paths, warm)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
@@ -109,6 +114,7 @@ class Node:
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
+        warm: Optional[Warm] = None,
     ) -> Node:
         """A node with an uplink to the master's ROUTER at `endpoint`, which will know it as `name`.
 
@@ -129,7 +135,7 @@ class Node:
                 uplink.setsockopt(heartbeat, milliseconds)
         monitor = None if keys is None else Link(uplink.get_monitor_socket(BROKEN))
         uplink.connect(endpoint)
-        node = cls(uplink, workers, bases=bases, watch=watch, paths=paths)
+        node = cls(uplink, workers, bases=bases, watch=watch, paths=paths, warm=warm)
         if monitor is not None:
             node.leave_when_broken(monitor)
         return node

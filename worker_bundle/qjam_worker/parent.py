@@ -38,7 +38,10 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
     except BaseException:  # noqa: BLE001  the node shows what is written here
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stderr.flush()
+        try:
+            sys.stderr.flush()
+        except OSError:
+            pass  # nobody reads it any more
         for pid in workers:
             _kill_group(pid)
         while _kill_children():
@@ -75,7 +78,10 @@ def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks:
                 os.read(wake_read, 4096)
                 _reap(control, workers)
                 continue
-            request, fds, _, _ = socket.recv_fds(control, REQUEST.size, FDS)
+            try:
+                request, fds, _, _ = socket.recv_fds(control, REQUEST.size, FDS)
+            except ConnectionResetError:  # the node died with news of ours unread
+                return
             if not request:
                 return
             (worker,) = REQUEST.unpack(request)

@@ -11,12 +11,13 @@ import sys
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any, Optional, Protocol
+from typing import Any, Optional, Protocol, Union
 
 from .channel import Channel
 from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
 from .results import SLOT
 from .store import Files, Mapped
+from .warm import Forked, Warm, thread_environment
 from .worker import CANCELLED, RUNNING, SLICE, STATUS_BYTES, out_slot, status_page
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
@@ -31,16 +32,6 @@ PARENT_TAIL = 4096  # bytes of it that are kept, to tell why it died
 
 # Selector priorities: what a worker printed comes before the bell it rang afterwards.
 PRINTED, RANG = 0, 1
-
-BLAS_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-)
-
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
@@ -92,18 +83,6 @@ class WorkerHandle:
         return self.ready and not self.seq
 
 
-def usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def thread_environment(workers: int) -> dict[str, str]:
-    """The environment of workers: each BLAS gets its share of the cores, unless the user has said otherwise."""
-    share = str(max(1, usable_cores() // workers))
-    return {**dict.fromkeys(BLAS_VARIABLES, share), **os.environ}
-
-
 class Pool:
     def __init__(
         self,
@@ -112,13 +91,15 @@ class Pool:
         selector: selectors.BaseSelector,
         events: PoolEvents,
         paths: Sequence[str] = (),
+        warm: Optional[Warm] = None,
     ) -> None:
         self.files = files
+        self._warm = warm
         self.paths = list(paths)
         self.selector = selector
         self.events = events
         self.workers = [self._place(index) for index in range(count)]
-        self.process: Optional[subprocess.Popen[bytes]] = None
+        self.process: Union[subprocess.Popen[bytes], Forked, None] = None
         self.parent: Optional[socket.socket] = None
         self.parent_output = -1
         self._parent_said = b""
@@ -135,8 +116,11 @@ class Pool:
     # Starting
 
     def start(self) -> None:
-        """Start the warm parent and have it fork all workers."""
-        self._start_parent()
+        """Have the warm parent, which is started if there is none yet, fork all workers."""
+        if self._warm is None:
+            self._start_parent()
+        else:
+            self._adopt(self._warm.process, self._warm.control, self._warm.output)
         for worker in self.workers:
             self._fork(worker)
 
@@ -150,7 +134,7 @@ class Pool:
             f"main({theirs.fileno()}, {self.files.directories!r})"
         )
         with theirs:
-            self.process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", command],
                 stdin=subprocess.DEVNULL,
                 stdout=output_end,
@@ -160,6 +144,10 @@ class Pool:
                 start_new_session=True,
             )
         os.close(output_end)
+        self._adopt(process, ours, output)
+
+    def _adopt(self, process: Union[subprocess.Popen[bytes], Forked], ours: socket.socket, output: int) -> None:
+        self.process = process
         self.parent_output = output
         self.parent = ours
         self.selector.register(ours, selectors.EVENT_READ, (RANG, self._on_parent))

@@ -1,7 +1,7 @@
 """The way to the master where no connection can be made: the uplink's bytes ride the stdin and stdout that ssh gave.
 
-Two streams share them, in frames of a byte (which stream), a length of four bytes, and that many bytes. The node itself
-is a child process, connected to a socket that is relayed: it does not know.
+Two streams share them, in frames of a byte (which stream), a length of four bytes, and that many bytes. A child process
+relays them between the master and the node, which is connected to a socket and does not know.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import os
 import shutil
 import socket
 import struct
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
-from typing import Any
+from typing import Any, Optional
+
+from .warm import Warm
 
 FRAME = struct.Struct("!BI")
 LEASE, UPLINK = 0, 1
@@ -52,40 +53,43 @@ def frame(stream: int, data: bytes) -> bytes:
     return FRAME.pack(stream, len(data)) + data
 
 
-def become_node(answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str]) -> None:
-    """Be the node, or the relay of one where the master has said so; `read` and `write` lead to the master."""
+def become_node(
+    answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str], warm: Optional[Warm] = None
+) -> None:
+    """Be the node; where the master has said so, one that a relay stands before. `read` and `write` lead there."""
     from .__main__ import serve
 
+    welcome = answer["welcome"]
     if not answer["stdio"]:
-        serve(answer["welcome"], read.fileno(), write, paths)
+        serve(welcome, read.fileno(), write, paths, warm)
         return
     folder = tempfile.mkdtemp(prefix="qjam-relay-")
-    place = os.path.join(folder, "up")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(place)
-    listener.listen(1)
-    (beats, beat), (echoes, echo) = os.pipe(), os.pipe()
-    node = os.fork()
-    if node == 0:
-        for fd in (beat, echoes, write, listener.fileno()):
-            os.close(fd)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        serve({**answer["welcome"], "endpoint": f"ipc://{place}"}, beats, echo, paths)
-        sys.exit(0)
-    os.close(beats)
-    os.close(echo)
     try:
-        uplink, _ = listener.accept()
-        listener.close()
+        place = os.path.join(folder, "up")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(place)
+        listener.listen(1)
+        (beats, beat), (echoes, echo) = os.pipe(), os.pipe()
+        if os.fork() == 0:
+            try:
+                os.close(beats)
+                os.close(echo)
+                if warm is not None:
+                    warm.forget()
+                uplink, _ = listener.accept()
+                _relay(read, write, uplink, beat, echoes)
+            finally:
+                os._exit(0)
+        for fd in (beat, echoes, write, listener.detach()):
+            os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), read.fileno())
+        serve({**welcome, "endpoint": f"ipc://{place}"}, beats, echo, paths, warm)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    _relay(read, write, uplink, beat, echoes)
-    _, status = os.waitpid(node, 0)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, echoes: int) -> None:
-    """Until the node has ended. That of the master ends the node, by the end of its beats."""
+    """Until the node has ended. The end of the master ends the node, by the end of its beats."""
     writing = threading.Lock()
 
     def up(stream: int, fd: int) -> None:
