@@ -60,15 +60,17 @@ class Router:
     def bind(self, address: str) -> str:
         """The endpoint on `address`, which is an IP address, or one with `:port`.
 
-        Bound when it is first asked for, to a free port where none is given. Raises OSError (zmq.ZMQError) when the
-        system refuses.
+        Bound when it is first asked for, to a free port where none is given. Raises OSError when the system refuses.
         """
         if address not in self._bound:
             if self.zap is None:
                 self._guard()
             endpoint = f"tcp://{_with_port(address)}"
             self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))  # else LAST_ENDPOINT tells ::ffff:1.2.3.4
-            self.socket.bind(endpoint)
+            try:
+                self.socket.bind(endpoint)
+            except zmq.ZMQError as error:
+                raise OSError(error.errno, f"{endpoint}: {error.strerror}") from error
             self._bound[address] = str(self.socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
         return self._bound[address]
 

@@ -6,6 +6,7 @@ python is several times slower. It is forked from a warm one that has paramiko i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -189,16 +190,16 @@ class Lease:
         assert self.connection is not None
         addresses = []
         if order["route"] in (None, "direct"):
-            wanted = [self.connection.local] if self.connection.local else []
-            for address in dict.fromkeys([*wanted, *order["addresses"]]):
+            if self.connection.local:
+                with contextlib.suppress(OSError):  # where connections are redirected it may not be ours
+                    addresses.append(_host_and_port(self._bind(self.connection.local)))
+            for address in order["addresses"]:
+                host, port = _host_and_port(address)
                 try:
                     endpoint = self._bind(address)
-                except OSError:
-                    continue  # one that this machine does not have: the others will do, or a tunnel
-                host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-                if address in order["addresses"]:
-                    host = address.rpartition(":")[0] if address.count(":") == 1 else address
-                addresses.append([host.strip("[]"), int(port)])
+                except OSError:  # not one of this machine's, but of what translates addresses before it
+                    endpoint = self._bind(f"0.0.0.0:{port}" if port else "0.0.0.0")
+                addresses.append((host, _host_and_port(endpoint)[1]))
         return {"addresses": addresses, "seen": self.connection.direct, "timeout": PROBE_TIMEOUT}
 
     def _skip_to(self, marker: bytes) -> None:
@@ -419,6 +420,15 @@ def _new_enough(version: str | None, least: tuple[int, ...]) -> bool:
 
 def _text(error: BaseException) -> str:
     return str(error) or "it hung up"
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """Of `tcp://1.2.3.4:5`, `name`, `1.2.3.4:5`, `::1` or `[::1]:5`; the port is 0 where none is told."""
+    address = address.removeprefix("tcp://")
+    host, colon, port = address.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")):
+        return address.strip("[]"), 0
+    return host.strip("[]"), int(port)
 
 
 def _endpoint(host: str, port: int) -> str:
