@@ -423,6 +423,7 @@ class Engine:
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
         if not self._router.send(command.node, frames):
+            self._nodes[command.node].gone.set()  # it cannot say BYE
             self._act(self._lose(command.node, "its connection is gone"))
         guest = self._guests.get(command.node)
         if guest is not None:

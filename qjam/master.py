@@ -126,7 +126,7 @@ class Master:
     `echo`: whether what user code prints is shown here, each line behind `[host worker]`.
     `min_workers`: go on without hosts that do not start as long as that many workers come; None: all must come.
     `host_keys`: "known" refuses a host whose key is not in known_hosts; "accept-new" records it there and goes on.
-    `ssh_config`: a file to read in place of ~/.ssh/config.
+    `ssh_config`: a file to read in place of ~/.ssh/config; None is that of QJAM_SSH_CONFIG, if there is one.
     `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None takes the first that works.
     `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at.
 

@@ -1,6 +1,6 @@
 """One ssh connection, as OpenSSH would make it from the same configuration: connect, verify the host, log in.
 
-The only user of paramiko. What is slow in its defaults is set here: no delay on the
+With `session`, the only user of paramiko. What is slow in its defaults is set here: no delay on the
 socket, early acknowledgements (120 -> 27 ms from connect to exec), the cipher that the processor does itself.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import signal
 import socket
 import subprocess
 import time
@@ -31,6 +32,7 @@ WINDOW = 16 * 1024 * 1024  # bytes on their way to us: 2 MiB would cap a link of
 # A server that has MaxStartups logins under way drops more; so does a jump host for all that is behind it.
 ATTEMPTS = 4
 MOST_HOPS = 8
+PROXY_TIMEOUT = 0.5  # seconds for a ProxyCommand to end once it is told to
 PAUSE = 0.4  # seconds before another attempt, twice as long each time, with jitter
 # A peer that is silent for this long is gone: seconds until the first probe, between probes, and how many.
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
@@ -201,16 +203,26 @@ def _proxy(command: str, stack: list[Callable[[], object]]) -> socket.socket:
             [shell, "-c", f"exec {command}"], stdin=end_there, stdout=end_there, start_new_session=True
         )
 
-    def end() -> None:
-        ours.close()
-        try:
-            process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-    stack.append(end)
+    _proxies.append(process)
+    stack.append(kill_proxies)
+    stack.append(ours.close)
     return ours
+
+
+_proxies: list[subprocess.Popen[bytes]] = []
+
+
+def kill_proxies() -> None:
+    """End the ProxyCommands of this process, as OpenSSH does when it ends."""
+    for process in _proxies:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(PROXY_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    _proxies.clear()
 
 
 def _through(transport: paramiko.Transport, hop: SshSettings) -> paramiko.Channel:

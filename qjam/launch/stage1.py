@@ -5,7 +5,6 @@ it needs when it needs it: its start is part of every start. It must also be und
 it, in order to say so. Messages are lines of JSON both ways; the parts follow their line as bare bytes.
 """
 
-import json
 import os
 import sys
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 OLDEST = (3, 9)
 PREFIX = "/qjam-"  # of directories outside the home; the user's number follows
 KEEP_DAYS, KEEP_PARTS = 30, 16  # parts that no node uses go when they are older, or when there are more
+MAKING, ABANDONED_DAYS = "making-", 1  # parts that are being unpacked; this old they are what a killed start has left
 GREETING = 64  # bytes of ZMTP's greeting: the first is FF, the tenth 7F
 
 
@@ -34,11 +34,15 @@ class Stage1:
         self.locks = []  # type: List[int]
 
     def tell(self, **message: "Any") -> None:
+        import json  # not above: before `main` begins, it might be a json.py that lies where the login begins
+
         data = json.dumps(message).encode() + b"\n"
         while data:
             data = data[os.write(self.write, data) :]
 
     def hear(self) -> "Any":
+        import json
+
         line = self.read.readline()
         if not line:
             os._exit(0)  # the master is gone
@@ -51,6 +55,8 @@ class Stage1:
             version = ".".join(map(str, sys.version_info[:3]))
             raise Failed("%s is python %s; qjam needs %d.%d or newer on a host" % (sys.executable, version, *OLDEST))
         os.environ.update(hello["env"])
+        if not sys.flags.ignore_environment:
+            sys.path[:0] = filter(None, hello["env"].get("PYTHONPATH", "").split(os.pathsep))
         caches = Caches(hello["cache"])
         self.tell(facts=facts(), cached=caches.held(), python=sys.executable)
         probes = Probes(hello["ways"])  # their time runs while the parts come
@@ -120,7 +126,8 @@ def installed() -> "Dict[str, str]":
         except OSError:
             continue
         for package, module in (("numpy", "numpy"), ("pyzmq", "zmq"), ("msgpack", "msgpack"), ("cloudpickle",) * 2):
-            if package not in has and module in names:
+            # After an installation has been removed, a folder with what python had compiled may be left.
+            if package not in has and module in names and os.path.exists(os.path.join(folder, module, "__init__.py")):
                 metadata = [name for name in names if name.lower().startswith(package + "-") and "-info" in name]
                 has[package] = metadata[0].split("-")[1].replace(".dist", "").replace(".egg", "") if metadata else ""
     return has
@@ -225,11 +232,11 @@ class Caches:
         self.here = {}  # type: Dict[str, str]
 
     def held(self) -> "List[str]":
-        """The parts that are here, wherever: {id: directory}."""
+        """The ids of parts that are here, wherever, and that can be loaded from there."""
         held = {}  # type: Dict[str, str]
         for base in self.bases:
             try:
-                if self.owned(base):
+                if self.owned(base) and not self.noexec(os.statvfs(base)):
                     for name in os.listdir(base):
                         if len(name) == 64:
                             held.setdefault(name, os.path.join(base, name))
@@ -243,6 +250,10 @@ class Caches:
         """Whether the directory is ours and nobody else may write there: what lies there is run."""
         status = os.lstat(base)
         return (status.st_mode & 0o170000) == 0o040000 and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+    @staticmethod
+    def noexec(status: "os.statvfs_result") -> bool:
+        return bool(status.f_flag & getattr(os, "ST_NOEXEC", 8))
 
     def use(self, part: "Dict[str, Any]") -> "Optional[str]":
         """The directory of a part that is here; it counts as used now."""
@@ -265,7 +276,7 @@ class Caches:
             making = None  # type: Optional[str]
             try:
                 self.check(base, part)
-                making = mkdtemp(prefix="making-", dir=base)
+                making = mkdtemp(prefix=MAKING, dir=base)
                 ZipFile(data).extractall(making)
                 path = os.path.join(base, part["id"])
                 try:
@@ -288,7 +299,7 @@ class Caches:
         room = os.statvfs(base)
         if room.f_bavail * room.f_frsize < part["unpacked"] * 5 // 4:
             raise OSError("no room: %d bytes are free" % (room.f_bavail * room.f_frsize))
-        if part["native"] and room.f_flag & getattr(os, "ST_NOEXEC", 8):
+        if part["native"] and self.noexec(room):
             raise OSError("mounted noexec, so no library can be loaded from there")
 
     @staticmethod
@@ -304,7 +315,7 @@ class Caches:
         return [lock]
 
     def prune(self) -> None:
-        """Remove parts that were not used for long and that nobody uses now."""
+        """Remove parts that were not used for long and that nobody uses now, and what was never finished."""
         import fcntl
         from shutil import rmtree
         from time import time
@@ -315,6 +326,14 @@ class Caches:
             except OSError:
                 return 0.0
 
+        for base in self.bases:
+            try:
+                for name in os.listdir(base) if self.owned(base) else ():
+                    path = os.path.join(base, name)
+                    if name.startswith(MAKING) and last_used(path) < time() - ABANDONED_DAYS * 86400:
+                        rmtree(path, True)
+            except OSError:
+                pass
         old = time() - KEEP_DAYS * 86400
         ranked = sorted(self.here.values(), key=last_used, reverse=True)
         for rank, path in enumerate(ranked):

@@ -30,11 +30,17 @@ def dial(endpoint: str) -> socket.socket:
     return sock
 
 
-def send(channel: Channel, data: bytes | memoryview) -> None:
-    """Send all of it, in pieces that ssh takes whole. Raises OSError when the channel is closed."""
+def send(channel: Channel, data: bytes | memoryview, *, patient: bool = False) -> None:
+    """Send all of it, in pieces that ssh takes whole. Raises OSError when the channel is closed, and TimeoutError when
+    it takes nothing for as long as its time-out; `patient` waits on, for a link may be slow.
+    """
     rest = memoryview(data)
     while rest:
-        rest = rest[channel.send(rest[:SEND]) :]
+        try:
+            rest = rest[channel.send(rest[:SEND]) :]
+        except TimeoutError:
+            if not patient:
+                raise
 
 
 def join(channel: Channel, endpoint: str) -> None:
@@ -86,7 +92,7 @@ class StdioUplink:
         try:
             while data := self._sock.recv(SEND):
                 with self._sending:
-                    send(self._channel, frame(UPLINK, data))
+                    send(self._channel, frame(UPLINK, data), patient=True)
         except OSError:
             pass
         self._channel.shutdown_write()  # the ROUTER has hung up: so do we

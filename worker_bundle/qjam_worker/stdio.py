@@ -12,6 +12,7 @@ import socket
 import struct
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from io import BufferedReader
 from typing import Any, Optional
@@ -21,6 +22,7 @@ from .warm import Warm
 FRAME = struct.Struct("!BI")
 LEASE, UPLINK = 0, 1
 PIECE = 128 * 1024  # bytes that are read at once
+ALIVE = 1.0  # seconds; whatever comes from the master is a beat to the node, not more often than this
 
 
 class Frames:
@@ -103,14 +105,15 @@ def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, e
             pass  # the end of one side is seen by the other's
 
     def down() -> None:
-        frames = Frames()
+        frames, beaten = Frames(), 0.0
         try:
             while data := read.read1(PIECE):
+                if time.monotonic() - beaten > ALIVE:  # on a slow link the master's own beats stand behind megabytes
+                    beaten = time.monotonic()
+                    os.write(beat, b"\n")
                 for stream, piece in frames.feed(data):
                     if stream == UPLINK:
                         uplink.sendall(piece)
-                    else:
-                        os.write(beat, piece)
         except OSError:
             pass
         os.close(beat)

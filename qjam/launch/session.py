@@ -1,0 +1,101 @@
+"""One command on a host: what it is sent, what it says, how it ended. Up to the lease it speaks in lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from typing import Any
+
+import paramiko
+
+from . import tunnel
+from .ssh import Refused
+
+STDERR_LINES = 12  # that are kept, to tell what went wrong
+NOISE = 64 * 1024  # bytes; of what a login prints before our first word, as many are kept
+END_TIMEOUT = 2.0  # seconds for the exit status to come, after the end of the output
+
+
+class Session:
+    """A channel with the command under way. The methods that read raise Refused for the phase that they are told."""
+
+    def __init__(self, transport: paramiko.Transport, command: str, timeout: float) -> None:
+        self.sending = threading.Lock()  # beats and relayed bytes go the same way
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._stderr_rest = ""
+        self._rest = b""
+        try:
+            self.channel = transport.open_session(timeout=timeout)
+            self.channel.exec_command(command)
+        except (paramiko.SSHException, OSError, EOFError) as error:
+            raise Refused("python", f"the server starts no command: {str(error) or 'it hung up'}") from error
+        self.channel.settimeout(timeout)
+
+    def tell(self, **message: Any) -> None:
+        """Send a line. Raises OSError when the command has ended."""
+        self.send(json.dumps(message).encode() + b"\n")
+
+    def send(self, data: bytes, *, patient: bool = False) -> None:
+        """Send bytes. Raises OSError when the command has ended, or takes none for long and we are not `patient`."""
+        try:
+            with self.sending:
+                tunnel.send(self.channel, data, patient=patient)
+        except EOFError as error:
+            raise OSError("the channel is closed") from error
+
+    def skip_to(self, marker: bytes, phase: str) -> bytes | None:
+        """Read up to the marker: what stands before it was printed by the login, a .bashrc, a setup line. Where the
+        output ends without it, that much of it is given.
+        """
+        said = b""
+        while data := self._recv(phase):
+            said += data
+            _, found, after = said.partition(marker)
+            if found:
+                self._rest = after
+                return None
+            if len(said) > 2 * NOISE:
+                said = said[-NOISE:]
+        return said
+
+    def hear(self, phase: str) -> dict[str, Any]:
+        """The next message. What the host has failed at is raised as Refused."""
+        while b"\n" not in self._rest:
+            data = self._recv(phase)
+            if not data:
+                raise Refused(phase, f"python has ended there (exit status {self.exit_status()})")
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        message: dict[str, Any] = json.loads(line)
+        if "failed" in message:
+            raise Refused(phase, message["failed"])
+        return message
+
+    def _recv(self, phase: str) -> bytes:
+        try:
+            return bytes(self.channel.recv(tunnel.READ))
+        except TimeoutError:
+            raise Refused(phase, f"nothing was heard of the host for {self.channel.gettimeout():.0f} s") from None
+        except (OSError, EOFError) as error:
+            raise Refused(phase, f"the ssh connection broke: {error}") from error
+
+    def exit_status(self) -> int | None:
+        """Of the command; None where it does not come, because the connection is gone."""
+        status: int = self.channel.recv_exit_status() if self.channel.status_event.wait(END_TIMEOUT) else -1
+        return None if status == -1 else status
+
+    def stderr(self) -> list[str]:
+        """The last lines of its stderr. To be called now and then: what is not read stops it."""
+        while self.channel.recv_stderr_ready():
+            text = self._stderr_rest + self.channel.recv_stderr(NOISE).decode(errors="replace")
+            *lines, self._stderr_rest = text.split("\n")
+            self._stderr.extend(line for line in lines if line.strip())
+        return [*self._stderr, *([self._stderr_rest] if self._stderr_rest.strip() else [])]
+
+    def end_input(self) -> None:
+        """Close its stdin: a node takes that for the end of its master."""
+        try:
+            self.channel.shutdown_write()
+        except (OSError, EOFError):
+            pass
