@@ -423,8 +423,9 @@ def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher:
 
     def close() -> None:
         engine.say_goodbye()
+        deadline = time.monotonic() + STOP_TIMEOUT
         for name in nodes:
-            engine.wait_for_bye(name, STOP_TIMEOUT)
+            engine.wait_for_bye(name, max(0.0, deadline - time.monotonic()))
         fleet.close()
         printer.close()
         finisher.close()

@@ -32,6 +32,30 @@ def ssh_host(tmp_path: Path, home: Path) -> Iterator[Callable[..., Sshd]]:
         yield start
 
 
+def block(sshd: Sshd, name: str | None = None, **lines: object) -> str:
+    """The part of an ssh_config that leads to a host: what Sshd.config says, with other lines; None leaves one out."""
+    settings = {
+        "HostName": sshd.address,
+        "Port": sshd.port,
+        "User": sshd.user,
+        "IdentityFile": sshd.identity,
+        "IdentitiesOnly": "yes",
+        "IdentityAgent": "none",
+        "UserKnownHostsFile": sshd.known_hosts,
+        "GlobalKnownHostsFile": "/dev/null",
+    } | lines
+    kept = [f"    {keyword} {value}\n" for keyword, value in settings.items() if value is not None]
+    return f"Host {name or sshd.name}\n{''.join(kept)}"
+
+
+def with_cache_of(home: Path, folder: Path) -> Path:
+    """A home of its own kind that has the parts of another one, so that they are not brought again."""
+    (home / ".cache").mkdir(exist_ok=True)
+    folder.mkdir()
+    (folder / ".cache").symlink_to(home / ".cache")
+    return folder
+
+
 def run_seven(master: Master) -> None:
     """The shortest proof that a master works."""
     assert master.run(lambda params, part: params * sum(part), 7, [1, 2, 3]) == 42

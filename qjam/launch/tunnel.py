@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from qjam_worker.stdio import UPLINK, frame
+from qjam_worker.stdio import FRAME, UPLINK
 
 READ = 1 << 20  # bytes; paramiko moves what it keeps of its buffer at each read, so few large reads
 SEND = 32 * 1024  # bytes; what fits a packet of ssh: sendall() of more copies the rest again and again
@@ -89,10 +89,13 @@ class StdioUplink:
         self._sock.sendall(data)
 
     def _down(self) -> None:
+        buffer = bytearray(FRAME.size + READ)  # of frames of 32 KB each would cost a packet more for its last bytes
+        view = memoryview(buffer)
         try:
-            while data := self._sock.recv(SEND):
+            while size := self._sock.recv_into(view[FRAME.size :]):
+                FRAME.pack_into(buffer, 0, UPLINK, size)
                 with self._sending:
-                    send(self._channel, frame(UPLINK, data), patient=True)
+                    send(self._channel, view[: FRAME.size + size], patient=True)
         except OSError:
             pass
         self._channel.shutdown_write()  # the ROUTER has hung up: so do we
