@@ -89,7 +89,7 @@ class Lease:
             threading.Thread(target=self._listen, name="qjam-master", daemon=True).start()
             self._run(order)
         except Refused as error:
-            self.master.send(failed=error.phase, why=str(error), stderr=self._stderr())
+            self.master.send(failed=error.phase, why=str(error), stderr=[*error.stderr, *self._stderr()])
         except EOFError:
             pass
         except BaseException as error:  # noqa: BLE001  a defect of ours, which the user must hear of
@@ -163,7 +163,9 @@ class Lease:
     def _start_stage1(self, connection: ssh.Connection, order: dict[str, Any]) -> dict[str, Any]:
         source, python = self.common.stage1, order["python"]
         loader = f'import sys;s=sys.stdin.buffer;exec(compile(s.read({len(source)}),"stage1","exec"));main(s)'
-        setup = f"{order['setup']} && " if order["setup"] else ""
+        # eval, because a line may end with ; or a comment. Its end is told, to know whose failure the next one is.
+        set_up = f"qjam {os.urandom(12).hex()}"
+        setup = f"eval {shlex.quote(order['setup'])} && echo {set_up} && " if order["setup"] else ""
         command = f"{setup}exec {python} -c {shlex.quote(loader)}"
         session = self.session = Session(connection.transport, command, PYTHON_TIMEOUT)
         marker = f"qjam {os.urandom(12).hex()}"
@@ -173,8 +175,11 @@ class Lease:
         except OSError:
             pass  # it has ended: how is told by its output
         said = session.skip_to(marker.encode() + b"\n", "python")
+        if said is not None and order["setup"] and set_up.encode() not in said:
+            why = f"the setup line `{order['setup']}` failed there ({session.ending()}){_last_words(said)}"
+            raise Refused("python", why)
         if said is not None:
-            raise Refused("python", _why_no_python(session, python, said))
+            raise Refused("python", _why_no_python(session, python, said.rpartition(set_up.encode())[2]))
         facts = session.hear("python")
         self._phase("python")
         return facts
@@ -309,15 +314,18 @@ def _beat(session: Session, beat: bytes) -> None:
 
 def _why_no_python(session: Session, python: str, said: bytes) -> str:
     """Why a login ended before our first word; its own last words are the best explanation."""
-    status = session.exit_status()
-    last = said.decode(errors="replace").strip().splitlines()[-STDOUT_LINES:]
-    words = "".join(f"\n    > {line}" for line in last)
-    if status == 127 or any("not found" in line for line in [*last, *session.stderr()]):
+    status, words = session.exit_status(), _last_words(said)
+    if status == 127 or "not found" in words or any("not found" in line for line in session.stderr()):
         return (
             f"'{python}' was not found there (exit status {status}); install python3, or name another one with "
             f"python=... or QJAM_REMOTE_PYTHON{words}"
         )
-    return f"'{python}' did not start there (exit status {status}){words}"
+    return f"'{python}' did not start there ({session.ending()}){words}"
+
+
+def _last_words(said: bytes) -> str:
+    last = said.decode(errors="replace").strip().splitlines()[-STDOUT_LINES:]
+    return "".join(f"\n    > {line}" for line in last)
 
 
 def _send_part(session: Session, source: bytes | Path) -> None:

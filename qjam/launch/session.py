@@ -64,7 +64,7 @@ class Session:
         while b"\n" not in self._rest:
             data = self._recv(phase)
             if not data:
-                raise Refused(phase, f"python has ended there (exit status {self.exit_status()})")
+                raise Refused(phase, f"python has ended there ({self.ending()})")
             self._rest += data
         line, _, self._rest = self._rest.partition(b"\n")
         message: dict[str, Any] = json.loads(line)
@@ -84,6 +84,14 @@ class Session:
         """Of the command; None where it does not come, because the connection is gone."""
         status: int = self.channel.recv_exit_status() if self.channel.status_event.wait(END_TIMEOUT) else -1
         return None if status == -1 else status
+
+    def ending(self) -> str:
+        """How it ended, in words."""
+        status = self.exit_status()
+        if status is not None:
+            return f"exit status {status}"
+        # paramiko does not tell which signal.
+        return "killed by a signal" if self.channel.get_transport().is_active() else "the ssh connection is gone"
 
     def stderr(self) -> list[str]:
         """The last lines of its stderr. To be called now and then: what is not read stops it."""

@@ -12,10 +12,13 @@ import random
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from base64 import b64decode
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import paramiko
 
@@ -26,12 +29,16 @@ SSHException = paramiko.SSHException
 
 CONNECT_TIMEOUT = 15.0  # seconds, where ssh_config says nothing; for the banner and the key exchange as well
 AUTH_TIMEOUT = 30.0
+HEARD = 80  # bytes of what is no ssh server that are shown
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 RSA = ("rsa-sha2-512", "rsa-sha2-256")  # the names under which an ssh-rsa key signs
 WINDOW = 16 * 1024 * 1024  # bytes on their way to us: 2 MiB would cap a link of 50 ms at 40 MB/s
 # A server that has MaxStartups logins under way drops more; so does a jump host for all that is behind it.
 ATTEMPTS = 4
+BUSY = (b"Exceeded MaxStartups", b"Not allowed at this time")  # what sshd says then, since OpenSSH 9.8
 MOST_HOPS = 8
+OPENSSH_KEY = b"openssh-key-v1\0"  # how the content of a private key file begins (PROTOCOL.key of OpenSSH)
+PROXY_LINES = 12  # of what a ProxyCommand complains of that are kept
 PROXY_TIMEOUT = 0.5  # seconds for a ProxyCommand to end once it is told to
 PAUSE = 0.4  # seconds before another attempt, twice as long each time, with jitter
 # A peer that is silent for this long is gone: seconds until the first probe, between probes, and how many.
@@ -39,11 +46,12 @@ KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_
 
 
 class Refused(Exception):
-    """A phase of the start failed; `phase` is one of the table's, the text says why."""
+    """A phase of the start failed; `phase` is one of the table's, the text says why, `stderr` has last words."""
 
-    def __init__(self, phase: str, why: str) -> None:
+    def __init__(self, phase: str, why: str, stderr: Iterable[str] = ()) -> None:
         super().__init__(why)
         self.phase = phase
+        self.stderr = list(stderr)
 
 
 class Connection(NamedTuple):
@@ -68,8 +76,12 @@ class Connection(NamedTuple):
 class _Eager(socket.socket):
     """A TCP socket that acknowledges at once: each of ssh's exchanges would wait for a delayed acknowledgement."""
 
+    heard = b""  # the first bytes: paramiko does not tell what answers in place of an ssh server
+
     def recv(self, *args: Any) -> bytes:
         data = super().recv(*args)
+        if len(self.heard) < HEARD:
+            self.heard += data[:HEARD]
         if hasattr(socket, "TCP_QUICKACK"):  # Linux, where it is forgotten again with each packet
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return data
@@ -90,7 +102,7 @@ def connect(
         except _Dropped as error:
             _close(stack)
             if attempt == ATTEMPTS:
-                raise Refused(error.phase, f"{error} ({ATTEMPTS} attempts)") from error
+                raise Refused(error.phase, f"{error} ({ATTEMPTS} attempts)", error.stderr) from error
             time.sleep(PAUSE * 2**attempt * random.uniform(0.5, 1.0))
         except BaseException:
             _close(stack)
@@ -116,13 +128,21 @@ def _connect(
 ) -> Connection:
     notes: list[str] = []
     hops = _hops(settings, config)
-    sock, local = _first_socket(hops[0], phase, stack)
+    sock: Any = None
+    local = proxy = None
     transport: paramiko.Transport | None = None
     for hop in hops:
         through = "" if hop is settings else f"jump host {hop.name}: "
         try:
             if transport is not None:
                 sock = _through(transport, hop)
+            elif hop.proxy_command is not None:
+                phase("resolve")
+                proxy = _Proxy(hop.proxy_command)
+                stack.append(proxy.end)
+                sock, local = proxy.socket, _own_address(hop)
+            else:
+                sock, local = _first_socket(hop, phase, stack)
             if hop is settings:
                 phase("connect")
             transport = _transport(sock, stack)
@@ -131,7 +151,10 @@ def _connect(
                 phase("host key")
             _log_in(transport, hop)
         except Refused as error:
-            raise type(error)(error.phase if hop is settings else "connect", f"{through}{error}") from error
+            name = error.phase if hop is settings or error.phase == "resolve" else "connect"
+            if proxy is None or (transport is not None and transport.remote_version):
+                raise type(error)(name, f"{through}{error}") from error
+            raise type(error)(name, f"{through}{proxy.why() or error}", proxy.words) from error
     assert transport is not None
     phase("auth")
     return Connection(transport, settings, local, len(hops) == 1, notes, stack)
@@ -151,9 +174,6 @@ def _first_socket(
     hop: SshSettings, phase: Callable[[str], None], stack: list[Callable[[], object]]
 ) -> tuple[Any, str | None]:
     """A socket to the first hop, and the address of its end here."""
-    if hop.proxy_command is not None:
-        phase("resolve")
-        return _proxy(hop.proxy_command, stack), _own_address(hop)
     try:
         places = socket.getaddrinfo(hop.hostname, hop.port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -193,36 +213,62 @@ def _own_address(hop: SshSettings) -> str | None:
         return None
 
 
-def _proxy(command: str, stack: list[Callable[[], object]]) -> socket.socket:
+class _Proxy:
     """What a ProxyCommand connects us to. paramiko's own way is slow and leaves the process behind."""
-    ours, theirs = socket.socketpair()
-    shell = os.environ.get("SHELL") or "/bin/sh"
-    with theirs:
-        end_there = theirs.fileno()
-        process = subprocess.Popen(
-            [shell, "-c", f"exec {command}"], stdin=end_there, stdout=end_there, start_new_session=True
-        )
 
-    _proxies.append(process)
-    stack.append(kill_proxies)
-    stack.append(ours.close)
-    return ours
+    running: ClassVar[set[_Proxy]] = set()
 
+    def __init__(self, command: str) -> None:
+        self.command = command
+        self.words: deque[str] = deque(maxlen=PROXY_LINES)
+        self.socket, theirs = socket.socketpair()
+        shell = os.environ.get("SHELL") or "/bin/sh"
+        with theirs:
+            end_there = theirs.fileno()
+            self._process = subprocess.Popen(
+                [shell, "-c", f"exec {command}"],
+                stdin=end_there,
+                stdout=end_there,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        self.running.add(self)
+        self._reading = threading.Thread(target=self._read, name="qjam-proxy", daemon=True)
+        self._reading.start()
 
-_proxies: list[subprocess.Popen[bytes]] = []
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self.words.append(line.rstrip("\n"))
+
+    def why(self) -> str:
+        """That it has ended, and how; nothing while it runs."""
+        try:
+            status = self._process.wait(PROXY_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return ""
+        self._reading.join(PROXY_TIMEOUT)
+        return f"its ProxyCommand `{self.command}` has ended (exit status {status})"
+
+    def end(self) -> None:
+        """With all that it has started: as OpenSSH does when it ends."""
+        self.running.discard(self)
+        self.socket.close()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, number)
+                try:
+                    self._process.wait(PROXY_TIMEOUT)
+                except subprocess.TimeoutExpired:
+                    continue
 
 
 def kill_proxies() -> None:
-    """End the ProxyCommands of this process, as OpenSSH does when it ends."""
-    for process in _proxies:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(PROXY_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-    _proxies.clear()
+    """End the ProxyCommands of this process, whatever it is in the middle of."""
+    for proxy in list(_Proxy.running):
+        proxy.end()
 
 
 def _through(transport: paramiko.Transport, hop: SshSettings) -> paramiko.Channel:
@@ -232,7 +278,8 @@ def _through(transport: paramiko.Transport, hop: SshSettings) -> paramiko.Channe
             "direct-tcpip", (hop.hostname, hop.port), ("127.0.0.1", 0), timeout=hop.connect_timeout or CONNECT_TIMEOUT
         )
     except (paramiko.SSHException, OSError, EOFError) as error:
-        raise Refused("connect", f"the jump host cannot reach {hop.hostname} port {hop.port}: {error}") from error
+        why = error.text if isinstance(error, paramiko.ChannelException) else error
+        raise Refused("connect", f"the jump host cannot reach {hop.hostname} port {hop.port}: {why}") from error
 
 
 def _transport(sock: Any, stack: list[Callable[[], object]]) -> paramiko.Transport:
@@ -256,19 +303,30 @@ def _verify(transport: paramiko.Transport, hop: SshSettings, accept_new: bool, n
     options.key_types = sorted(
         options.key_types, key=lambda type_: types.index(type_) if type_ in types else len(types)
     )
-    timeout = max(hop.connect_timeout or 0.0, CONNECT_TIMEOUT)
-    transport.banner_timeout = timeout
+    transport.banner_timeout = timeout = hop.connect_timeout or CONNECT_TIMEOUT
+    ends = time.monotonic() + timeout
     try:
-        transport.start_client(timeout=timeout)
+        transport.start_client(timeout=timeout)  # after that time it goes on as if all were well
+        key = transport.get_remote_server_key()
     except (paramiko.SSHException, OSError, EOFError) as error:
-        text = str(error) or "the server closed the connection"
-        raise _Dropped("host key", f"the ssh server does not go on: {text}") from error
-    key = transport.get_remote_server_key()
+        silent = time.monotonic() >= ends
+        text = f"nothing was heard within {timeout:g} s" if silent else str(error) or "it hung up"
+        if transport.remote_version:
+            raise (Refused if silent else _Dropped)("host key", f"the ssh server does not go on: {text}") from error
+        heard = getattr(transport.sock, "heard", b"")
+        if heard:
+            text = f"something says {heard.decode(errors='replace')!r}"
+        again = not silent and (not heard or heard.startswith(BUSY))
+        raise (_Dropped if again else Refused)("connect", f"no ssh server answers: {text}") from error
     verdict = known.check(name, port, key.get_name(), key.asbytes())
     if verdict.known:
         return
     if verdict.unknown and accept_new and hop.known_hosts:
-        hostkeys.record(hop.known_hosts[0], name, port, key.get_name(), key.asbytes(), hop.hash_known_hosts)
+        try:
+            hostkeys.record(hop.known_hosts[0], name, port, key.get_name(), key.asbytes(), hop.hash_known_hosts)
+        except OSError as error:
+            why = f"its key is new and cannot be recorded in {hop.known_hosts[0]}: {error.strerror or error}"
+            raise Refused("host key", why) from error
         notes.append(
             f"{hop.name}: its key was not known and has been accepted: {key.get_name()} "
             f"{hostkeys.fingerprint(key.asbytes())}, now in {hop.known_hosts[0]}"
@@ -286,15 +344,20 @@ def _log_in(transport: paramiko.Transport, hop: SshSettings) -> None:
     transport.auth_timeout = AUTH_TIMEOUT
     for name, key in _keys(hop, tried):
         try:
-            if not transport.auth_publickey(hop.user, key):
+            more = transport.auth_publickey(hop.user, key)
+            if not more:
                 return
-            tried.append(f"{name} is accepted, but something more is asked for")
+            tried.append(f"{name} is accepted, but the server wants more: {', '.join(more)}")
         except paramiko.BadAuthenticationType as error:
             allowed = error.allowed_types
             break
         except paramiko.AuthenticationException as error:
             if not transport.is_active():
-                raise Refused("auth", f"the server hung up after {name} ({error}); {_summary(tried)}") from error
+                raise Refused(
+                    "auth",
+                    f"the server hung up after {len(tried) + 1} keys, perhaps too many (MaxAuthTries there): name the "
+                    f"right one with IdentityFile, and set IdentitiesOnly yes; {_summary(tried)}; {name} was next",
+                ) from error
             tried.append(f"{name} is not accepted")
         except (paramiko.SSHException, OSError, EOFError) as error:
             raise Refused("auth", f"{name}: {str(error) or 'the server hung up'}") from error
@@ -342,13 +405,22 @@ def _agent_keys(place: str | None, tried: list[str]) -> list[Any]:
 
 
 def _public(path: Path) -> bytes | None:
-    """The public half of a key file, from the .pub beside it."""
-    from base64 import b64decode
-
+    """The public half of a key file: from the .pub beside it, or out of the file, where it needs no passphrase."""
     try:
         return b64decode(path.with_name(path.name + ".pub").read_text().split()[1])
     except (OSError, ValueError, IndexError):
+        pass
+    try:
+        packed = b64decode("".join(path.read_text().split("-----")[2].split()))
+    except (OSError, ValueError, IndexError):
         return None
+    if not packed.startswith(OPENSSH_KEY):
+        return None
+    fields = paramiko.Message(packed[len(OPENSSH_KEY) :])  # cipher, key derivation and its options, how many keys
+    for _ in range(3):
+        fields.get_binary()
+    fields.get_int()
+    return fields.get_binary()
 
 
 def _short(key: Any) -> str:
