@@ -25,6 +25,10 @@ class Failed(Exception):
     """The start cannot go on; the text is for the user."""
 
 
+class Gone(Exception):
+    """The master is no more."""
+
+
 class Stage1:
     """`read` is a buffered stdin, `write` the descriptor of what was stdout: nothing else may write there."""
 
@@ -45,7 +49,7 @@ class Stage1:
 
         line = self.read.readline()
         if not line:
-            os._exit(0)  # the master is gone
+            raise Gone
         return json.loads(line)
 
     def run(self) -> None:
@@ -65,18 +69,26 @@ class Stage1:
         self.locks = [lock for path in paths for lock in caches.lock(path)]
         sys.path[:0] = paths
         warm = warm_parent(wanted["workers"])
-        for name in ("msgpack", "zmq", "qjam_worker.node"):
-            load(name)
-        become_node = load("qjam_worker.stdio").become_node
-        caches.prune()
-        self.tell(bundle=paths)
+        try:
+            for name in ("msgpack", "zmq", "qjam_worker.node"):
+                load(name)
+            become_node = load("qjam_worker.stdio").become_node
+            caches.prune()
+            self.tell(bundle=paths)
+            answer = self.find_way(probes)
+        except BaseException:
+            warm.end()
+            raise
+        become_node(answer, self.read, self.write, paths[1:], warm)
+
+    def find_way(self, probes: "Probes") -> "Dict[str, Any]":
+        """Probe what the master proposes until it is content."""
         while True:
             self.tell(way=probes.found(), tried=probes.tried)
-            answer = self.hear()
+            answer = self.hear()  # type: Dict[str, Any]
             if "ways" not in answer:
-                break
+                return answer
             probes = Probes(answer["ways"])
-        become_node(answer, self.read, self.write, paths[1:], warm)
 
     def receive(self, part: "Dict[str, Any]", caches: "Caches") -> str:
         from hashlib import sha256
@@ -86,7 +98,7 @@ class Stage1:
         while left:
             piece = self.read.read1(min(left, 1 << 20))
             if not piece:
-                os._exit(0)
+                raise Gone
             left -= len(piece)
             digest.update(piece)
             data.write(piece)
@@ -361,3 +373,5 @@ def main(read: "BufferedReader") -> None:
     except Failed as error:
         stage1.tell(failed=str(error))
         sys.exit(1)
+    except (Gone, BrokenPipeError):
+        os._exit(0)

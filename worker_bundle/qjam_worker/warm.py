@@ -51,6 +51,11 @@ class Warm(NamedTuple):
     output: int
     files: Files
 
+    def end(self) -> None:
+        """It will not be needed: have it remove the files and wait until it has gone."""
+        self.forget()
+        self.process.wait()
+
     def forget(self) -> None:
         """In another process than the node's: close the copies of what its end is to be known by."""
         self.control.close()
