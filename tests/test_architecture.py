@@ -58,7 +58,10 @@ THIRD_PARTY = {
     },  # cloudpickle only where the host happens to have it
 }
 # sshconfig reads ssh_config with it where there is no ssh to ask.
-ONLY_USERS = {"zmq": {"qjam.engine", "qjam.router"}, "paramiko": {"qjam.launch.ssh", "qjam.launch.session"}}
+ONLY_USERS = {
+    "zmq": {"qjam.engine", "qjam.router"},
+    "paramiko": {"qjam.launch.ssh", "qjam.launch.keys", "qjam.launch.session"},
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

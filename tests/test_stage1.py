@@ -32,7 +32,12 @@ STUBS = {
     "qjam_worker/__init__.py": "",
     "qjam_worker/node.py": "",
     "qjam_worker/__main__.py": "",
-    "qjam_worker/warm.py": "def prepare(workers): pass\ndef end(): pass\ndef fork(): return __import__('sys').modules[__name__]\n",
+    "qjam_worker/warm.py": (
+        "import sys\n"
+        "def prepare(workers): pass\n"
+        "def end(): pass\n"
+        "def fork(): return sys.modules[__name__]\n"
+    ),
     "qjam_worker/stdio.py": (
         "import json, os, sys\n"
         "def become_node(answer, read, write, paths, warm=None):\n"

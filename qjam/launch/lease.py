@@ -266,7 +266,7 @@ class Lease:
 
     def _hold(self, session: Session, uplink: tunnel.StdioUplink | None) -> NoReturn:
         """Send beats and take their echoes, or whatever else comes, until the node ends."""
-        frames, heard, why = Frames(), time.monotonic(), "its process has ended"
+        frames, heard, why = Frames(), time.monotonic(), ""
         session.channel.settimeout(BEAT)
         beat = b"\n" if uplink is None else frame(LEASE, b"\n")
         threading.Thread(target=_beat, args=(session, beat), name="qjam-beat", daemon=True).start()
@@ -292,14 +292,9 @@ class Lease:
                 except OSError:
                     why = "the master has hung up"
                     break
-        self._tell_end(session, why)
+        why = why or f"it has ended: {session.ending()}"
+        self.master.send(ended=why, stderr=session.stderr())
         raise EOFError
-
-    def _tell_end(self, session: Session, why: str) -> None:
-        status = session.exit_status()
-        if status is None and why == "its process has ended":
-            why = "its ssh connection is gone"
-        self.master.send(ended=f"{why}{f' (exit status {status})' if status else ''}", stderr=session.stderr())
 
 
 def _beat(session: Session, beat: bytes) -> None:

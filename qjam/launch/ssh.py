@@ -1,6 +1,6 @@
 """One ssh connection, as OpenSSH would make it from the same configuration: connect, verify the host, log in.
 
-With `session`, the only user of paramiko. What is slow in its defaults is set here: no delay on the
+With `keys` and `session`, the only user of paramiko. What is slow in its defaults is set here: no delay on the
 socket, early acknowledgements (120 -> 27 ms from connect to exec), the cipher that the processor does itself.
 """
 
@@ -14,15 +14,14 @@ import socket
 import subprocess
 import threading
 import time
-from base64 import b64decode
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import paramiko
 
-from . import hostkeys, sshconfig
+from . import hostkeys, keys, sshconfig
 from .sshconfig import SshSettings
 
 SSHException = paramiko.SSHException
@@ -37,7 +36,6 @@ WINDOW = 16 * 1024 * 1024  # bytes on their way to us: 2 MiB would cap a link of
 ATTEMPTS = 4
 BUSY = (b"Exceeded MaxStartups", b"Not allowed at this time")  # what sshd says then, since OpenSSH 9.8
 MOST_HOPS = 8
-OPENSSH_KEY = b"openssh-key-v1\0"  # how the content of a private key file begins (PROTOCOL.key of OpenSSH)
 PROXY_LINES = 12  # of what a ProxyCommand complains of that are kept
 PROXY_TIMEOUT = 0.5  # seconds for a ProxyCommand to end once it is told to
 PAUSE = 0.4  # seconds before another attempt, twice as long each time, with jitter
@@ -342,7 +340,7 @@ def _log_in(transport: paramiko.Transport, hop: SshSettings) -> None:
     tried: list[str] = []
     allowed: list[str] = []
     transport.auth_timeout = AUTH_TIMEOUT
-    for name, key in _keys(hop, tried):
+    for name, key in keys.to_try(hop, tried):
         try:
             more = transport.auth_publickey(hop.user, key)
             if not more:
@@ -367,64 +365,6 @@ def _log_in(transport: paramiko.Transport, hop: SshSettings) -> None:
 
 def _summary(tried: list[str]) -> str:
     return "; ".join(tried) or "there is no key: no agent, and none of the files that ssh_config names"
-
-
-def _keys(hop: SshSettings, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
-    """Keys to try, each with its name; of those that cannot be used `tried` is told why."""
-    in_agent = {key.asbytes(): key for key in _agent_keys(hop.agent, tried)}
-    files = [path for path in hop.identity_files if path.exists() or path.with_name(path.name + ".pub").exists()]
-    public = {path: _public(path) for path in files}
-    named = [blob for blob in public.values() if blob in in_agent]
-    for blob, key in in_agent.items():
-        if blob in named:
-            yield f"the agent's {_short(key)}", key
-    if not hop.identities_only:
-        for blob, key in in_agent.items():
-            if blob not in named:
-                yield f"the agent's {_short(key)}", key
-    for path in files:
-        if public[path] in in_agent or not path.exists():
-            continue
-        try:
-            yield str(path), paramiko.PKey.from_path(path)
-        except (TypeError, paramiko.PasswordRequiredException):
-            tried.append(f"{path} has a passphrase and no agent holds it: run ssh-add {path}")
-        except (ValueError, OSError, paramiko.SSHException) as error:
-            tried.append(f"{path} cannot be read: {error}")
-
-
-def _agent_keys(place: str | None, tried: list[str]) -> list[Any]:
-    if place is None:
-        return []
-    os.environ["SSH_AUTH_SOCK"] = place  # this process is the connection's own
-    try:
-        return list(paramiko.Agent().get_keys())
-    except (paramiko.SSHException, OSError) as error:
-        tried.append(f"the agent at {place} does not answer: {error}")
-        return []
-
-
-def _public(path: Path) -> bytes | None:
-    """The public half of a key file: from the .pub beside it, or out of the file, where it needs no passphrase."""
-    try:
-        return b64decode(path.with_name(path.name + ".pub").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        pass
-    try:
-        packed = b64decode("".join(path.read_text().split("-----")[2].split()))
-    except (OSError, ValueError, IndexError):
-        return None
-    if not packed.startswith(OPENSSH_KEY):
-        return None
-    fields = paramiko.Message(packed[len(OPENSSH_KEY) :])  # cipher, key derivation and its options, how many keys
-    for _ in range(3):
-        fields.get_binary()
-    fields.get_int()
-    return fields.get_binary()
-
-
-def _short(key: Any) -> str:
-    return f"{key.get_name()} {hostkeys.fingerprint(key.asbytes())}"
 
 
 # Whatever paramiko has to say reaches the user as a Refused.
