@@ -31,6 +31,8 @@ _ENVIRONMENT = tuple(
     }
 )
 
+PYTHON = ".".join(map(str, sys.version_info[:2]))  # byte code is for this one alone
+
 
 class Entry(NamedTuple):
     """Code to map with. Equal keys mean equal code; `code` is the pickled function where there is no source to ship."""
@@ -123,7 +125,13 @@ class Sources:
             name = getattr(mapfunc, "__name__", repr(mapfunc))
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
         ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
-        header = {"epoch": self._epoch, "reduce": reduce is not None, "code": ref, "shadows": self._shadows()}
+        header = {
+            "epoch": self._epoch,
+            "reduce": reduce is not None,
+            "code": ref,
+            "python": PYTHON,
+            "shadows": self._shadows(),
+        }
         return Entry((self._epoch, ref), header, code, reduce)
 
     def _shadows(self) -> list[str]:

@@ -454,3 +454,9 @@ def test_a_namespace_of_the_users_own_making_will_do(master):
     namespace = {"__name__": "a notebook"}
     exec("def helper(x): return x + 1\ndef work(params, part): return helper(params)", namespace)
     assert master.run(namespace["work"], 20) == 42
+
+
+def test_byte_code_for_another_python_is_refused_in_words(master, monkeypatch):
+    monkeypatch.setattr("qjam.source.PYTHON", "3.4")
+    with pytest.raises(TaskError, match=r"byte code of python 3\.4, and this host has .*: put it into a module"):
+        master.run(lambda params, part: "for another python")

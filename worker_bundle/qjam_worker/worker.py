@@ -298,6 +298,12 @@ class Worker:
     def _load(self, job: Job) -> Code:
         entry = job.entry
         if job.code is not None:
+            here = ".".join(map(str, sys.version_info[:2]))
+            if entry["python"] != here:
+                raise RuntimeError(
+                    f"this function travels as byte code of python {entry['python']}, and this host has python {here}: "
+                    "put it into a module, which travels as source"
+                )
             mapfunc, reduce = pickle.loads(map_file(*job.code))
             _adopt(mapfunc)
             return Code(mapfunc, reduce or default_reduce)
