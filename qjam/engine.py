@@ -67,6 +67,7 @@ class Engine:
         self.endpoint = endpoint
         self.stats = Stats()
         self._on_print: OnPrint = lambda *_: None
+        self._on_lost: Callable[[str], None] = lambda name: None
         self._dispatch = Dispatch()
         self._nodes: dict[str, _Node] = {}
         self._guests: dict[str, Guest] = {}
@@ -104,9 +105,10 @@ class Engine:
             Kind.BYE: self._on_bye,
         }
 
-    def start(self, on_print: OnPrint) -> None:
-        """Start the loop; `on_print` is called in it with what user code has printed."""
+    def start(self, on_print: OnPrint, on_lost: Callable[[str], None] = lambda name: None) -> None:
+        """Start the loop; in it `on_print` is called with what user code has printed, `on_lost` with lost nodes."""
         self._on_print = on_print
+        self._on_lost = on_lost
         self._thread.start()
         self._loader.start()
 
@@ -366,6 +368,7 @@ class Engine:
     def _lose(self, name: str, why: str) -> list[Command]:
         commands = self._dispatch.on_node_lost(name, why)
         self._nodes[name].changed.set()
+        self._on_lost(name)
         return commands
 
     # Messages

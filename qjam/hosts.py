@@ -14,9 +14,11 @@ _FORM = (
     "write [user@]host[:port][*workers], as in 'alice@node1:2222*8', 'node2*auto' or '[::1]:22'; "
     "'local*4' is this machine without ssh"
 )
-# What a name may hold. A leading '-' would be read as an option where a name becomes an argument of ssh.
-_USER = r"(?!-)[^\s:*,/\[\]\x00-\x1f\x7f]+"
-_NAME = r"(?!-)[^\s@:*,/\[\]\x00-\x1f\x7f]+"
+# What a name may not hold. A leading '-' would be read as an option where a name becomes an argument of ssh, and what
+# means something to a shell would reach one through the %h and %r of a ProxyCommand (CVE-2023-51385).
+_NOT = r"\s:*,/\[\]\x00-\x1f\x7f`'\"$\\;&<>|(){}"
+_USER = rf"(?!-)[^{_NOT}]+"
+_NAME = rf"(?!-)[^@{_NOT}]+"
 _IPV6 = r"[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*(?:%[\w.-]+)?"
 _SPEC = re.compile(
     rf"(?:(?P<user>{_USER})@)?(?:(?P<name>{_NAME})|\[(?P<ipv6>{_IPV6})\])"

@@ -27,7 +27,7 @@ from .dataset import BaseDataSet, DataSet
 from .dispatch import JobSpec
 from .engine import Engine
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
-from .hosts import HostSpec, resolve, usable_cores
+from .hosts import HostSpec, parse, resolve, usable_cores
 from .launch import local
 from .launch.fleet import ROUTES, Fleet, Options
 from .output import Printer
@@ -128,7 +128,8 @@ class Master:
     `host_keys`: "known" refuses a host whose key is not in known_hosts; "accept-new" records it there and goes on.
     `ssh_config`: a file to read in place of ~/.ssh/config; None is that of QJAM_SSH_CONFIG, if there is one.
     `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None takes the first that works.
-    `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at.
+    `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at. One of
+    a router before it needs the port that is forwarded to the same port here.
 
     Raises TypeError or ValueError for arguments that cannot be meant, BootstrapError when a host does not start: its
     text has a table of all hosts, its `hosts` a HostReport for each.
@@ -153,13 +154,13 @@ class Master:
         self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._sources.lookup)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
-        self._names = {f"{spec.address}/{uuid.uuid4().hex[:8]}": spec for spec in specs}
+        self._names = {f"{spec.address}/{uuid.uuid4().hex}": spec for spec in specs}
         self._finisher = _Finisher()
         self._close = weakref.finalize(
             self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, list(self._names)
         )
         try:
-            self._engine.start(self._printer.put)
+            self._engine.start(self._printer.put, self._fleet.let_go)
             self._start(min_workers)
         except BaseException:
             self._close()
@@ -182,6 +183,9 @@ class Master:
         failed = failures(reports)
         if not failed:
             return
+        for name, report in zip(self._names, reports, strict=True):
+            if not report.ready:  # whatever becomes of it, nobody waits for it any more
+                self._engine.lose_node(name, report.why)
         came = self._engine.dispatch.capacity
         self._names = {
             name: spec for (name, spec), report in zip(list(self._names.items()), reports, strict=True) if report.ready
@@ -386,11 +390,20 @@ def _options(host_keys: Any, ssh_config: Any, route: Any, address: Any) -> Optio
         ssh_config = Path(ssh_config).expanduser()
         if not ssh_config.is_file():
             raise ValueError(f"ssh_config: there is no file {ssh_config}")
-    addresses = [address] if isinstance(address, str) else list(address)
-    for item in addresses:
-        if not isinstance(item, str) or not item or any(character.isspace() for character in item):
-            raise ValueError(f"address must be an address of this machine, with :port if need be, not {item!r}")
+    addresses = [_address(item) for item in ([address] if isinstance(address, str) else address)]
     return Options(ssh_config, host_keys == "accept-new", route, addresses)
+
+
+def _address(item: Any) -> str:
+    try:
+        spec = parse(item)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"address must be a name or an address of this machine, with :port or not, not {item!r}"
+        ) from error
+    if spec.user is not None or spec.workers != 1:
+        raise ValueError(f"address must have no user and no workers, not {item!r}")
+    return spec.address
 
 
 def _check_min_workers(min_workers: Any, specs: list[HostSpec]) -> None:

@@ -1,5 +1,8 @@
 """The master's end of all links: one ROUTER, the addresses that it is bound to, and who may connect.
 
+A node whose link breaks leaves, so nobody ever takes over the name of a connection that is still there: handing it over
+would let one node's key take another's place.
+
 Over inproc, which no other process can reach, this machine's node connects freely. Every other endpoint speaks CURVE,
 and its ZAP handler knows only the keys that were made here, one pair for each node (RFC 26 and 27 of ZeroMQ).
 """
@@ -13,7 +16,7 @@ from typing import NamedTuple
 import zmq
 import zmq.utils.z85
 
-from qjam_worker.link import HEARTBEAT, Link
+from qjam_worker.link import LIVENESS, Link
 from qjam_worker.wire import Buffer
 
 _ZAP_DOMAIN = b"qjam"
@@ -36,7 +39,6 @@ class Router:
         self.socket = self.context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
-            (zmq.ROUTER_HANDOVER, 1),
             (zmq.SNDHWM, 0),  # what may be on its way is bounded by credit, in bytes
             (zmq.RCVHWM, 0),
             (zmq.LINGER, 0),
@@ -84,7 +86,7 @@ class Router:
             (zmq.CURVE_SERVER, 1),
             (zmq.CURVE_SECRETKEY, self._secret.encode()),
             (zmq.ZAP_DOMAIN, _ZAP_DOMAIN),
-            *HEARTBEAT,
+            *LIVENESS,
         ):
             self.socket.setsockopt(option, value)
 
@@ -104,7 +106,7 @@ class Router:
         """
         while (frames := self.link.receive()) is not None:
             name = bytes(frames[0]).decode(errors="replace")
-            if name not in self._guarded or self._user() == name:
+            if self.zap is None or self._user() == (name if name in self._guarded else None):
                 return name, frames[1:]
         return None
 

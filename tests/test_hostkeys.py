@@ -134,13 +134,21 @@ PATTERNS = [
 @pytest.mark.parametrize(("hosts", "name", "port"), PATTERNS)
 def test_the_hosts_of_a_line_mean_what_they_mean_to_openssh(file: Path, hosts: str, name: str, port: int) -> None:
     found = check(file, f"{hosts} {A}\n", name, port).known
-    assert found == openssh_finds(file, name, port)
+    assert found == (openssh_finds(file, name, port) or openssh_finds(file, name, 22))
 
 
-def test_port_22_is_looked_up_by_the_bare_name_and_another_one_never(file: Path) -> None:
+def test_port_22_is_looked_up_by_the_bare_name(file: Path) -> None:
     assert check(file, f"node1 {A}\n", port=22).known
-    assert check(file, f"node1 {A}\n", port=2222).unknown
+    assert check(file, f"[node1]:22 {A}\n", port=22).unknown
     assert check(file, f"[node1]:2222 {A}\n", port=2222).known
+    assert check(file, f"[node1]:2222 {A}\n", port=22).unknown
+
+
+def test_the_key_for_port_22_will_do_where_another_port_is_unknown(file: Path) -> None:
+    assert check(file, f"node1 {A}\n", port=2222).known
+    assert check(file, f"node1 {text(TWO)}\n", port=2222).unknown  # not changed: it is another server
+    assert check(file, f"node1 {A}\n[node1]:2222 {text(TWO)}\n", port=2222).status is Status.CHANGED
+    assert check(file, f"@revoked node1 {A}\n", port=2222).status is Status.REVOKED
 
 
 def test_names_that_openssh_has_hashed_are_found(file: Path) -> None:

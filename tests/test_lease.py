@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import pyzmq_garbage  # noqa: F401
@@ -223,6 +225,55 @@ def test_a_host_that_is_cut_off_ends_by_itself_and_its_master_hears_of_it(tmp_pa
             master.run(usercode.linger_forever)
         assert all_end(ours, time.monotonic() + fleet.LEASE + GRACE_S)
         assert not any(folder.exists() for folder in remains.folders)
+
+
+def test_a_link_that_breaks_while_ssh_holds_loses_the_host_and_no_round_hangs(tmp_path, home, net):
+    with (
+        private_sshd(tmp_path, address=net.host, namespace=net.name, home=home) as sshd,
+        Master("testhost*2", ssh_config=sshd.config) as master,
+    ):
+        run_seven(master)
+        assert master.workers[0].route == "direct"
+        remains = Remains(sshd)
+        net._nft(
+            "table inet broken {\n chain output {\n type filter hook output priority filter\n "
+            f"ip daddr {net.master} tcp sport != {sshd.port} reject with tcp reset\n }}\n}}"
+        )
+        with pytest.raises(BootstrapError, match="testhost: "):
+            master.run(usercode.forty_two)
+        assert remains.are_gone()
+
+
+THROTTLE = """
+import os, socket, sys, threading, time
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def move(read, write):
+    while data := read():
+        write(data)
+        time.sleep(len(data) / RATE)
+    os._exit(0)
+threading.Thread(target=move, args=(lambda: os.read(0, 8192), sock.sendall), daemon=True).start()
+move(lambda: sock.recv(8192), lambda data: os.write(1, data))
+"""
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.parametrize("route", ["tunnel", "stdio"])
+def test_a_slow_link_is_no_broken_one(tmp_path, ssh_host, route):
+    """One message that takes longer than any silence that is allowed; beats and echoes stand behind it."""
+    sshd = ssh_host()
+    with Master("testhost*2", ssh_config=sshd.config):
+        pass  # what lacks is brought at full speed
+    (tmp_path / "throttle.py").write_text(THROTTLE.replace("RATE", "200_000"))
+    config = tmp_path / "config"
+    command = f"ProxyCommand {sys.executable} {tmp_path / 'throttle.py'} %h %p"
+    config.write_text(sshd.config.read_text() + f"    {command}\n")
+    with Master("testhost*2", ssh_config=config, route=route) as master:
+        size = int(200_000 * (fleet.LEASE + 3))
+        began = time.monotonic()
+        result = master.run(lambda size, part: np.zeros(size, np.uint8), size, [[1]])
+        assert len(result) == size
+        assert time.monotonic() - began > fleet.LEASE  # else it was not what it should be
 
 
 def test_a_link_that_is_out_for_three_seconds_is_no_loss(tmp_path, home, net):

@@ -283,3 +283,31 @@ exec unshare --mount sh -c '{mounts} && exec /usr/bin/python3 "$@"' - "$@"
     with start(sshd, python=str(wrapper)) as master:
         assert master.run(gather, where())[0][0].startswith(f"/var/tmp/qjam-{os.getuid()}/")
     assert os.listdir(sshd.home) == []
+
+
+def test_a_part_that_something_has_tidied_up_is_brought_anew(ssh_host, tmp_path):
+    sshd = ssh_host(home=tmp_path / "home-of-its-own")
+    with Master("testhost", ssh_config=sshd.config) as master:
+        run_seven(master)
+    (hollow,) = (sshd.home / ".cache" / "qjam").glob("*/qjam_worker/stdio.py")
+    hollow.unlink()
+    for cached in hollow.parent.glob("__pycache__/stdio*"):
+        cached.unlink()
+    with pytest.raises(BootstrapError, match=r"was damaged in .* which has been removed: start again"):
+        Master("testhost", ssh_config=sshd.config)
+    with Master("testhost", ssh_config=sshd.config) as master:
+        run_seven(master)
+
+
+def test_what_a_login_prints_late_does_not_disturb(ssh_host):
+    sshd = ssh_host()
+    spec = HostSpec("testhost", setup="(for i in 1 2 3 4 5 6 7 8; do sleep 0.02; echo late; done) & true")
+    with Master(spec, ssh_config=sshd.config) as master:
+        run_seven(master)
+
+
+def test_a_large_environment_arrives(ssh_host):
+    sshd = ssh_host()
+    spec = HostSpec("testhost", env={f"LARGE{number}": "x" * 50_000 for number in range(4)})
+    with Master(spec, ssh_config=sshd.config) as master:
+        assert master.run(lambda params, part: len(__import__("os").environ["LARGE3"])) == 50_000

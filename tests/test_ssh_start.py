@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -398,3 +399,24 @@ def test_the_cipher_is_one_that_the_processor_does(ssh_host):
 
 def test_a_server_without_that_cipher_gets_another(ssh_host):
     works("testhost", ssh_host(options={"Ciphers": "aes256-ctr"}).config)
+
+
+@pytest.mark.parametrize("how", ["beside", "CertificateFile"])
+def test_a_certificate_lets_in(tmp_path, ssh_host, how):
+    def keygen(*arguments):
+        subprocess.run(["ssh-keygen", "-q", *map(str, arguments)], check=True, stdin=subprocess.DEVNULL)
+
+    keygen("-t", "ed25519", "-N", "", "-f", tmp_path / "ca")
+    keygen("-t", "ed25519", "-N", "", "-f", tmp_path / "mine")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    keygen("-s", tmp_path / "ca", "-I", "me", "-n", user, tmp_path / "mine.pub")
+    options = {"TrustedUserCAKeys": str(tmp_path / "ca.pub"), "AuthorizedKeysFile": "none"}
+    sshd = ssh_host(options=options)
+    more = {}
+    if how == "CertificateFile":
+        (tmp_path / "mine-cert.pub").rename(tmp_path / "elsewhere")
+        more = {"CertificateFile": str(tmp_path / "elsewhere")}
+    path = tmp_path / "config"
+    path.write_text(block(sshd, IdentityFile=str(tmp_path / "mine"), **more))
+    with Master("testhost", ssh_config=path) as master:
+        run_seven(master)

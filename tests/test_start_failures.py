@@ -19,11 +19,12 @@ import pyzmq_garbage  # noqa: F401
 from gates import Gate
 from namespaces import namespace, namespaces_work
 from needs import need, program
-from processes import descendants
+from processes import all_end, descendants, output
 from ssh_hosts import block, home, run_seven, ssh_host  # noqa: F401
 from sshd import private_sshd, sshd_works
 
 from qjam import BootstrapError, HostSpec, Master
+from qjam.launch import fleet
 from qjam.report import PHASES, HostReport
 
 OLD_PYTHON = """#!/bin/sh
@@ -346,3 +347,28 @@ def test_ctrl_c_during_a_start_that_hangs_leaves_nothing(ssh_host, tmp_path, pha
     assert processes.all_end(sshd.sessions())
     assert list(sshd.temporary.iterdir()) == []
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_phase_that_never_ends_is_ended(ssh_host, monkeypatch):
+    monkeypatch.setitem(fleet.PHASE_TIMEOUT, "python", 1)
+    sshd = ssh_host()
+    with pytest.raises(BootstrapError, match="python: it was not over after 1 s") as caught:
+        Master(HostSpec("testhost", python="cat >/dev/null #"), ssh_config=sshd.config)
+    assert caught.value.hosts[0].failed == "python"
+    assert all_end(sshd.sessions())
+
+
+def test_a_machine_without_descriptors_says_so(tmp_path):
+    program = """
+    import resource
+    from pathlib import Path
+    from qjam import BootstrapError, Master
+    Path("config").write_text("Host h*\\n HostName 127.0.0.1\\n Port 1\\n")
+    Master(1).close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+    try:
+        Master([f"h{number}" for number in range(60)], ssh_config="config")
+    except BootstrapError as error:
+        print(error)
+    """
+    assert "this machine cannot start one more" in output(tmp_path, program)

@@ -173,6 +173,12 @@ def test_a_way_that_is_asked_for_and_does_not_work_is_an_error_that_says_why(tmp
             start(sshd, route="tunnel")
 
 
+@pytest.mark.parametrize("address", ["gw:80a", "gw:0", "a b", "", "me@gw", "gw*2", None, 5])
+def test_an_address_that_cannot_be_one_is_refused_at_once(address):
+    with pytest.raises(ValueError, match=r"^address must"):
+        Master("testhost", address=[address])
+
+
 # What is bound
 
 
@@ -282,6 +288,16 @@ def test_a_node_cannot_speak_for_another(ssh_host, knocking):
         assert event == zmq.EVENT_HANDSHAKE_SUCCEEDED
         dealer.send_multipart(nonsense(b"x"))
         run_seven(master)
+        impostor, event = knocking(
+            victim.encode(),
+            CURVE_SERVERKEY=keys.server.encode(),
+            CURVE_PUBLICKEY=keys.public.encode(),
+            CURVE_SECRETKEY=keys.secret.encode(),
+        )
+        assert event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        impostor.send_multipart(nonsense(b"z"))
+        run_seven(master)  # goes to the victim alone
+        assert impostor.poll(0) == 0
         router = master._engine._router
         router._guarded.add("unknown to dispatch")
         router._names[keys.public.encode()] = victim  # the user id is another name than it uses

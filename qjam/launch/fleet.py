@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -14,7 +15,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -34,6 +35,9 @@ JITTER_FROM, JITTER = 8, 0.02
 # Seconds of silence after which a node takes its master for gone. A cable that is out for 3 s must not be enough, and
 # TCP may take as long again to find out that it is back.
 LEASE = 15.0
+# Seconds for each phase as a whole: paramiko waits without a limit in places, and a login may print for ever. Bringing
+# parts may take minutes on a slow link, and has a limit for each step.
+PHASE_TIMEOUT = {"resolve": 90, "connect": 120, "host key": 90, "auth": 180, "python": 120, "way back": 150}
 STOP_TIMEOUT = 5.0  # seconds for the processes to end, once their hosts have been told
 
 ROUTES = ("direct", "tunnel", "stdio")
@@ -62,7 +66,6 @@ class _Host:
     lines: Lines | None = None
     welcomed: float | None = None
     starting: bool = True
-    over: threading.Event = field(default_factory=threading.Event)
 
 
 class Fleet:
@@ -75,7 +78,7 @@ class Fleet:
         self._waiting: deque[str] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
-        self._lock = threading.Lock()
+        self._unwanted: deque[str] = deque()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -83,36 +86,47 @@ class Fleet:
         _fleets.add(self)
 
     def start(self, hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
-        """Start a node on each host: {node name: (host, keys)}. How that went is told by `report` and `welcomed`."""
-        names = list(hosts)
-        spread = JITTER * len(names) if len(names) > JITTER_FROM else 0.0
-        for name, (spec, keys) in hosts.items():
-            order = {
-                "host": spec.host,
-                "user": spec.user or os.environ.get("QJAM_USER") or None,
-                "port": spec.port,
-                "workers": spec.workers,
-                "python": spec.python or os.environ.get("QJAM_REMOTE_PYTHON") or "python3",
-                "env": dict(spec.env or {}),
-                "setup": spec.setup,
-                "node": name,
-                "keys": dict(keys),
-                "lease": LEASE,
-                "delay": random.uniform(0.0, spread),
-                "ssh_config": str(self._options.ssh_config or os.environ.get("QJAM_SSH_CONFIG") or ""),
-                "accept_new": self._options.accept_new,
-                "route": self._options.route,
-                "addresses": list(self._options.addresses),
-            }
-            self._hosts[name] = _Host(order, HostReport(spec.address))
-        if self._process is None:
-            self._start_process()
-        with self._lock:
-            self._waiting.extend(names)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="qjam-fleet", daemon=True)
-            self._thread.start()
-        self._wake_write.send(b"!")
+        """Start a node on each host, once: {node name: (host, keys)}. `report` and `welcomed` tell how that goes."""
+        spread = JITTER * min(len(hosts), PARALLEL) if len(hosts) > JITTER_FROM else 0.0
+        for number, (name, (spec, keys)) in enumerate(hosts.items()):
+            delay = random.uniform(0.0, spread) if number < PARALLEL else 0.0  # the others come one by one anyway
+            self._hosts[name] = _Host(self._order(name, spec, keys, delay), HostReport(spec.address))
+        self._waiting.extend(hosts)
+        self._start_process()
+        self._thread = threading.Thread(target=self._run, name="qjam-fleet", daemon=True)
+        self._thread.start()
+
+    def _order(self, name: str, spec: HostSpec, keys: Mapping[str, str], delay: float) -> dict[str, Any]:
+        return {
+            "host": spec.host,
+            "user": spec.user or os.environ.get("QJAM_USER") or None,
+            "port": spec.port,
+            "workers": spec.workers,
+            "python": spec.python or os.environ.get("QJAM_REMOTE_PYTHON") or "python3",
+            "env": dict(spec.env or {}),
+            "setup": spec.setup,
+            "node": name,
+            "keys": dict(keys),
+            "lease": LEASE,
+            "delay": delay,
+            "limits": PHASE_TIMEOUT,
+            "ssh_config": str(self._options.ssh_config or os.environ.get("QJAM_SSH_CONFIG") or ""),
+            "accept_new": self._options.accept_new,
+            "route": self._options.route,
+            "addresses": list(self._options.addresses),
+        }
+
+    def let_go(self, name: str) -> None:
+        """End the node, if there is one, and its ssh connection; from any thread. Hosts without ssh are passed over."""
+        if name in self._hosts:
+            self._unwanted.append(name)
+            self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_write.send(b"!")
+        except OSError:
+            pass  # it is closed already
 
     def report(self, name: str) -> HostReport:
         """How its start went, or goes."""
@@ -126,7 +140,7 @@ class Fleet:
         """Let go of all hosts: their nodes end, if they have not, and so do the processes here."""
         self._closing.set()
         if self._thread is not None:
-            self._wake_write.send(b"!")
+            self._wake()
             self._thread.join()
         if self._process is not None and self._control is not None:
             self._control.close()
@@ -156,7 +170,7 @@ class Fleet:
         stubs = {"qjam": [str(package)], "qjam_worker": list(qjam_worker.__path__)}
         self._control, theirs = socket.socketpair()
         program = (
-            f"import sys, types; sys.path[:] = {[path for path in sys.path if path]!r}\n"
+            f"import sys, types; sys.path[:] = {[os.fspath(path) for path in sys.path if path]!r}\n"
             "sys.modules['invoke'] = None\n"
             f"for name, path in {stubs!r}.items():\n"
             "    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = path\n"
@@ -174,39 +188,57 @@ class Fleet:
     # The thread
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # a defect of ours: nobody may wait for hosts that nobody hears
+            for name, host in self._hosts.items():
+                why = f"the fleet has failed ({type(error).__name__}: {error}); this is a defect of qjam"
+                if host.welcomed is None and host.report.failed is None:
+                    host.report.failed, host.report.why = "", why
+                self._engine.lose_node(name, why)
+            raise
+        finally:
+            for name in list(self._hosts):
+                self._close(name)
+
+    def _serve(self) -> None:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         stop: float | None = None
         while True:
             self._start_waiting()
             left = None if stop is None else stop - time.monotonic()
-            open_hosts = [host for host in self._hosts.values() if host.lines is not None]
             if self._closing.is_set() and stop is None:
                 stop = time.monotonic() + STOP_TIMEOUT
-                for host in open_hosts:
-                    assert host.lines is not None
-                    host.lines.sock.shutdown(socket.SHUT_WR)
+                self._unwanted.extend(self._hosts)
+                self._end_unwanted()
                 continue
-            if left is not None and (left <= 0 or not open_hosts):
-                break
+            if left is not None and (left <= 0 or not any(host.lines for host in self._hosts.values())):
+                return
             for key, _ in self._selector.select(left):
                 if key.data is None:
                     self._wake_read.recv(4096)
                 else:
                     self._on_readable(key.data)
-        for name in list(self._hosts):
-            self._let_go(name)
+            self._end_unwanted()
+
+    def _end_unwanted(self) -> None:
+        while self._unwanted:
+            host = self._hosts[self._unwanted.popleft()]
+            if host.lines is not None:
+                with contextlib.suppress(OSError):  # it has gone first
+                    host.lines.sock.shutdown(socket.SHUT_WR)
 
     def _start_waiting(self) -> None:
-        while (
-            not self._closing.is_set()
-            and sum(h.starting and h.lines is not None for h in self._hosts.values()) < PARALLEL
-        ):
-            with self._lock:
-                if not self._waiting:
-                    return
-                name = self._waiting.popleft()
+        while self._waiting and not self._closing.is_set():
+            if sum(host.starting and host.lines is not None for host in self._hosts.values()) >= PARALLEL:
+                return
+            name = self._waiting.popleft()
             host = self._hosts[name]
-            ours, theirs = socket.socketpair()
+            try:
+                ours, theirs = socket.socketpair()
+            except OSError as error:
+                self._lose(name, f"this machine cannot start one more: {error.strerror} (ulimit -n)")
+                continue
             host.lines = Lines(ours)
             self._selector.register(host.lines, selectors.EVENT_READ, name)
             with theirs:
@@ -223,7 +255,7 @@ class Fleet:
         try:
             messages = host.lines.receive()
         except EOFError:
-            self._let_go(name)
+            self._close(name)
             self._lose(name, "the process that held its ssh connection has ended")
             return
         for message in messages:
@@ -264,7 +296,7 @@ class Fleet:
             host.report.failed, host.report.why = "ready" if host.welcomed else "", why
         self._engine.lose_node(name, why)
 
-    def _let_go(self, name: str) -> None:
+    def _close(self, name: str) -> None:
         host = self._hosts[name]
         if host.lines is not None:
             self._selector.unregister(host.lines)

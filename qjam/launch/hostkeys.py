@@ -82,7 +82,7 @@ class KnownHosts:
 
     def key_types(self, name: str, port: int) -> list[str]:
         """The types of the good keys of this host, each once, in the order of the files."""
-        entries = self._of(name, port)
+        entries = self._of(name, port) or self._of(name, SSH_PORT)
         revoked = {entry.blob for entry in entries if entry.revoked}
         return list(dict.fromkeys(entry.key_type for entry in entries if entry.blob not in revoked))
 
@@ -90,7 +90,8 @@ class KnownHosts:
         """What the files say of this key: @revoked wins over every other line, the same key over another one.
 
         A host that is known by keys of other types alone has CHANGED, as in OpenSSH: whoever pretends to be the
-        host could else just show a key of another type. Therefore negotiate the `key_types` first.
+        host could else just show a key of another type. Therefore negotiate the `key_types` first. Where the port is
+        another than 22 and the host is unknown with it, its key for port 22 will do, also as in OpenSSH.
         """
         entries = self._of(name, port)
         same = [entry for entry in entries if entry.blob == blob]
@@ -101,7 +102,8 @@ class KnownHosts:
             return Verdict(Status.KNOWN, same[0].path, same[0].line)
         others = [entry for entry in entries if not entry.revoked]
         if not others:
-            return Verdict(Status.UNKNOWN)
+            plain = Verdict(Status.UNKNOWN) if port == SSH_PORT else self.check(name, SSH_PORT, key_type, blob)
+            return plain if plain.status in (Status.KNOWN, Status.REVOKED) else Verdict(Status.UNKNOWN)
         conflict = next((entry for entry in others if entry.key_type == key_type), others[0])
         return Verdict(Status.CHANGED, conflict.path, conflict.line)
 

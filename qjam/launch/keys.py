@@ -33,11 +33,24 @@ def to_try(hop: SshSettings, tried: list[str]) -> Iterator[tuple[str, paramiko.P
         if public[path] in in_agent or not path.exists():
             continue
         try:
-            yield str(path), paramiko.PKey.from_path(path)
+            for certificate in hop.certificate_files:
+                if (key := _certified(path, certificate)) is not None:
+                    yield f"{path} with {certificate}", key
+            yield str(path), paramiko.PKey.from_path(path)  # with <path>-cert.pub, where there is one
         except (TypeError, paramiko.PasswordRequiredException):
             tried.append(f"{path} has a passphrase and no agent holds it: run ssh-add {path}")
         except (ValueError, OSError, paramiko.SSHException) as error:
             tried.append(f"{path} cannot be read: {error}")
+
+
+def _certified(path: Path, certificate: Path) -> paramiko.PKey | None:
+    """The key with a certificate of a CertificateFile; None where that is for a key of another kind, or unreadable."""
+    key = paramiko.PKey.from_path(path)
+    try:
+        key.load_certificate(str(certificate))
+    except (ValueError, OSError, paramiko.SSHException):
+        return None
+    return key
 
 
 def _agent_keys(place: str | None, tried: list[str]) -> list[Any]:

@@ -13,12 +13,12 @@ import queue
 import shlex
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qjam.report import PHASES
 from qjam_worker.stdio import LEASE, Frames, frame
 
 from . import bundle, parts, ssh, tunnel
@@ -53,6 +53,7 @@ def main(control_fd: int) -> NoReturn:
             break
         if os.fork() == 0:
             control.close()
+            os.setpgid(0, 0)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             Lease(Lines(socket.socket(fileno=fds[0])), common).run()
         os.close(fds[0])
@@ -80,12 +81,17 @@ class Lease:
         self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.connection: ssh.Connection | None = None
         self.session: Session | None = None
-        self.phase_began = time.monotonic()
+        self.phase_began = self.heard = time.monotonic()
+        self.watchdog: threading.Timer | None = None
+        self.welcomed = False
+        self.limits: dict[str, float] = {}
 
     def run(self) -> NoReturn:
         """Start the node and hold the lease; whatever happens, the master hears of it."""
         try:
-            (order,) = self.master.receive()
+            while not (orders := self.master.receive()):
+                pass  # a long one comes in pieces
+            (order,) = orders
             threading.Thread(target=self._listen, name="qjam-master", daemon=True).start()
             self._run(order)
         except Refused as error:
@@ -105,7 +111,8 @@ class Lease:
 
     def _run(self, order: dict[str, Any]) -> None:
         time.sleep(order["delay"])
-        self.phase_began = time.monotonic()
+        self.limits = order["limits"]
+        self._begin_phase("resolve")
         config = Path(order["ssh_config"]) if order["ssh_config"] else None
         self.connection = ssh.connect(
             order["host"], order["user"], order["port"], config, order["accept_new"], self._phase
@@ -118,6 +125,7 @@ class Lease:
         self._bring_parts(self.session, facts, workers)
         route, endpoint = self._find_way(self.connection, self.session, order["route"])
         welcome = {"node": order["node"], "workers": workers, "keys": order["keys"], "lease": order["lease"]}
+        self.welcomed = True
         self.session.tell(welcome={**welcome, "endpoint": endpoint}, stdio=route == "stdio")
         uplink = None
         if route == "stdio":  # from here on both ways are frames
@@ -136,16 +144,34 @@ class Lease:
                     self.answers.put(message)
         except EOFError:
             pass
-        if self.session is not None:
-            self.session.end_input()
+        if self.session is not None and self.welcomed:
+            # In a thread: it waits while the way is full.
+            threading.Thread(target=self.session.end_input, daemon=True).start()
             time.sleep(LEAVE_TIMEOUT)
-        ssh.kill_proxies()
-        os._exit(0)
+        self._leave()
 
     def _phase(self, name: str) -> None:
-        now = time.monotonic()
-        self.master.send(phase=name, seconds=now - self.phase_began)
-        self.phase_began = now
+        self.master.send(phase=name, seconds=time.monotonic() - self.phase_began)
+        self._begin_phase(PHASES[PHASES.index(name) + 1])
+
+    def _begin_phase(self, name: str) -> None:
+        self.phase_began = time.monotonic()
+        if self.watchdog is not None:
+            self.watchdog.cancel()
+            self.watchdog = None
+        if limit := self.limits.get(name):
+            self.watchdog = threading.Timer(limit, self._overdue, (name, limit))
+            self.watchdog.daemon = True
+            self.watchdog.start()
+
+    def _overdue(self, name: str, limit: float) -> None:
+        self.master.send(failed=name, why=f"it was not over after {limit:.0f} s", stderr=[])
+        self._leave()
+
+    def _leave(self) -> NoReturn:
+        ssh.kill_proxies()
+        os.killpg(0, signal.SIGKILL)  # with a pip that may be under way
+        os._exit(0)
 
     def _bind(self, address: str) -> str:
         """Have the ROUTER bound there, and give the endpoint. Raises OSError."""
@@ -171,7 +197,7 @@ class Lease:
         marker = f"qjam {os.urandom(12).hex()}"
         try:
             session.send(source)
-            session.tell(marker=marker, env=order["env"], ways=self._direct_ways(connection, order), cache=None)
+            session.tell(marker=marker, env=order["env"], ways=self._direct_ways(connection, order))
         except OSError:
             pass  # it has ended: how is told by its output
         said = session.skip_to(marker.encode() + b"\n", "python")
@@ -194,9 +220,12 @@ class Lease:
             for address in order["addresses"]:
                 host, port = _host_and_port(address)
                 try:
-                    endpoint = self._bind(address)
+                    endpoint = self._bind(address if port else host)
                 except OSError:  # not one of this machine's, but of what translates addresses before it
-                    endpoint = self._bind(f"0.0.0.0:{port}" if port else "0.0.0.0")
+                    if not port:
+                        self.master.send(note=f"address {host!r} is not one of this machine's: it needs a port")
+                        continue
+                    endpoint = self._bind(f"0.0.0.0:{port}")
                 addresses.append((host, _host_and_port(endpoint)[1]))
         return {"addresses": addresses, "seen": connection.direct, "timeout": PROBE_TIMEOUT}
 
@@ -255,7 +284,7 @@ class Lease:
         endpoint = self._bind("127.0.0.1")
 
         def joined(channel: Any, origin: Any, server: Any) -> None:
-            tunnel.join(channel, endpoint)
+            tunnel.join(channel, endpoint, self._on_heard)
 
         try:
             return connection.transport.request_port_forward("127.0.0.1", 0, joined), ""
@@ -266,13 +295,14 @@ class Lease:
 
     def _hold(self, session: Session, uplink: tunnel.StdioUplink | None) -> NoReturn:
         """Send beats and take their echoes, or whatever else comes, until the node ends."""
-        frames, heard, why = Frames(), time.monotonic(), ""
+        frames, why = Frames(), ""
+        self._on_heard()
         session.channel.settimeout(BEAT)
         beat = b"\n" if uplink is None else frame(LEASE, b"\n")
         threading.Thread(target=_beat, args=(session, beat), name="qjam-beat", daemon=True).start()
         while True:
             session.stderr()
-            if time.monotonic() - heard > SILENCE:
+            if time.monotonic() - self.heard > SILENCE:
                 why = f"no sign of life for {SILENCE:.0f} s"
                 break
             try:
@@ -283,7 +313,7 @@ class Lease:
                 data = b""
             if not data:
                 break
-            heard = time.monotonic()
+            self._on_heard()
             if uplink is not None:
                 try:
                     for stream, piece in frames.feed(data):
@@ -295,6 +325,10 @@ class Lease:
         why = why or f"it has ended: {session.ending()}"
         self.master.send(ended=why, stderr=session.stderr())
         raise EOFError
+
+    def _on_heard(self) -> None:
+        """A sign of life from the host: an echo, or whatever comes in its place, for echoes stand behind megabytes."""
+        self.heard = time.monotonic()
 
 
 def _beat(session: Session, beat: bytes) -> None:
@@ -356,7 +390,3 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 def _endpoint(host: str, port: int) -> str:
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

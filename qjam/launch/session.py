@@ -13,6 +13,8 @@ from . import tunnel
 from .ssh import Refused
 
 STDERR_LINES = 12  # that are kept, to tell what went wrong
+LINE = 2048  # characters of a line of stderr
+MESSAGE = 4 * 1024 * 1024  # bytes; none of ours is near that
 NOISE = 64 * 1024  # bytes; of what a login prints before our first word, as many are kept
 END_TIMEOUT = 2.0  # seconds for the exit status to come, after the end of the output
 
@@ -61,15 +63,21 @@ class Session:
 
     def hear(self, phase: str) -> dict[str, Any]:
         """The next message. What the host has failed at is raised as Refused."""
-        while b"\n" not in self._rest:
-            data = self._recv(phase)
-            if not data:
-                raise Refused(phase, f"python has ended there ({self.ending()})")
-            self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
-        message: dict[str, Any] = json.loads(line)
+        while True:
+            while b"\n" not in self._rest:
+                data = self._recv(phase)
+                if not data:
+                    raise Refused(phase, f"python has ended there ({self.ending()})")
+                self._rest = (self._rest + data)[-MESSAGE:]
+            line, _, self._rest = self._rest.partition(b"\n")
+            try:
+                message = json.loads(line)
+            except ValueError:
+                continue  # something that the login has left running prints into it
+            if isinstance(message, dict):
+                break
         if "failed" in message:
-            raise Refused(phase, message["failed"])
+            raise Refused(phase, str(message["failed"]))
         return message
 
     def _recv(self, phase: str) -> bytes:
@@ -97,8 +105,9 @@ class Session:
         """The last lines of its stderr. To be called now and then: what is not read stops it."""
         while self.channel.recv_stderr_ready():
             text = self._stderr_rest + self.channel.recv_stderr(NOISE).decode(errors="replace")
-            *lines, self._stderr_rest = text.split("\n")
-            self._stderr.extend(line for line in lines if line.strip())
+            *lines, rest = text.split("\n")
+            self._stderr_rest = rest[-LINE:]
+            self._stderr.extend(line[:LINE] for line in lines if line.strip())
         return [*self._stderr, *([self._stderr_rest] if self._stderr_rest.strip() else [])]
 
     def end_input(self) -> None:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -64,11 +65,10 @@ class Connection(NamedTuple):
     local: str | None
     direct: bool
     notes: list[str]
-    stack: list[Callable[[], object]]
+    stack: ExitStack
 
     def close(self) -> None:
-        for close in reversed(self.stack):
-            close()
+        self.stack.close()
 
 
 class _Eager(socket.socket):
@@ -94,23 +94,18 @@ def connect(
     except ValueError as error:
         raise Refused("resolve", str(error)) from error
     for attempt in range(1, ATTEMPTS + 1):
-        stack: list[Callable[[], object]] = []
+        stack = ExitStack()
         try:
             return _connect(settings, config, accept_new, phase, stack)
         except _Dropped as error:
-            _close(stack)
+            stack.close()
             if attempt == ATTEMPTS:
                 raise Refused(error.phase, f"{error} ({ATTEMPTS} attempts)", error.stderr) from error
             time.sleep(PAUSE * 2**attempt * random.uniform(0.5, 1.0))
         except BaseException:
-            _close(stack)
+            stack.close()
             raise
     raise AssertionError
-
-
-def _close(stack: list[Callable[[], object]]) -> None:
-    for close in reversed(stack):
-        close()
 
 
 class _Dropped(Refused):
@@ -122,7 +117,7 @@ def _connect(
     config: Path | None,
     accept_new: bool,
     phase: Callable[[str], None],
-    stack: list[Callable[[], object]],
+    stack: ExitStack,
 ) -> Connection:
     notes: list[str] = []
     hops = _hops(settings, config)
@@ -137,7 +132,7 @@ def _connect(
             elif hop.proxy_command is not None:
                 phase("resolve")
                 proxy = _Proxy(hop.proxy_command)
-                stack.append(proxy.end)
+                stack.callback(proxy.end)
                 sock, local = proxy.socket, _own_address(hop)
             else:
                 sock, local = _first_socket(hop, phase, stack)
@@ -168,9 +163,7 @@ def _hops(settings: SshSettings, config: Path | None) -> list[SshSettings]:
     return hops
 
 
-def _first_socket(
-    hop: SshSettings, phase: Callable[[str], None], stack: list[Callable[[], object]]
-) -> tuple[Any, str | None]:
+def _first_socket(hop: SshSettings, phase: Callable[[str], None], stack: ExitStack) -> tuple[Any, str | None]:
     """A socket to the first hop, and the address of its end here."""
     try:
         places = socket.getaddrinfo(hop.hostname, hop.port, type=socket.SOCK_STREAM)
@@ -190,7 +183,7 @@ def _first_socket(
             text = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else error.strerror or error
             whys.append(f"{place[0]} port {place[1]}: {text}")
             continue
-        stack.append(sock.close)
+        stack.callback(sock.close)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
@@ -280,12 +273,12 @@ def _through(transport: paramiko.Transport, hop: SshSettings) -> paramiko.Channe
         raise Refused("connect", f"the jump host cannot reach {hop.hostname} port {hop.port}: {why}") from error
 
 
-def _transport(sock: Any, stack: list[Callable[[], object]]) -> paramiko.Transport:
+def _transport(sock: Any, stack: ExitStack) -> paramiko.Transport:
     try:
         transport = paramiko.Transport(sock, default_window_size=WINDOW)
     except (paramiko.SSHException, OSError, EOFError) as error:
         raise _Dropped("connect", f"no ssh server answers: {error}") from error
-    stack.append(transport.close)
+    stack.callback(transport.close)
     options = transport.get_security_options()
     options.ciphers = sorted(options.ciphers, key=lambda cipher: cipher not in CIPHERS)
     return transport

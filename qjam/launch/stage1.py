@@ -61,18 +61,19 @@ class Stage1:
         os.environ.update(hello["env"])
         if not sys.flags.ignore_environment:
             sys.path[:0] = filter(None, hello["env"].get("PYTHONPATH", "").split(os.pathsep))
-        caches = Caches(hello["cache"])
+        caches = Caches()
         self.tell(facts=facts(), cached=caches.held(), python=sys.executable)
         probes = Probes(hello["ways"])  # their time runs while the parts come
         wanted = self.hear()
-        paths = [caches.use(part) or self.receive(part, caches) for part in wanted["parts"]]
+        kept = [caches.use(part) for part in wanted["parts"]]
+        paths = [path or self.receive(part, caches) for path, part in zip(kept, wanted["parts"])]
         self.locks = [lock for path in paths for lock in caches.lock(path)]
         sys.path[:0] = paths
-        warm = warm_parent(wanted["workers"])
+        warm = warm_parent(wanted["workers"], kept)
         try:
             for name in ("msgpack", "zmq", "qjam_worker.node"):
-                load(name)
-            become_node = load("qjam_worker.stdio").become_node
+                load(name, kept)
+            become_node = load("qjam_worker.stdio", kept).become_node
             caches.prune()
             self.tell(bundle=paths)
             answer = self.find_way(probes)
@@ -145,13 +146,26 @@ def installed() -> "Dict[str, str]":
     return has
 
 
-def load(name: str) -> "Any":
-    """Import what the node needs. Raises Failed with the reason."""
+def load(name: str, kept: "List[Optional[str]]") -> "Any":
+    """Import what the node needs. Raises Failed with the reason. `kept` are the parts that were here already: one that
+    does not hold what it should (something has tidied up) goes, and the next start brings it anew.
+    """
     from importlib import import_module
 
     try:
         module = import_module(name)
     except Exception as error:
+        top = name.partition(".")[0]
+        damaged = [path for path in kept if path and os.path.lexists(os.path.join(path, top))]
+        if damaged:
+            from shutil import rmtree
+
+            for path in damaged:
+                rmtree(path, True)
+            raise Failed(
+                "%s was damaged in %s (%s: %s), which has been removed: start again"
+                % (name, " and ".join(damaged), type(error).__name__, error)
+            )
         raise Failed(
             "%s cannot be imported there (%s: %s); mend it, or name another python with python=..."
             % (name, type(error).__name__, error)
@@ -161,11 +175,11 @@ def load(name: str) -> "Any":
     return module
 
 
-def warm_parent(workers: int) -> "Any":
+def warm_parent(workers: int, kept: "List[Optional[str]]") -> "Any":
     """The parent of the workers, forked as soon as numpy is there: before ZeroMQ, and before any secret comes."""
-    warm = load("qjam_worker.warm")
+    warm = load("qjam_worker.warm", kept)
     warm.prepare(workers)
-    load("numpy")
+    load("numpy", kept)
     return warm.fork()
 
 
@@ -234,13 +248,12 @@ class Caches:
     first directory that can be written, has room, and lets libraries be loaded from it.
     """
 
-    def __init__(self, given: "Optional[str]") -> None:
+    def __init__(self) -> None:
         home = os.path.expanduser("~")
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache")
         mine = PREFIX + str(os.getuid())
         others = ["/var/tmp", os.environ.get("TMPDIR") or "/tmp", "/dev/shm"]
-        homes = [given] if given else [os.path.join(cache, "qjam")]
-        self.bases = homes + [folder.rstrip("/") + mine for folder in dict.fromkeys(others)]
+        self.bases = [os.path.join(cache, "qjam")] + [folder.rstrip("/") + mine for folder in dict.fromkeys(others)]
         self.here = {}  # type: Dict[str, str]
 
     def held(self) -> "List[str]":

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from qjam_worker.stdio import FRAME, UPLINK
 
 READ = 1 << 20  # bytes; paramiko moves what it keeps of its buffer at each read, so few large reads
+# Connections through the forwarded port at a time: the probe's and the node's, and some that strangers may hold.
+_open = threading.BoundedSemaphore(8)
 SEND = 32 * 1024  # bytes; what fits a packet of ssh: sendall() of more copies the rest again and again
 
 
@@ -43,16 +45,23 @@ def send(channel: Channel, data: bytes | memoryview, *, patient: bool = False) -
                 raise
 
 
-def join(channel: Channel, endpoint: str) -> None:
-    """Relay a forwarded connection until one side ends; at once, in threads of its own."""
+def join(channel: Channel, endpoint: str, heard: Callable[[], None]) -> None:
+    """Relay a forwarded connection until one side ends; at once, in threads of its own. `heard` is called with each
+    sign of life from there.
+    """
+    if not _open.acquire(blocking=False):
+        channel.close()
+        return
     try:
         sock = dial(endpoint)
     except OSError:
         channel.close()
+        _open.release()
         return
 
     def up() -> None:
         while data := channel.recv(READ):
+            heard()
             sock.sendall(data)
 
     def down() -> None:
@@ -71,8 +80,14 @@ def join(channel: Channel, endpoint: str) -> None:
         except OSError:
             pass  # it has gone first
 
-    _start(run, up)
-    _start(run, down)
+    def both() -> None:
+        other = _start(run, up)
+        run(down)
+        other.join()
+        sock.close()
+        _open.release()
+
+    _start(both)
 
 
 class StdioUplink:
@@ -96,10 +111,12 @@ class StdioUplink:
                 FRAME.pack_into(buffer, 0, UPLINK, size)
                 with self._sending:
                     send(self._channel, view[: FRAME.size + size], patient=True)
-        except OSError:
-            pass
-        self._channel.shutdown_write()  # the ROUTER has hung up: so do we
+            self._channel.shutdown_write()  # the ROUTER has hung up: so do we
+        except (OSError, EOFError):
+            pass  # ssh has gone first
 
 
-def _start(target: Callable[..., None], *args: Any) -> None:
-    threading.Thread(target=target, args=args, daemon=True).start()
+def _start(target: Callable[..., None], *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread

@@ -13,13 +13,16 @@ from .wire import Buffer
 MORE, READABLE, EVENTS, NOWAIT = int(zmq.SNDMORE), int(zmq.POLLIN), int(zmq.EVENTS), int(zmq.NOBLOCK)
 # Smaller frames are copied: that is cheaper than keeping track of the sender's memory (pyzmq's own threshold).
 COPY_BELOW = 64 * 1024
-# A link over which nothing has come for 15 s is broken: libzmq's own threads ask and answer every 3 s, also while
-# python is busy. A cable that is out for some seconds does not break it.
-HEARTBEAT = (
-    (int(zmq.HEARTBEAT_IVL), 3_000),
-    (int(zmq.HEARTBEAT_TIMEOUT), 15_000),
-    (int(zmq.HEARTBEAT_TTL), 15_000),
-)  # ms
+# A link over which nothing is acknowledged for 15 s is broken: the kernels ask and answer, also while python is busy. A
+# cable that is out for some seconds does not break it. ZeroMQ's own heartbeats count whole messages, of which one may
+# take minutes on a slow link.
+LIVENESS = (
+    (int(zmq.TCP_KEEPALIVE), 1),
+    (int(zmq.TCP_KEEPALIVE_IDLE), 5),  # s
+    (int(zmq.TCP_KEEPALIVE_INTVL), 3),  # s
+    (int(zmq.TCP_KEEPALIVE_CNT), 3),
+    (int(zmq.TCP_MAXRT), 15_000),  # ms; TCP_USER_TIMEOUT
+)
 
 
 class Link:

@@ -20,7 +20,7 @@ import zmq
 
 from . import wire
 from .imports import Imports
-from .link import HEARTBEAT, Link
+from .link import LIVENESS, Link
 from .params import ParamsPlaces
 from .pool import PRINTED, RANG, Pool, WorkerHandle
 from .reducing import Span
@@ -131,8 +131,8 @@ class Node:
             uplink.setsockopt(zmq.CURVE_SERVERKEY, keys["server"].encode())
             uplink.setsockopt(zmq.CURVE_PUBLICKEY, keys["public"].encode())
             uplink.setsockopt(zmq.CURVE_SECRETKEY, keys["secret"].encode())
-            for heartbeat, milliseconds in HEARTBEAT:
-                uplink.setsockopt(heartbeat, milliseconds)
+            for sign, value in LIVENESS:
+                uplink.setsockopt(sign, value)
         monitor = None if keys is None else Link(uplink.get_monitor_socket(BROKEN))
         uplink.connect(endpoint)
         node = cls(uplink, workers, bases=bases, watch=watch, paths=paths, warm=warm)
@@ -150,6 +150,7 @@ class Node:
                 self.leave("its link to the master broke")
 
         self.selector.register(monitor, selectors.EVENT_READ, (RANG, on_event))
+        on_event()  # the descriptor of a ZeroMQ socket tells of nothing before the socket was found empty once
 
     def leave(self, reason: str) -> None:
         self.leaving = reason

@@ -22,6 +22,7 @@ from .warm import Warm
 FRAME = struct.Struct("!BI")
 LEASE, UPLINK = 0, 1
 PIECE = 128 * 1024  # bytes that are read at once
+CONNECT_TIMEOUT = 60.0  # seconds for the node to connect to its relay
 ALIVE = 1.0  # seconds; whatever comes from the master is a beat to the node, not more often than this
 
 
@@ -78,7 +79,9 @@ def become_node(
                 os.close(echo)
                 if warm is not None:
                     warm.forget()
+                listener.settimeout(CONNECT_TIMEOUT)
                 uplink, _ = listener.accept()
+                shutil.rmtree(folder, ignore_errors=True)  # the node may not live to do so
                 _relay(read, write, uplink, beat, echoes)
             finally:
                 os._exit(0)
