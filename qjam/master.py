@@ -13,23 +13,21 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from qjam_worker import codec
 from qjam_worker.reducing import Tree, default_reduce
 
+from . import checks
 from .commands import Failure
 from .dataset import BaseDataSet, DataSet
 from .dispatch import JobSpec
 from .engine import Engine
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
-from .hosts import HostSpec, parse, resolve, usable_cores
+from .hosts import HostSpec, resolve, usable_cores
 from .launch import local
-from .launch.fleet import ROUTES, Fleet, Options
+from .launch.fleet import Fleet
 from .output import Printer
 from .pending import Pending, Roots, Stats
 from .report import HostReport, failures, table
@@ -45,7 +43,6 @@ MOST_SLICES = 1_000_000
 # Seconds for a node to stop its workers, those in user code included, and to remove its files.
 STOP_TIMEOUT = 5.0
 PING_TIMEOUT = 5.0
-HOST_KEYS = ("known", "accept-new")
 
 logger = logging.getLogger("qjam")
 
@@ -147,8 +144,8 @@ class Master:
         address: str | Sequence[str] = (),
     ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
-        options = _options(host_keys, ssh_config, route, address)
-        _check_min_workers(min_workers, specs)
+        options = checks.options(host_keys, ssh_config, route, address)
+        checks.check_min_workers(min_workers, specs)
         self._owner = os.getpid()
         self._sources = Sources()
         self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._sources.lookup)
@@ -323,7 +320,7 @@ class Master:
             raise MasterClosed("this Master is closed; make a new one")
         if os.getpid() != self._owner:
             raise MasterClosed(f"this Master belongs to process {self._owner}, and this is a fork of it; make one here")
-        _check_timeout(timeout)
+        checks.check_timeout(timeout)
         entry = self._sources.entry(module)
         capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None
@@ -354,15 +351,6 @@ def _hashes(data: BaseDataSet) -> list[str]:
         raise TypeError(f"dataset: a slice cannot be sent to workers: {error}") from error
 
 
-def _check_timeout(timeout: Any) -> None:
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, np.number)):
-        raise TypeError(f"timeout must be a number of seconds, or None, not {timeout!r} ({type(timeout).__name__})")
-    if not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds, or None for no limit, not {timeout!r}")
-
-
 def _plural(count: int, thing: str) -> str:
     return f"{count} {thing}{'' if count == 1 else 's'}"
 
@@ -377,44 +365,6 @@ def _specs(hosts: Hosts) -> Any:
 
 def _counted(spec: HostSpec) -> HostSpec:
     return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
-
-
-def _options(host_keys: Any, ssh_config: Any, route: Any, address: Any) -> Options:
-    if host_keys not in HOST_KEYS:
-        raise ValueError(f"host_keys must be {' or '.join(map(repr, HOST_KEYS))}, not {host_keys!r}")
-    if route is not None and route not in ROUTES:
-        raise ValueError(f"route must be None or one of {', '.join(map(repr, ROUTES))}, not {route!r}")
-    if ssh_config is not None:
-        if not isinstance(ssh_config, (str, os.PathLike)):
-            raise TypeError(f"ssh_config must be a path or None, not {ssh_config!r} ({type(ssh_config).__name__})")
-        ssh_config = Path(ssh_config).expanduser()
-        if not ssh_config.is_file():
-            raise ValueError(f"ssh_config: there is no file {ssh_config}")
-    addresses = [_address(item) for item in ([address] if isinstance(address, str) else address)]
-    return Options(ssh_config, host_keys == "accept-new", route, addresses)
-
-
-def _address(item: Any) -> str:
-    try:
-        spec = parse(item)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"address must be a name or an address of this machine, with :port or not, not {item!r}"
-        ) from error
-    if spec.user is not None or spec.workers != 1:
-        raise ValueError(f"address must have no user and no workers, not {item!r}")
-    return spec.address
-
-
-def _check_min_workers(min_workers: Any, specs: list[HostSpec]) -> None:
-    if min_workers is None:
-        return
-    if isinstance(min_workers, bool) or not isinstance(min_workers, int):
-        raise TypeError(f"min_workers must be an int or None, not {min_workers!r} ({type(min_workers).__name__})")
-    asked = [spec.workers for spec in specs]
-    most = None if None in asked else sum(workers or 0 for workers in asked)
-    if min_workers < 1 or (most is not None and min_workers > most):
-        raise ValueError(f"min_workers must be from 1 to {most or 'the number of workers'}, not {min_workers}")
 
 
 def _with_stderr(report: HostReport) -> str:

@@ -45,7 +45,11 @@ ALLOWED = {
     "qjam.router": GROUND | {"qjam_worker.link"},
     "qjam.engine": GROUND | {"qjam.pending", "qjam.loading", "qjam.router"} | DATA | DECISIONS,
     "qjam.launch": GROUND | DATA | DECISIONS | {"qjam_worker"},  # it starts the bundle
-    "qjam.master": GROUND | {"qjam.pending"} | DATA | DECISIONS | {"qjam.engine", "qjam.launch", "qjam.output"},
+    "qjam.checks": GROUND | DATA | {"qjam.launch"},
+    "qjam.master": GROUND
+    | DATA
+    | DECISIONS
+    | {"qjam.pending", "qjam.checks", "qjam.engine", "qjam.launch", "qjam.output"},
     "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
 }
 THIRD_PARTY = {

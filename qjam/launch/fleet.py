@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import qjam_worker
 from qjam.hosts import HostSpec
 from qjam.report import HostReport
+from qjam_worker import forks
 
 from .lines import Lines
 
@@ -83,7 +83,7 @@ class Fleet:
         self._control: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
-        _fleets.add(self)
+        forks.add(self)
 
     def start(self, hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
         """Start a node on each host, once: {node name: (host, keys)}. `report` and `welcomed` tell how that goes."""
@@ -152,7 +152,7 @@ class Fleet:
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
-        _fleets.discard(self)
+        forks.discard(self)
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of sockets whose end is to tell of the program's end."""
@@ -302,15 +302,3 @@ class Fleet:
             self._selector.unregister(host.lines)
             host.lines.sock.close()
             host.lines = None
-
-
-_fleets: weakref.WeakSet[Fleet] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for fleet in list(_fleets):
-        fleet.abandon()
-    _fleets.clear()
-
-
-os.register_at_fork(after_in_child=_abandon_all)

@@ -9,10 +9,10 @@ import socket
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any, Optional, Protocol, Union
 
+from . import forks
 from .channel import Channel
 from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
 from .results import SLOT
@@ -32,17 +32,6 @@ PARENT_TAIL = 4096  # bytes of it that are kept, to tell why it died
 
 # Selector priorities: what a worker printed comes before the bell it rang afterwards.
 PRINTED, RANG = 0, 1
-
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
-
-
-def _abandon_all() -> None:
-    for pool in list(_pools):
-        pool.abandon()
-    _pools.clear()
-
-
-os.register_at_fork(after_in_child=_abandon_all)
 
 
 class PoolEvents(Protocol):
@@ -107,7 +96,7 @@ class Pool:
         self._muted = False
         self._announced = False
         self._interrupted: set[int] = set()  # workers that have a kill_at
-        _pools.add(self)
+        forks.add(self)
 
     def _place(self, index: int) -> WorkerHandle:
         status = self.files.create(status_page(index), STATUS_BYTES)
@@ -373,7 +362,7 @@ class Pool:
         if self.process is not None:
             self.process.wait()
         self.workers.clear()
-        _pools.discard(self)
+        forks.discard(self)
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
