@@ -32,7 +32,7 @@ PARAMS_INLINE = 4 * 1024 * 1024
 LONGEST_WAIT = 3600.0
 
 OnPrint = Callable[[str, str, int, int, bytes], None]  # node, host, worker, stream, data
-
+OnLost = Callable[[str, str], None]  # node, why
 
 CLOSED = Failure("closed", "the master was closed while the round was running")
 
@@ -67,7 +67,7 @@ class Engine:
         self.endpoint = endpoint
         self.stats = Stats()
         self._on_print: OnPrint = lambda *_: None
-        self._on_lost: Callable[[str], None] = lambda name: None
+        self._on_lost: OnLost = lambda name, why: None
         self._dispatch = Dispatch()
         self._nodes: dict[str, _Node] = {}
         self._guests: dict[str, Guest] = {}
@@ -105,7 +105,7 @@ class Engine:
             Kind.BYE: self._on_bye,
         }
 
-    def start(self, on_print: OnPrint, on_lost: Callable[[str], None] = lambda name: None) -> None:
+    def start(self, on_print: OnPrint, on_lost: OnLost = lambda name, why: None) -> None:
         """Start the loop; in it `on_print` is called with what user code has printed, `on_lost` with lost nodes."""
         self._on_print = on_print
         self._on_lost = on_lost
@@ -366,9 +366,11 @@ class Engine:
         self._act(commands)
 
     def _lose(self, name: str, why: str) -> list[Command]:
+        over = self._dispatch.nodes[name].state in (NodeState.LOST, NodeState.CLOSED)
         commands = self._dispatch.on_node_lost(name, why)
         self._nodes[name].changed.set()
-        self._on_lost(name)
+        if not over:
+            self._on_lost(name, why)
         return commands
 
     # Messages

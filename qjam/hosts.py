@@ -190,7 +190,8 @@ def _check_text(name: str, value: object, pattern: str) -> None:
 
 def _check_number(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"hosts: {name} must be an int or None, not {value!r} ({type(value).__name__})")
+        none = "None (one a usable core)" if name == "workers" else "None"
+        raise TypeError(f"hosts: {name} must be an int or {none}, not {value!r} ({type(value).__name__})")
 
 
 def _check_line(name: str, value: object) -> None:

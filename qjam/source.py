@@ -129,7 +129,7 @@ class Sources:
             "epoch": self._epoch,
             "reduce": reduce is not None,
             "code": ref,
-            "python": PYTHON,
+            "python": PYTHON if b"CodeType" in code else None,  # a builtin, say, is for any python
             "shadows": self._shadows(),
         }
         return Entry((self._epoch, ref), header, code, reduce)

@@ -460,3 +460,8 @@ def test_byte_code_for_another_python_is_refused_in_words(master, monkeypatch):
     monkeypatch.setattr("qjam.source.PYTHON", "3.4")
     with pytest.raises(TaskError, match=r"byte code of python 3\.4, and this host has .*: put it into a module"):
         master.run(lambda params, part: "for another python")
+
+
+def test_what_is_no_byte_code_is_for_any_python(master, monkeypatch):
+    monkeypatch.setattr("qjam.source.PYTHON", "3.4")
+    assert master.run(operator.is_not, 1, [[1]]) is True

@@ -113,10 +113,18 @@ def test_the_command_makes_the_folder_too(ssh_host, tmp_path, refusal, works):
 def test_a_key_of_another_port_or_host_is_no_known_key(ssh_host, known, refusal):
     sshd = ssh_host()
     kind, blob = sshd.host_key.read_text().split()[:2]
-    known.write_text(
-        f"127.0.0.1 {kind} {blob}\n[127.0.0.1]:{sshd.port + 1} {kind} {blob}\n[::1]:{sshd.port} {kind} {blob}"
-    )
+    known.write_text(f"[127.0.0.1]:{sshd.port + 1} {kind} {blob}\n[::1]:{sshd.port} {kind} {blob}\n::1 {kind} {blob}\n")
     assert "is not known" in refusal(sshd)
+
+
+def test_the_key_of_the_bare_name_will_do_for_another_port_as_it_does_for_ssh(ssh_host, known, works):
+    sshd = ssh_host()
+    kind, blob = sshd.host_key.read_text().split()[:2]
+    known.write_text(f"127.0.0.1 {kind} {blob}\n")
+    options = ["-o", f"UserKnownHostsFile={known}", "-o", "StrictHostKeyChecking=yes"]
+    command = sshd.command("true")
+    subprocess.run([command[0], *options, *command[1:]], check=True, capture_output=True)
+    works(sshd)
 
 
 # Known, however it is written

@@ -186,7 +186,7 @@ def test_a_killed_node_is_told_and_its_workers_and_files_go(ssh_host):
         assert remains.are_gone()
 
 
-def test_slices_of_a_host_that_is_gone_are_done_by_another(tmp_path, ssh_host, gate):
+def test_slices_of_a_host_that_is_gone_are_done_by_another_and_the_log_says_so(tmp_path, ssh_host, gate, caplog):
     hosts = ssh_host("one"), ssh_host("other")
     config = write_config(tmp_path / "config", hosts)
     with Master(["one*2", "other*2"], ssh_config=config) as master:
@@ -198,6 +198,8 @@ def test_slices_of_a_host_that_is_gone_are_done_by_another(tmp_path, ssh_host, g
         assert future.result() == sum(range(8))
         assert master.run(usercode.add_up, 2, list(range(8))) == 56
         assert {worker.state for worker in master.workers if worker.host == gone.name} == {"lost"}
+        assert re.search(rf"{gone.name} is lost: .*; its work goes to the others", caplog.text)
+    assert caplog.text.count("is lost") == 1
 
 
 # The network

@@ -176,6 +176,14 @@ def test_a_package_of_the_host_that_is_too_old_gives_way_to_ours(ssh_host, tmp_p
         assert "qjam" in numpy
 
 
+def test_a_cloudpickle_that_is_older_than_ours_gives_way_to_ours(ssh_host, tmp_path):
+    package(tmp_path / "site", "cloudpickle", "2.2.1", "raise ImportError('too old')\n")
+    sshd = ssh_host(environment={"PYTHONPATH": str(tmp_path / "site")})
+    factor = 6
+    with start(sshd, python="/usr/bin/python3") as master:
+        assert master.run(lambda params, part: factor * params, 7, [[1]]) == 42
+
+
 def test_a_package_of_the_host_that_is_new_enough_is_used(ssh_host, tmp_path):
     import msgpack
 

@@ -78,7 +78,7 @@ class Fleet:
         self._waiting: deque[str] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
-        self._unwanted: deque[str] = deque()
+        self._unwanted: deque[tuple[str, str]] = deque()  # and why
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._thread: threading.Thread | None = None
@@ -116,10 +116,12 @@ class Fleet:
             "addresses": list(self._options.addresses),
         }
 
-    def let_go(self, name: str) -> None:
-        """End the node, if there is one, and its ssh connection; from any thread. Hosts without ssh are passed over."""
+    def let_go(self, name: str, why: str) -> None:
+        """The node is lost: end its ssh connection and what is left there; from any thread. Hosts without ssh are
+        passed over.
+        """
         if name in self._hosts:
-            self._unwanted.append(name)
+            self._unwanted.append((name, why))
             self._wake()
 
     def _wake(self) -> None:
@@ -209,7 +211,7 @@ class Fleet:
             left = None if stop is None else stop - time.monotonic()
             if self._closing.is_set() and stop is None:
                 stop = time.monotonic() + STOP_TIMEOUT
-                self._unwanted.extend(self._hosts)
+                self._unwanted.extend((name, "") for name in self._hosts)
                 self._end_unwanted()
                 continue
             if left is not None and (left <= 0 or not any(host.lines for host in self._hosts.values())):
@@ -223,7 +225,10 @@ class Fleet:
 
     def _end_unwanted(self) -> None:
         while self._unwanted:
-            host = self._hosts[self._unwanted.popleft()]
+            name, why = self._unwanted.popleft()
+            host = self._hosts[name]
+            if why and host.report.ready:
+                _say(f"{host.report.host} is lost: {why}; its work goes to the others, and it does not come back")
             if host.lines is not None:
                 with contextlib.suppress(OSError):  # it has gone first
                     host.lines.sock.shutdown(socket.SHUT_WR)
@@ -279,7 +284,7 @@ class Fleet:
         elif "route" in message:
             report.route = message["route"]
         elif "note" in message:
-            logger.warning(message["note"])
+            _say(message["note"])
         elif "failed" in message:
             report.stderr = message["stderr"]
             report.failed, report.why = message["failed"], message["why"]
@@ -302,3 +307,9 @@ class Fleet:
             self._selector.unregister(host.lines)
             host.lines.sock.close()
             host.lines = None
+
+
+def _say(text: str) -> None:
+    """Log a warning; a filter or a handler of the user's that raises is not the end of the fleet."""
+    with contextlib.suppress(Exception):
+        logger.warning(text)

@@ -176,7 +176,7 @@ def refusal(
             f"{shown}\n{compare}\nOnly if they are equal, replace the known key with:\n"
             f"    ssh-keygen -f {file} -R {shlex.quote(lookup_name(name, port))}\n    echo {line} >> {file}"
         )
-    accept = 'host_keys="accept-new", which trusts the first key that a host shows'
+    accept = 'host_keys="accept-new" (qjam-doctor: --accept-new), which trusts the first key that a host shows'
     unknown = f"{host}: its host key is not known, so it could be any machine.\n{shown}\n{compare}\n"
     if not files:
         return (

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,8 +37,15 @@ LEAVE_TIMEOUT = 6.0  # for the node to stop everything, once its stdin has ended
 STDOUT_LINES = 5  # of what a login printed that did not come to python
 PIECE = 1 << 20
 
-# The least versions that the node works with. What is older on a host is there twice: ours comes first.
-LEAST = {"numpy": (1, 21), "pyzmq": (22,), "msgpack": (1, 0), "cloudpickle": (1, 6)}
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`3.1.0rc1` as (3, 1)."""
+    return tuple(int(number) if number.isdecimal() else 0 for number in version.split(".")[:2])
+
+
+# The least versions that the node works with. What is older on a host is there twice: ours comes first. What this
+# machine's cloudpickle makes is not for older ones.
+LEAST = {"numpy": (1, 21), "pyzmq": (22,), "msgpack": (1, 0), "cloudpickle": _numbers(metadata.version("cloudpickle"))}
 
 
 def main(control_fd: int) -> NoReturn:
@@ -373,10 +381,7 @@ def _host_facts(facts: dict[str, Any]) -> parts.HostFacts:
 
 def _new_enough(version: str | None, least: tuple[int, ...]) -> bool:
     """Whether a version, as the host tells it, will do; an unknown one will."""
-    if not version:
-        return version is not None
-    numbers = [int(number) if number.isdecimal() else 0 for number in version.split(".")[: len(least)]]
-    return tuple(numbers) >= least
+    return version is not None and (not version or _numbers(version)[: len(least)] >= least)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

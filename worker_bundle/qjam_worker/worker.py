@@ -299,7 +299,7 @@ class Worker:
         entry = job.entry
         if job.code is not None:
             here = ".".join(map(str, sys.version_info[:2]))
-            if entry["python"] != here:
+            if entry["python"] not in (None, here):
                 raise RuntimeError(
                     f"this function travels as byte code of python {entry['python']}, and this host has python {here}: "
                     "put it into a module, which travels as source"
