@@ -121,7 +121,7 @@ def test_the_key_of_the_bare_name_will_do_for_another_port_as_it_does_for_ssh(ss
     sshd = ssh_host()
     kind, blob = sshd.host_key.read_text().split()[:2]
     known.write_text(f"127.0.0.1 {kind} {blob}\n")
-    options = ["-o", f"UserKnownHostsFile={known}", "-o", "StrictHostKeyChecking=yes"]
+    options = ["-o", f'UserKnownHostsFile="{known}"', "-o", "StrictHostKeyChecking=yes"]
     command = sshd.command("true")
     subprocess.run([command[0], *options, *command[1:]], check=True, capture_output=True)
     works(sshd)
