@@ -41,6 +41,8 @@ def serve(
     )
     lease.hold(read_fd, write_fd, welcome.get("lease"), on_end)
     node.run()
+    if "lease" in welcome and node.leaving is not None:
+        print(node.leaving, file=sys.stderr)  # noqa: T201  the last words, where BYE may come too late
     context.term()
 
 

@@ -62,7 +62,7 @@ class Node:
         self.uplink = Link(uplink)
         self.monitor: Optional[Link] = None
         self.files = Files.make(bases) if warm is None else warm.files
-        self.locks = self.files.lock()
+        self.locks = self.files.lock() if warm is None else warm.locks
         try:
             self._prepare(workers, watch or {}, paths, warm)
         except BaseException:

@@ -7,6 +7,7 @@ relays them between the master and the node, which is connected to a socket and 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import socket
 import struct
@@ -79,11 +80,13 @@ def become_node(
                 os.close(echo)
                 if warm is not None:
                     warm.forget()
-                listener.settimeout(CONNECT_TIMEOUT)
-                uplink, _ = listener.accept()
-                shutil.rmtree(folder, ignore_errors=True)  # the node may not live to do so
-                _relay(read, write, uplink, beat, echoes)
+                came, _, _ = select.select([listener.fileno(), echoes], [], [], CONNECT_TIMEOUT)  # or the node has ended
+                if listener.fileno() in came:
+                    uplink, _ = listener.accept()
+                    shutil.rmtree(folder, ignore_errors=True)  # the node may not live to do so
+                    _relay(read, write, uplink, beat, echoes)
             finally:
+                shutil.rmtree(folder, ignore_errors=True)
                 os._exit(0)
         for fd in (beat, echoes, write, listener.detach()):
             os.close(fd)

@@ -143,8 +143,14 @@ def _is_ours(path: str) -> bool:
 
 
 def _lock(directory: str, how: int) -> Optional[int]:
+    place = os.path.join(directory, "lock")
     try:
-        fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if how == fcntl.LOCK_SH and not os.path.exists(place):
+            fresh, path = tempfile.mkstemp(dir=directory)  # locked before a sweep can see it
+            fcntl.flock(fresh, how)
+            os.rename(path, place)
+            return fresh
+        fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
     try:

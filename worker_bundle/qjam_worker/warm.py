@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from types import ModuleType
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Optional
 
 from .parent import main
 from .store import Files
@@ -36,11 +36,14 @@ class Forked:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._ended: Optional[int] = None
 
     def wait(self) -> int:
         """Block until it has ended; its exit status, or the number of the signal that killed it as a negative one."""
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+        if self._ended is None:  # the system tells it once
+            _, status = os.waitpid(self.pid, 0)
+            self._ended = os.waitstatus_to_exitcode(status)
+        return self._ended
 
 
 class Warm(NamedTuple):
@@ -50,6 +53,7 @@ class Warm(NamedTuple):
     control: socket.socket
     output: int
     files: Files
+    locks: list[int]
 
     def end(self) -> None:
         """It will not be needed: have it remove the files and wait until it has gone."""
@@ -59,7 +63,8 @@ class Warm(NamedTuple):
     def forget(self) -> None:
         """In another process than the node's: close the copies of what its end is to be known by."""
         self.control.close()
-        os.close(self.output)
+        for fd in (self.output, *self.locks):
+            os.close(fd)
 
 
 def usable_cores() -> int:
@@ -82,18 +87,21 @@ def prepare(workers: int) -> None:
 def fork() -> Warm:
     """Fork it, from a process that has prepared itself and imported numpy."""
     files = Files.make()
+    locks = files.lock()  # of the node as well, from now on: nobody sweeps them away when the parent is killed
     ours, theirs = socket.socketpair()
     output, output_end = os.pipe()
     try:
         pid = os.fork()
     except BaseException:
         files.remove()
+        for lock in locks:
+            os.close(lock)
         raise
     if pid == 0:
         _become_parent(theirs.fileno(), output_end, files)
     theirs.close()
     os.close(output_end)
-    return Warm(Forked(pid), ours, output, files)
+    return Warm(Forked(pid), ours, output, files, locks)
 
 
 def _become_parent(control: int, output: int, files: Files) -> NoReturn:
