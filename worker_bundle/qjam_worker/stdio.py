@@ -80,7 +80,8 @@ def become_node(
                 os.close(echo)
                 if warm is not None:
                     warm.forget()
-                came, _, _ = select.select([listener.fileno(), echoes], [], [], CONNECT_TIMEOUT)  # or the node has ended
+                # Or the node has ended.
+                came, _, _ = select.select([listener.fileno(), echoes], [], [], CONNECT_TIMEOUT)
                 if listener.fileno() in came:
                     uplink, _ = listener.accept()
                     shutil.rmtree(folder, ignore_errors=True)  # the node may not live to do so
