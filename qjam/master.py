@@ -214,7 +214,8 @@ class Master:
                 if state not in COMING or time.monotonic() > began_to_wait + START_TIMEOUT:
                     break
         if state is NodeState.READY:
-            report.phases["ready"] = self._engine.ready_at(name) - began_to_wait
+            # The fleet may hear of the welcome later than the engine does of the node.
+            report.phases["ready"] = max(0.0, self._engine.ready_at(name) - began_to_wait)
         elif report.failed is None:
             report.failed = "ready"
             report.why = why or f"not ready after {START_TIMEOUT:.0f} s (it is {state.value})"

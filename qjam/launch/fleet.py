@@ -78,6 +78,7 @@ class Fleet:
         self._waiting: deque[str] = deque()
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_write.setblocking(False)  # the engine's loop wakes us too
         self._unwanted: deque[tuple[str, str]] = deque()  # and why
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -128,7 +129,7 @@ class Fleet:
         try:
             self._wake_write.send(b"!")
         except OSError:
-            pass  # it is closed already
+            pass  # it is closed already, or full of wake-ups
 
     def report(self, name: str) -> HostReport:
         """How its start went, or goes."""
