@@ -372,3 +372,22 @@ def test_a_machine_without_descriptors_says_so(tmp_path):
         print(error)
     """
     assert "this machine cannot start one more" in output(tmp_path, program)
+
+
+def test_a_host_that_is_not_waited_for_any_longer_is_let_go_and_no_round_waits_for_it(tmp_path, ssh_host, monkeypatch):
+    good, slow = ssh_host("good"), ssh_host("slow")
+    (tmp_path / "config").write_text(block(good) + block(slow))
+    welcomed = fleet.Fleet.welcomed
+    monkeypatch.setattr(
+        fleet.Fleet, "welcomed", lambda self, name: -1e9 if name.startswith("slow") else welcomed(self, name)
+    )
+    hosts = ["good", HostSpec("slow", setup="sleep 2")]
+    with Master(hosts, ssh_config=tmp_path / "config", min_workers=1) as master:
+        assert [worker.host for worker in master.workers] == ["good"]
+        assert all_end(slow.sessions())  # what would have come late has been told to go
+        run_seven(master)
+        for pid in good.sessions():
+            if "sshd" in Path(f"/proc/{pid}/cmdline").read_text():
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(BootstrapError, match=r"good: .*; slow: not ready after"):
+            master.run(lambda params, part: __import__("signal").pause())
