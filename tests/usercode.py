@@ -116,8 +116,8 @@ def linger(gate, part):
 
 
 def linger_and_tidy_up(gates, part):
-    announce(gates[0], os.getpid())
-    try:
+    try:  # before it is told: the interrupt may follow at once
+        announce(gates[0], os.getpid())
         while True:
             signal.pause()
     finally:
