@@ -180,13 +180,11 @@ class Master:
         failed = failures(reports)
         if not failed:
             return
-        for name, report in zip(self._names, reports, strict=True):
+        for name, report in zip(list(self._names), reports, strict=True):
             if not report.ready:  # whatever becomes of it, nobody waits for it any more
                 self._engine.lose_node(name, report.why)
+                del self._names[name]
         came = self._engine.dispatch.capacity
-        self._names = {
-            name: spec for (name, spec), report in zip(list(self._names.items()), reports, strict=True) if report.ready
-        }
         if min_workers is None or came < min_workers:
             if len(reports) == 1:
                 raise BootstrapError(_with_stderr(failed[0]), reports)

@@ -93,31 +93,17 @@ def test_the_first_way_that_works_is_taken(tmp_path, home, incoming, options, ro
         assert back[0] == 999_999
 
 
-def test_a_host_behind_a_jump_host_with_no_way_back_is_tunnelled(tmp_path, home):
+@pytest.mark.parametrize(("options", "route"), [({}, "tunnel"), (NO_FORWARDING, "stdio")], ids=["tunnel", "stdio"])
+def test_a_host_behind_a_jump_host_with_no_way_back_of_its_own_is_reached(tmp_path, home, options, route):
     need(namespaces_work())
     with contextlib.ExitStack() as stack:
         outer = stack.enter_context(namespace())
         inner = stack.enter_context(inner_namespace(outer))
         jump = stack.enter_context(private_sshd(tmp_path, name="jump", address=outer.host, namespace=outer.name))
-        host = stack.enter_context(
-            private_sshd(tmp_path, name="far", address=inner.host, namespace=inner.name, jump=jump, home=home)
-        )
-        config = write_config(tmp_path / "config", [host])
-        with Master("far*2", ssh_config=config) as master:
-            assert master.workers[0].route == "tunnel"
-            run_seven(master)
-
-
-def test_a_host_behind_a_jump_host_that_may_not_forward_back_goes_by_stdio(tmp_path, home):
-    need(namespaces_work())
-    with contextlib.ExitStack() as stack:
-        outer = stack.enter_context(namespace())
-        inner = stack.enter_context(inner_namespace(outer))
-        jump = stack.enter_context(private_sshd(tmp_path, name="jump", address=outer.host, namespace=outer.name))
-        options = {"address": inner.host, "namespace": inner.name, "jump": jump, "home": home}
-        host = stack.enter_context(private_sshd(tmp_path, name="far", options=NO_FORWARDING, **options))
+        place = {"address": inner.host, "namespace": inner.name, "jump": jump, "home": home}
+        host = stack.enter_context(private_sshd(tmp_path, name="far", options=options, **place))
         with Master("far*2", ssh_config=write_config(tmp_path / "config", [host])) as master:
-            assert master.workers[0].route == "stdio"
+            assert master.workers[0].route == route
             run_seven(master)
 
 

@@ -194,11 +194,8 @@ class Fleet:
         try:
             self._serve()
         except BaseException as error:  # a defect of ours: nobody may wait for hosts that nobody hears
-            for name, host in self._hosts.items():
-                why = f"the fleet has failed ({type(error).__name__}: {error}); this is a defect of qjam"
-                if host.welcomed is None and host.report.failed is None:
-                    host.report.failed, host.report.why = "", why
-                self._engine.lose_node(name, why)
+            for name in self._hosts:
+                self._lose(name, f"the fleet has failed ({type(error).__name__}: {error}); this is a defect of qjam")
             raise
         finally:
             for name in list(self._hosts):

@@ -61,7 +61,6 @@ class Connection(NamedTuple):
     """
 
     transport: paramiko.Transport
-    settings: SshSettings
     local: str | None
     direct: bool
     notes: list[str]
@@ -150,7 +149,7 @@ def _connect(
             raise type(error)(name, f"{through}{proxy.why() or error}", proxy.words) from error
     assert transport is not None
     phase("auth")
-    return Connection(transport, settings, local, len(hops) == 1, notes, stack)
+    return Connection(transport, local, len(hops) == 1, notes, stack)
 
 
 def _hops(settings: SshSettings, config: Path | None) -> list[SshSettings]:
