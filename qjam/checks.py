@@ -36,7 +36,18 @@ def check_min_workers(min_workers: Any, specs: list[HostSpec]) -> None:
         raise ValueError(f"min_workers must be from 1 to {most or 'the number of workers'}, not {min_workers}")
 
 
-def options(host_keys: Any, ssh_config: Any, route: Any, address: Any) -> Options:
+def memory_limit_bytes(limit: Any) -> int | None:
+    """The `memory_limit` of `Master` in bytes."""
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise TypeError(f"memory_limit must be a number of bytes or None, not {limit!r} ({type(limit).__name__})")
+    if limit <= 0:
+        raise ValueError(f"memory_limit must be a positive number of bytes, or None for no limit, not {limit!r}")
+    return limit
+
+
+def options(host_keys: Any, ssh_config: Any, route: Any, address: Any, memory_limit: int | None) -> Options:
     """The options of `Master` for hosts that are reached by ssh."""
     if host_keys not in HOST_KEYS:
         raise ValueError(f"host_keys must be {' or '.join(map(repr, HOST_KEYS))}, not {host_keys!r}")
@@ -49,7 +60,7 @@ def options(host_keys: Any, ssh_config: Any, route: Any, address: Any) -> Option
         if not ssh_config.is_file():
             raise ValueError(f"ssh_config: there is no file {ssh_config}")
     addresses = [_address(item) for item in ([address] if isinstance(address, str) else address)]
-    return Options(ssh_config, host_keys == "accept-new", route, addresses)
+    return Options(ssh_config, host_keys == "accept-new", route, addresses, memory_limit)
 
 
 def _address(item: Any) -> str:

@@ -142,9 +142,11 @@ class Master:
         ssh_config: str | os.PathLike[str] | None = None,
         route: str | None = None,
         address: str | Sequence[str] = (),
+        memory_limit: int | None = None,
     ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
-        options = checks.options(host_keys, ssh_config, route, address)
+        self._memory_limit = checks.memory_limit_bytes(memory_limit)
+        options = checks.options(host_keys, ssh_config, route, address, self._memory_limit)
         checks.check_min_workers(min_workers, specs)
         self._owner = os.getpid()
         self._sources = Sources()
@@ -170,7 +172,14 @@ class Master:
             self._engine.add_node(name, spec.address, spec.workers or 1)
             if spec.local:
                 workers = spec.workers or 1
-                local.launch(self._engine.host_node, self._engine.context, self._engine.endpoint, name, workers)
+                local.launch(
+                    self._engine.host_node,
+                    self._engine.context,
+                    self._engine.endpoint,
+                    name,
+                    workers,
+                    self._memory_limit,
+                )
             else:
                 remote[name] = (spec, self._engine.admit(name)._asdict())
         if remote:

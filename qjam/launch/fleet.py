@@ -50,6 +50,7 @@ class Options(NamedTuple):
     accept_new: bool = False
     route: str | None = None
     addresses: Sequence[str] = ()
+    memory_limit: int | None = None
 
 
 class Events(Protocol):
@@ -109,6 +110,7 @@ class Fleet:
             "node": name,
             "keys": dict(keys),
             "lease": LEASE,
+            "memory_limit": self._options.memory_limit,
             "delay": delay,
             "limits": PHASE_TIMEOUT,
             "ssh_config": str(self._options.ssh_config or os.environ.get("QJAM_SSH_CONFIG") or ""),

@@ -132,9 +132,9 @@ class Lease:
         workers = order["workers"] or facts["facts"]["cores"]
         self._bring_parts(self.session, facts, workers)
         route, endpoint = self._find_way(self.connection, self.session, order["route"])
-        welcome = {"node": order["node"], "workers": workers, "keys": order["keys"], "lease": order["lease"]}
+        welcome = {name: order[name] for name in ("node", "keys", "lease", "memory_limit")}
         self.welcomed = True
-        self.session.tell(welcome={**welcome, "endpoint": endpoint}, stdio=route == "stdio")
+        self.session.tell(welcome={**welcome, "workers": workers, "endpoint": endpoint}, stdio=route == "stdio")
         uplink = None
         if route == "stdio":  # from here on both ways are frames
             uplink = tunnel.StdioUplink(self.session.channel, self._bind("127.0.0.1"), self.session.sending)

@@ -46,7 +46,7 @@ class Node:
 
     `uplink` is a connected DEALER. `watch` maps file descriptors to functions that are called when they are readable.
     `paths` are folders in which the workers find packages before they look where their python does. `warm` is a parent
-    of workers that has been forked already.
+    of workers that has been forked already. `memory_limit`: bytes that each worker may take for itself.
     """
 
     def __init__(
@@ -58,25 +58,31 @@ class Node:
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
         warm: Optional[Warm] = None,
+        memory_limit: Optional[int] = None,
     ) -> None:
         self.uplink = Link(uplink)
         self.monitor: Optional[Link] = None
         self.files = Files.make(bases) if warm is None else warm.files
         self.locks = self.files.lock() if warm is None else warm.locks
         try:
-            self._prepare(workers, watch or {}, paths, warm)
+            self._prepare(workers, watch or {}, paths, warm, memory_limit)
         except BaseException:
             self._remove_files()
             raise
 
     def _prepare(
-        self, workers: int, watch: dict[int, Callable[[], None]], paths: Sequence[str], warm: Optional[Warm]
+        self,
+        workers: int,
+        watch: dict[int, Callable[[], None]],
+        paths: Sequence[str],
+        warm: Optional[Warm],
+        memory_limit: Optional[int],
     ) -> None:
         self.selector = selectors.DefaultSelector()
         for fd, call in watch.items():
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
         self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
-        self.pool = Pool(workers, self.files, self.selector, self, paths, warm)
+        self.pool = Pool(workers, self.files, self.selector, self, paths, warm, memory_limit)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
@@ -115,6 +121,7 @@ class Node:
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
         warm: Optional[Warm] = None,
+        memory_limit: Optional[int] = None,
     ) -> Node:
         """A node with an uplink to the master's ROUTER at `endpoint`, which will know it as `name`.
 
@@ -135,7 +142,7 @@ class Node:
                 uplink.setsockopt(sign, value)
         monitor = None if keys is None else Link(uplink.get_monitor_socket(BROKEN))
         uplink.connect(endpoint)
-        node = cls(uplink, workers, bases=bases, watch=watch, paths=paths, warm=warm)
+        node = cls(uplink, workers, bases=bases, watch=watch, paths=paths, warm=warm, memory_limit=memory_limit)
         if monitor is not None:
             node.leave_when_broken(monitor)
         return node

@@ -81,8 +81,10 @@ class Pool:
         events: PoolEvents,
         paths: Sequence[str] = (),
         warm: Optional[Warm] = None,
+        memory_limit: Optional[int] = None,
     ) -> None:
         self.files = files
+        self.memory_limit = memory_limit
         self._warm = warm
         self.paths = list(paths)
         self.selector = selector
