@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from .hosts import HostSpec, parse
 from .launch.fleet import ROUTES, Options
 
 HOST_KEYS = ("known", "accept-new")
+LEAST_MEMORY = 1_000_000  # a smaller limit was meant in another unit, and user code could not do anything
+_AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
 
 def check_timeout(timeout: Any) -> None:
@@ -37,14 +41,54 @@ def check_min_workers(min_workers: Any, specs: list[HostSpec]) -> None:
 
 
 def memory_limit_bytes(limit: Any) -> int | None:
-    """The `memory_limit` of `Master` in bytes."""
+    """The `memory_limit` of `Master` in bytes: those that user code in one worker process may take for itself.
+
+    None for no limit, a whole number, or a text with a unit: "500MB" and "1.5 GB" count in thousands, "1GiB" in 1024s.
+    """
     if limit is None:
         return None
-    if isinstance(limit, bool) or not isinstance(limit, int):
-        raise TypeError(f"memory_limit must be a number of bytes or None, not {limit!r} ({type(limit).__name__})")
-    if limit <= 0:
-        raise ValueError(f"memory_limit must be a positive number of bytes, or None for no limit, not {limit!r}")
-    return limit
+    if isinstance(limit, str):
+        found = _AMOUNT.fullmatch(limit)
+        if found is None:
+            raise ValueError(f'memory_limit must be a number of bytes or a text as "500MB" or "2GiB", not {limit!r}')
+        number, unit, binary = found.groups()
+        size = int(Decimal(number) * (1024 if binary else 1000) ** (1 + "kmgt".index(unit.lower()) if unit else 0))
+    elif isinstance(limit, bool) or not isinstance(limit, (int, np.integer)):
+        raise TypeError(
+            f'memory_limit must be a whole number of bytes, a text as "500MB", or None, '
+            f"not {limit!r} ({type(limit).__name__})"
+        )
+    else:
+        size = int(limit)
+    if size < LEAST_MEMORY:
+        raise ValueError(
+            f'memory_limit must be at least {LEAST_MEMORY:,} bytes ("1MB"), or None for no limit, not {limit!r}'
+        )
+    return size
+
+
+def check_speculation(speculation: Any) -> None:
+    """Of `Master`."""
+    if not isinstance(speculation, bool):
+        raise TypeError(f"speculation must be True or False, not {speculation!r} ({type(speculation).__name__})")
+
+
+def check_new_hosts(specs: list[HostSpec], known: list[str]) -> None:
+    """Of `add_hosts`."""
+    for spec in specs:
+        if spec.address in known:
+            raise ValueError(f"hosts: {spec.address!r} is a host of this Master already; remove it first")
+
+
+def hosts_to_remove(specs: list[HostSpec], known: list[str]) -> list[str]:
+    """Of `remove_hosts`: the names of those that are meant."""
+    wanted = [spec.address for spec in specs]
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"hosts: {name!r} is not a host of this Master; those are {', '.join(known)}")
+    if len(wanted) == len(known):
+        raise ValueError("hosts: none would be left; close() ends the Master")
+    return wanted
 
 
 def options(host_keys: Any, ssh_config: Any, route: Any, address: Any, memory_limit: int | None) -> Options:

@@ -75,4 +75,19 @@ class Fail:
     failure: Failure
 
 
-Command = Send | Load | Chunk | Unload | Done | Fail
+@dataclass(frozen=True)
+class Lose:
+    """The node is to be given up, as when its launcher says that it has ended."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something that the user may want to know."""
+
+    text: str
+
+
+Command = Send | Load | Chunk | Unload | Done | Fail | Lose | Note

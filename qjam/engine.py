@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import logging
 import os
 import selectors
 import threading
@@ -11,19 +13,20 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import count
+from typing import Any, Protocol, TypeVar
 
 import zmq
 
 from qjam_worker import flat, wire
 from qjam_worker.wire import Kind
 
-from .commands import Chunk, Command, Done, Fail, Failure, Load, Send, Unload
+from .commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
 from .dispatch import Dispatch
 from .loading import Blob, Loader
 from .pending import Pending, Stats
 from .router import Keys, Router
-from .states import NodeState
+from .states import PRESENT, NodeState
 
 # Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
 PARAMS_INLINE = 4 * 1024 * 1024
@@ -31,8 +34,18 @@ PARAMS_INLINE = 4 * 1024 * 1024
 # Seconds; epoll takes no more than 24 days, and a caller's timeout may be infinite.
 LONGEST_WAIT = 3600.0
 
+# Bytes that a node may have printed and nobody has read yet, 64 more counted for each piece. It lets its workers print
+# 1 MiB ahead; beyond that comes what is left in the pipes of workers that die.
+UNREAD, PIECE = 128 * 1024 * 1024, 64
+
+# Characters of what a node says of its end, or of what is wrong with it.
+LONGEST_WHY = 8192
+
+# What a node may say before HELLO: BYE, when it could not start.
+FIRST_WORDS = frozenset({Kind.HELLO, Kind.BYE})
+
 OnPrint = Callable[[str, str, int, int, bytes], None]  # node, host, worker, stream, data
-OnLost = Callable[[str, str], None]  # node, why
+T = TypeVar("T")
 
 CLOSED = Failure("closed", "the master was closed while the round was running")
 
@@ -49,6 +62,14 @@ class Guest(Protocol):
     def close(self) -> None: ...
 
 
+class Hosts(Protocol):
+    """Who looks after the nodes; called in the loop."""
+
+    def on_ready(self, name: str) -> None: ...
+    def on_lost(self, name: str, why: str) -> str | None: ...
+    def on_note(self, text: str, level: int = logging.WARNING) -> None: ...
+
+
 @dataclass
 class _Node:
     """The engine's own record of a node; its life is dispatch's."""
@@ -56,23 +77,28 @@ class _Node:
     changed: threading.Event = field(default_factory=threading.Event)
     gone: threading.Event = field(default_factory=threading.Event)
     ready_at: float = 0.0
-    pinged: threading.Event = field(default_factory=threading.Event)
+    pinged: dict[float, threading.Event] = field(default_factory=dict)
+    died_at: dict[int, float] = field(default_factory=dict)  # workers that are being replaced
+    unread: int = 0  # as counted for UNREAD
     blobs: dict[str, Blob] = field(default_factory=dict)
 
 
 class Engine:
     """One thread with the ROUTER. The methods without underscore may be called from any thread."""
 
-    def __init__(self, endpoint: str, find_module: Callable[[str], bytes]) -> None:
+    def __init__(self, endpoint: str, find_module: Callable[[str], bytes], *, speculation: bool = True) -> None:
         self.endpoint = endpoint
         self.stats = Stats()
         self._on_print: OnPrint = lambda *_: None
-        self._on_lost: OnLost = lambda name, why: None
-        self._dispatch = Dispatch()
+        self._hosts: Hosts | None = None
+        self._dispatch = Dispatch(speculation=speculation)
         self._nodes: dict[str, _Node] = {}
         self._guests: dict[str, Guest] = {}
+        self._leaving_nodes: set[str] = set()  # that were removed and have not left yet
         self._pending: dict[int, Pending] = {}
         self._calls: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_numbers = count()
         self._numbers = 0
         self._number_lock = threading.Lock()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -93,6 +119,8 @@ class Engine:
             Unload: self._unload,
             Done: self._done,
             Fail: self._failed,
+            Lose: lambda command: self._act(self._lose(command.node, command.why)),
+            Note: lambda command: self._note(command.text),
         }
         self._receive: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
             Kind.HELLO: lambda name, header, buffers: self._dispatch.on_hello(name, header),
@@ -105,10 +133,12 @@ class Engine:
             Kind.BYE: self._on_bye,
         }
 
-    def start(self, on_print: OnPrint, on_lost: OnLost = lambda name, why: None) -> None:
-        """Start the loop; in it `on_print` is called with what user code has printed, `on_lost` with lost nodes."""
+    def start(self, on_print: OnPrint, hosts: Hosts | None = None) -> None:
+        """Start the loop; in it `on_print` is called with what user code has printed, `hosts` with the fate of nodes:
+        its `on_lost` gives the name of the node that will be in the place of the lost one, if there will be one.
+        """
         self._on_print = on_print
-        self._on_lost = on_lost
+        self._hosts = hosts
         self._thread.start()
         self._loader.start()
 
@@ -125,38 +155,65 @@ class Engine:
 
     def bind(self, address: str) -> str:
         """The endpoint of the ROUTER on an address of this machine, as in `Router.bind`. Raises OSError."""
-        bound: Future[str] = Future()
 
-        def bind() -> None:
+        def bind() -> str:
             try:
-                bound.set_result(self._router.bind(address))
-            except Exception as error:  # noqa: BLE001  belongs to the caller
-                bound.set_exception(error)
-            if self._router.zap is not None and self._router.zap not in self._selector.get_map():
-                self._selector.register(self._router.zap, selectors.EVENT_READ, self._on_zap)
+                return self._router.bind(address)
+            finally:
+                if self._router.zap is not None and self._router.zap not in self._selector.get_map():
+                    self._selector.register(self._router.zap, selectors.EVENT_READ, self._on_zap)
 
-        if not self._post(bind):
+        return self.ask(bind)
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """What a call in the loop gives, or raises. OSError when there is no loop any more."""
+        answer: Future[T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(call())
+            except Exception as error:  # noqa: BLE001  belongs to the caller
+                answer.set_exception(error)
+
+        if not self._post(ask):
             raise OSError("the master is closed")
         while not self._crashed:
             try:
-                return bound.result(1.0)
+                return answer.result(1.0)
             except FutureTimeoutError:
+                if answer.done():  # the call itself has raised it
+                    raise
                 continue  # a program that is in C code, with the GIL held, holds this up as well
         raise OSError(self._crashed)
 
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        """Have the loop make a call after `delay` seconds. To be called in the loop."""
+        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._timer_numbers), call))
+
     def ping(self, name: str, timeout: float) -> float:
         """Seconds for a small message to a node and back. Raises TimeoutError."""
-        pinged = self._nodes[name].pinged = threading.Event()
-        start = time.perf_counter()
-        self._post(lambda: self._send(Send(name, Kind.PING, {"t": start})))
-        if not pinged.wait(timeout):
-            raise TimeoutError(f"{self._dispatch.nodes[name].host} did not answer within {timeout} s")
-        return time.perf_counter() - start
+        start, pinged = time.perf_counter(), threading.Event()
+        node = self._nodes.get(name)
+        if node is not None:
+            node.pinged[start] = pinged
+            self._post(lambda: self._ping(name, start))
+        try:
+            if node is None or not pinged.wait(timeout):
+                raise TimeoutError(f"{name.rpartition('/')[0]} did not answer within {timeout} s")
+            return time.perf_counter() - start
+        finally:
+            if node is not None:
+                node.pinged.pop(start, None)
 
-    def add_node(self, name: str, host: str, workers: int) -> None:
-        """Expect a node; before its launcher starts it."""
+    def _ping(self, name: str, start: float) -> None:
+        record = self._dispatch.nodes.get(name)
+        if record is not None and record.state in PRESENT:  # one that starts has no connection that could be gone
+            self._send(Send(name, Kind.PING, {"t": start}))
+
+    def add_node(self, name: str, host: str, workers: int, asked: int | None = None) -> None:
+        """Expect a node; before its launcher starts it. `asked`: how many workers it must come with."""
         self._nodes[name] = _Node()
-        self._dispatch.add_node(name, host, workers)
+        self._dispatch.add_node(name, host, workers, asked)
 
     def host_node(self, name: str, make: Callable[[], Guest]) -> None:
         """Make a node that lives in this loop: no thread has to wake another for it, which would take longer than
@@ -167,8 +224,8 @@ class Engine:
             try:
                 guest = make()
             except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
+                self._set_gone(name)
                 self._act(self._lose(name, f"{type(error).__name__}: {error}"))
-                self._nodes[name].gone.set()
                 return
             self._guests[name] = guest
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._attend(name, lambda: guest.poll(0)))
@@ -178,14 +235,37 @@ class Engine:
 
     def lose_node(self, name: str, why: str) -> None:
         """Its launcher says that a node has ended or will not come."""
-        self._nodes[name].gone.set()
+        self._set_gone(name)
         self._post(lambda: self._act(self._lose(name, why)))
+
+    def remove_node(self, name: str, why: str) -> None:
+        """Nobody wants this node any more: what it owes goes to others, and it is told to leave. In the loop."""
+        record = self._dispatch.nodes.get(name)
+        if record is None or record.state in (NodeState.STARTING, NodeState.LOST):
+            self._set_gone(name)  # it cannot say BYE
+        if record is not None:
+            self._leaving_nodes.add(name)
+            self._act(self._dispatch.on_remove(name, why))
+            self._nodes[name].changed.set()
+
+    def forget(self, name: str) -> None:
+        """The node has gone, and nobody will ask for it again."""
+        self._router.dismiss(name)
+        self._leaving_nodes.discard(name)
+        self._nodes.pop(name, None)
 
     def wait_for_node(self, name: str, timeout: float) -> tuple[NodeState, str]:
         """Block until the node is ready or lost, `timeout` seconds at most; gives its state, and why it is lost."""
-        self._nodes[name].changed.wait(timeout)
-        record = self._dispatch.nodes[name]
-        return record.state, record.why
+        node = self._nodes.get(name)
+        if node is not None:
+            node.changed.wait(timeout)
+        record = self._dispatch.nodes.get(name)
+        return (NodeState.CLOSED, "it was removed") if record is None else (record.state, record.why)
+
+    def _set_gone(self, name: str) -> None:
+        node = self._nodes.get(name)
+        if node is not None:
+            node.gone.set()
 
     def ready_at(self, name: str) -> float:
         """When (time.monotonic()) the node was ready."""
@@ -193,12 +273,18 @@ class Engine:
 
     def wait_for_bye(self, name: str, timeout: float) -> bool:
         """Block until the node has left, `timeout` seconds at most."""
-        return self._nodes[name].gone.wait(timeout)
+        node = self._nodes.get(name)
+        return node is None or node.gone.wait(timeout)
 
     @property
     def dispatch(self) -> Dispatch:
         """To look at: only the loop changes it."""
         return self._dispatch
+
+    @property
+    def leaving(self) -> bool:
+        """Whether all nodes have been told to leave."""
+        return self._leaving
 
     def submit(self, pending: Pending) -> None:
         """Start a round."""
@@ -216,7 +302,14 @@ class Engine:
 
     def acknowledge(self, name: str, size: int) -> None:
         """This many bytes of what user code printed have been shown."""
-        self._post(lambda: self._send(Send(name, Kind.CREDIT, {"bytes": size})))
+
+        def acknowledge() -> None:
+            node = self._nodes.get(name)
+            if node is not None:
+                node.unread -= size + PIECE
+            self._send(Send(name, Kind.CREDIT, {"bytes": size}))
+
+        self._post(acknowledge)
 
     def say_goodbye(self) -> None:
         """Tell all nodes to leave and end all rounds."""
@@ -225,6 +318,9 @@ class Engine:
             self._leaving = True
             for number in list(self._pending):
                 self._act(self._dispatch.on_cancel(number, CLOSED))
+            for record in self._dispatch.nodes.values():
+                if record.state in (NodeState.STARTING, NodeState.LOST):
+                    self._set_gone(record.name)  # it cannot say BYE
             self._act(self._dispatch.on_close())
 
         self._post(goodbye)
@@ -267,8 +363,9 @@ class Engine:
                     key.data()
                 while self._calls:
                     self._calls.popleft()()
-                self._on_time(time.monotonic())
                 self._exchange()
+                if self._on_time(time.monotonic()):
+                    self._exchange()
         except BaseException as error:
             self._crash(error)
             raise
@@ -289,18 +386,28 @@ class Engine:
     def _on_wake(self) -> None:
         os.read(self._wake_read, 4096)
 
-    def _on_time(self, now: float) -> None:
+    def _on_time(self, now: float) -> bool:
+        """What is due; whether anything was."""
+        due = False
         for name, guest in list(self._guests.items()):
             deadline = guest.next_deadline()
             if deadline is not None and deadline <= now:
+                due = True
                 self._attend(name, lambda guest=guest: guest.poll(0))  # type: ignore[misc]
         deadline = self._dispatch.next_deadline()
         if deadline is not None and deadline <= now:
+            due = True
             self._act(self._dispatch.on_timer(now))
+        while self._timers and self._timers[0][0] <= now:
+            due = True
+            heapq.heappop(self._timers)[2]()
+        return due
 
     def _timeout(self) -> float | None:
         deadlines = [guest.next_deadline() for guest in self._guests.values()]
         deadlines.append(self._dispatch.next_deadline())
+        if self._timers:
+            deadlines.append(self._timers[0][0])
         due = [deadline for deadline in deadlines if deadline is not None]
         return min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT) if due else None
 
@@ -318,7 +425,7 @@ class Engine:
         if guest is not None:
             self._selector.unregister(guest)
             guest.close()
-            self._nodes[name].gone.set()
+            self._set_gone(name)
             self._router.link.stir()
 
     def _exchange(self) -> None:
@@ -356,22 +463,45 @@ class Engine:
 
     def _on_frames(self, name: str, frames: list[memoryview]) -> None:
         record = self._dispatch.nodes.get(name)
-        if record is None or record.state is NodeState.LOST:
+        if not self._is_there(name):
             return
+        commands: list[Command] = []
         try:
             message = wire.unpack(frames)
-            commands = self._receive[message.kind](name, message.header, message.buffers)
-        except (wire.WireError, LookupError, ValueError, TypeError, AttributeError) as error:
-            commands = self._lose(name, f"it sent what this version of qjam does not understand: {error!r}")
+            if record is None:  # it was removed
+                if message.kind is Kind.BYE:
+                    self._set_gone(name)
+                return
+            if message.kind not in self._receive:
+                raise ValueError(f"{message.kind.name} is for nodes")
+            if record.state is NodeState.STARTING and message.kind not in FIRST_WORDS:
+                raise ValueError(f"{message.kind.name} came before HELLO")
+            commands += self._dispatch.on_heard(name, time.monotonic())
+            commands += self._receive[message.kind](name, message.header, message.buffers)
+        except Exception as error:  # noqa: BLE001  whatever is wrong with it, it is the end of that node alone
+            what = f"{type(error).__name__}: {error}"[:LONGEST_WHY]
+            commands += self._lose(name, f"it sent what this version of qjam does not understand: {what}")
         self._act(commands)
 
     def _lose(self, name: str, why: str) -> list[Command]:
-        over = self._dispatch.nodes[name].state in (NodeState.LOST, NodeState.CLOSED)
-        commands = self._dispatch.on_node_lost(name, why)
-        self._nodes[name].changed.set()
-        if not over:
-            self._on_lost(name, why)
+        record, node = self._dispatch.nodes.get(name), self._nodes.get(name)
+        if record is None or node is None or record.state in (NodeState.LOST, NodeState.CLOSED):
+            return []
+        successor = None if self._leaving or self._hosts is None else self._hosts.on_lost(name, why)
+        if successor is not None:
+            self._nodes[successor] = _Node()
+        commands = self._dispatch.on_node_lost(name, why, successor)
+        self.stats.resent_slices = self._dispatch.resent
+        node.changed.set()
+        if name in self._guests:
+            self.call_later(0.0, lambda: self._dismiss(name))
+        if successor is not None:
+            self.forget(name)
         return commands
+
+    def _note(self, text: str, level: int = logging.WARNING) -> None:
+        if self._hosts is not None:
+            self._hosts.on_note(text, level)
 
     # Messages
 
@@ -380,34 +510,54 @@ class Engine:
             commands = self._dispatch.on_ready(name, header["workers"])
             self._nodes[name].ready_at = time.monotonic()
             self._nodes[name].changed.set()
+            if self._hosts is not None:
+                self._hosts.on_ready(name)
             return commands
         if header["state"] == "replaced":
             self._dispatch.on_worker_replaced(name, header["worker"], header["pid"])
+            took = time.monotonic() - self._nodes[name].died_at.pop(header["worker"], time.monotonic())
+            host = self._dispatch.nodes[name].host
+            self._note(f"worker {header['worker']} on {host} is replaced after {took:.2f} s", logging.INFO)
             return []
+        if header["state"] == "shared":
+            return self._dispatch.on_shared(name, header)
         if header["state"] == "lost":
             commands = self._dispatch.on_worker_lost(name, header)
             self.stats.resent_slices = self._dispatch.resent
+            self._nodes[name].died_at[header["worker"]] = time.monotonic()
+            at_work = header.get("round") in self._dispatch.rounds
+            text = f"worker {header['worker']} on {self._dispatch.nodes[name].host} {header['how']}"
+            what = f"{text}; its slices are given out again" if at_work else text
+            self._note(what, logging.WARNING if at_work else logging.INFO)
             return commands
         missing = [(ref, offset) for ref, offset in header["missing"]]
         return self._dispatch.on_missing(name, header["round"], missing)
 
     def _on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        commands = self._dispatch.on_result(name, header, buffers)
         self.stats.results_received += sum(memoryview(buffer).nbytes for buffer in buffers)
-        return self._dispatch.on_result(name, header, buffers)
+        return commands
 
     def _on_log(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
-        data = bytes(buffers[0])
+        data, node, record = bytes(buffers[0]), self._nodes[name], self._dispatch.nodes[name]
+        if header["worker"] >= record.workers:
+            raise ValueError(f"it has no worker {header['worker']}")
+        if node.unread + len(data) + PIECE > UNREAD:
+            raise ValueError("it sends more text than it may before that is read")
+        node.unread += len(data) + PIECE
         self.stats.output_received += len(data)
-        self._on_print(name, self._dispatch.nodes[name].host, header["worker"], header["stream"], data)
+        self._on_print(name, record.host, header["worker"], header["stream"], data)
         return []
 
     def _on_pong(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
-        self._nodes[name].pinged.set()
+        pinged = self._nodes[name].pinged.get(header["t"])
+        if pinged is not None:
+            pinged.set()
         return []
 
     def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
-        self._nodes[name].gone.set()
-        return self._lose(name, header["reason"])
+        self._set_gone(name)
+        return self._lose(name, header["reason"][:LONGEST_WHY])
 
     # Commands
 
@@ -419,27 +569,32 @@ class Engine:
         large = flat.size(pending.params) > PARAMS_INLINE
         ref = f"params:{pending.number}" if large else None
         frames = () if large else (pending.params.header, *pending.params.buffers)
-        self._act(self._dispatch.on_submit(pending.number, pending.spec, frames, ref, pending.deadline))
+        now = time.monotonic()
+        self._act(self._dispatch.on_submit(pending.number, pending.spec, frames, ref, pending.deadline, now))
 
     def _send(self, command: Send) -> None:
-        if self._dispatch.nodes[command.node].state is NodeState.LOST:
+        if not self._is_there(command.node):
             return
         frames = wire.pack(command.kind, command.header, command.buffers)
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
         if not self._router.send(command.node, frames):
-            self._nodes[command.node].gone.set()  # it cannot say BYE
+            self._set_gone(command.node)  # it cannot say BYE
             self._act(self._lose(command.node, "its connection is gone"))
         guest = self._guests.get(command.node)
         if guest is not None:
             guest.stir()
+
+    def _is_there(self, name: str) -> bool:
+        record = self._dispatch.nodes.get(name)
+        return name in self._leaving_nodes if record is None else record.state is not NodeState.LOST
 
     def _load(self, command: Load) -> None:
         node, ref = command.node, command.ref
 
         def failed(error: BaseException) -> None:
             failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
-            self._post(lambda: self._act(self._dispatch.on_load_failed(node, ref, failure)))
+            self._post(lambda: self._act(self._load_failed(node, ref, failure)))
 
         def done(blob: Blob) -> None:
             self._post(lambda: self._loaded(command, blob))
@@ -447,11 +602,16 @@ class Engine:
         self._loader.load(ref, self._pending.get(command.round), done, failed)
 
     def _loaded(self, command: Load, blob: Blob) -> None:
+        if command.node not in self._dispatch.nodes:
+            return
         self._nodes[command.node].blobs[command.ref] = blob
         self._act(self._dispatch.on_loaded(command.node, command.ref, blob.size))
 
+    def _load_failed(self, node: str, ref: str, failure: Failure) -> list[Command]:
+        return self._dispatch.on_load_failed(node, ref, failure) if node in self._dispatch.nodes else []
+
     def _chunk(self, command: Chunk) -> None:
-        if self._dispatch.nodes[command.node].state is NodeState.LOST:
+        if not self._is_there(command.node):
             return
         blob = self._nodes[command.node].blobs[command.ref]
         header = {"ref": command.ref, "offset": command.offset, "total": blob.size}
@@ -462,7 +622,9 @@ class Engine:
         setattr(self.stats, counter, getattr(self.stats, counter) + command.size)
 
     def _unload(self, command: Unload) -> None:
-        self._nodes[command.node].blobs.pop(command.ref, None)
+        node = self._nodes.get(command.node)
+        if node is not None:
+            node.blobs.pop(command.ref, None)
 
     def _done(self, command: Done) -> None:
         self.stats.rounds += 1

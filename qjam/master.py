@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import threading
@@ -22,29 +21,22 @@ from qjam_worker.reducing import Tree, default_reduce
 from . import checks
 from .commands import Failure
 from .dataset import BaseDataSet, DataSet
-from .dispatch import JobSpec
 from .engine import Engine
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve, usable_cores
-from .launch import local
 from .launch.fleet import Fleet
+from .members import STOP_TIMEOUT, Member, Members
 from .output import Printer
 from .pending import Pending, Roots, Stats
-from .report import HostReport, failures, table
+from .report import HostReport
+from .rounds import JobSpec
 from .source import Entry, Sources
-from .states import COMING, NodeState
 
-# Seconds for a node to bring its workers up; numpy from a cold network disk can take half of it.
-START_TIMEOUT = 60.0
 # A timeout of more seconds than this is none.
 NEVER = 1e9
 # More slices than this are a mistake, and would not fit the message that tells a node of them.
 MOST_SLICES = 1_000_000
-# Seconds for a node to stop its workers, those in user code included, and to remove its files.
-STOP_TIMEOUT = 5.0
 PING_TIMEOUT = 5.0
-
-logger = logging.getLogger("qjam")
 
 
 class Look(NamedTuple):
@@ -121,12 +113,17 @@ class Master:
     worker more. Hosts but `local` are reached by ssh, with the keys and the configuration that `ssh` would use, and
     need nothing but python 3.9 or newer.
     `echo`: whether what user code prints is shown here, each line behind `[host worker]`.
+    `memory_limit`: bytes, or a text such as "2GB", that one worker may take for itself beside the data; None: no limit.
+    `speculation`: whether an idle worker tries a slice that another one takes much longer with than is usual; the first
+    answer counts, the other attempt is stopped. Turn it off where mapfunc does things that must not be done twice.
     `min_workers`: go on without hosts that do not start as long as that many workers come; None: all must come.
     `host_keys`: "known" refuses a host whose key is not in known_hosts; "accept-new" records it there and goes on.
     `ssh_config`: a file to read in place of ~/.ssh/config; None is that of QJAM_SSH_CONFIG, if there is one.
     `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None takes the first that works.
     `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at. One of
     a router before it needs the port that is forwarded to the same port here.
+
+    A host that is lost later is started again in the background; the logger "qjam" tells of it.
 
     Raises TypeError or ValueError for arguments that cannot be meant, BootstrapError when a host does not start: its
     text has a table of all hosts, its `hosts` a HostReport for each.
@@ -142,95 +139,36 @@ class Master:
         ssh_config: str | os.PathLike[str] | None = None,
         route: str | None = None,
         address: str | Sequence[str] = (),
-        memory_limit: int | None = None,
+        memory_limit: int | str | None = None,
+        speculation: bool = True,
     ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
-        self._memory_limit = checks.memory_limit_bytes(memory_limit)
-        options = checks.options(host_keys, ssh_config, route, address, self._memory_limit)
+        limit = checks.memory_limit_bytes(memory_limit)
+        options = checks.options(host_keys, ssh_config, route, address, limit)
+        checks.check_speculation(speculation)
         checks.check_min_workers(min_workers, specs)
         self._owner = os.getpid()
         self._sources = Sources()
-        self._engine = Engine(f"inproc://qjam-{uuid.uuid4().hex}", self._sources.lookup)
+        endpoint = f"inproc://qjam-{uuid.uuid4().hex}"
+        self._engine = Engine(endpoint, self._sources.lookup, speculation=speculation)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
-        self._names = {f"{spec.address}/{uuid.uuid4().hex}": spec for spec in specs}
+        self._members = Members(self._engine, self._fleet, limit)
         self._finisher = _Finisher()
         self._close = weakref.finalize(
-            self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, list(self._names)
+            self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._members
         )
         try:
-            self._engine.start(self._printer.put, self._fleet.let_go)
-            self._start(min_workers)
+            self._engine.start(self._printer.put, self._members)
+            self._members.start(specs, min_workers)
         except BaseException:
             self._close()
             raise
 
-    def _start(self, min_workers: int | None) -> None:
-        began = time.monotonic()
-        remote = {}
-        for name, spec in self._names.items():
-            self._engine.add_node(name, spec.address, spec.workers or 1)
-            if spec.local:
-                workers = spec.workers or 1
-                local.launch(
-                    self._engine.host_node,
-                    self._engine.context,
-                    self._engine.endpoint,
-                    name,
-                    workers,
-                    self._memory_limit,
-                )
-            else:
-                remote[name] = (spec, self._engine.admit(name)._asdict())
-        if remote:
-            self._fleet.start(remote)
-        reports = [self._started(name, spec, began) for name, spec in self._names.items()]
-        self._reports = reports
-        failed = failures(reports)
-        if not failed:
-            return
-        for name, report in zip(list(self._names), reports, strict=True):
-            if not report.ready:  # whatever becomes of it, nobody waits for it any more
-                self._engine.lose_node(name, report.why)
-                del self._names[name]
-        came = self._engine.dispatch.capacity
-        if min_workers is None or came < min_workers:
-            if len(reports) == 1:
-                raise BootstrapError(_with_stderr(failed[0]), reports)
-            lacking = "" if min_workers is None else f"; {came} workers came, min_workers is {min_workers}"
-            title = f"{len(failed)} of {_plural(len(reports), 'host')} did not start{lacking}"
-            raise BootstrapError(f"{title}:\n{table(reports)}", reports)
-        logger.warning(
-            "%d of %d hosts did not start; going on with %d workers:\n%s",
-            len(failed),
-            len(reports),
-            came,
-            table(reports),
-        )
-
-    def _started(self, name: str, spec: HostSpec, began: float) -> HostReport:
-        """How the start of a host went, once it is over."""
-        if spec.local:
-            state, why = self._engine.wait_for_node(name, max(0.0, began + START_TIMEOUT - time.monotonic()))
-            report, began_to_wait = HostReport(spec.address, route="local"), began
-        else:
-            report = self._fleet.report(name)
-            while True:
-                state, why = self._engine.wait_for_node(name, 1.0)
-                began_to_wait = self._fleet.welcomed(name) or time.monotonic()
-                if state not in COMING or time.monotonic() > began_to_wait + START_TIMEOUT:
-                    break
-        if state is NodeState.READY:
-            # The fleet may hear of the welcome later than the engine does of the node.
-            report.phases["ready"] = max(0.0, self._engine.ready_at(name) - began_to_wait)
-        elif report.failed is None:
-            report.failed = "ready"
-            report.why = why or f"not ready after {START_TIMEOUT:.0f} s (it is {state.value})"
-        return report
-
     def __repr__(self) -> str:
         state = "" if self._close.alive else "closed, "
-        return f"<Master: {state}{_plural(len(self.workers), 'worker')} on {', '.join(map(str, self._names.values()))}>"
+        hosts = ", ".join(str(member.spec) for member in self._members)
+        return f"<Master: {state}{len(self.workers)} worker{'' if len(self.workers) == 1 else 's'} on {hosts}>"
 
     def __reduce__(self) -> str:
         raise TypeError(
@@ -248,21 +186,61 @@ class Master:
     @property
     def workers(self) -> list[RemoteWorker]:
         """All workers, host by host."""
+        return [worker for member in self._members for worker in self._workers(member)]
+
+    def _workers(self, member: Member) -> list[RemoteWorker]:
+        engine, members = self._engine, self._members
+        record = engine.dispatch.nodes.get(member.name)
         return [
             RemoteWorker(
-                spec.address,
+                member.host,
                 index,
-                partial(_look, self._engine, self._fleet, name, spec, index),
-                partial(self._engine.ping, name, PING_TIMEOUT),
+                partial(_look, engine, members, member, index),
+                lambda: engine.ping(member.name, PING_TIMEOUT),
             )
-            for name, spec in self._names.items()
-            for index in range(self._engine.dispatch.nodes[name].workers)
+            for index in range(0 if record is None else record.workers)
         ]
 
     @property
     def start_reports(self) -> list[HostReport]:
         """How the start of each host went, those that did not come included."""
-        return list(self._reports)
+        return list(self._members.reports)
+
+    def add_hosts(self, hosts: Hosts, *, min_workers: int | None = None) -> list[RemoteWorker]:
+        """Start workers on further hosts, also while rounds run, and give them when they are ready.
+
+        `hosts` and `min_workers` are as for Master, and with `local` among the hosts this machine too. Rounds that are
+        under way go on; the next ones use the new workers, which are sent the slices that they take over.
+
+        Raises ValueError for a host that is here already, BootstrapError when a host does not start: none of the new
+        ones stays then.
+        """
+        self._check_open()
+        specs = [_counted(spec) for spec in resolve(_specs(hosts))]
+        checks.check_min_workers(min_workers, specs)
+        checks.check_new_hosts(specs, [member.host for member in self._members])
+        try:
+            came = self._members.start(specs, min_workers)
+        except (OSError, BootstrapError):
+            self._check_open()  # it was closed meanwhile
+            raise
+        return [worker for member in came for worker in self._workers(member)]
+
+    def remove_hosts(self, hosts: Hosts) -> None:
+        """Stop all workers of hosts, also while rounds run: what they were doing is done by the others.
+
+        `hosts` are as for Master, without numbers of workers or with. Gives back when they have gone.
+
+        Raises ValueError for a host that is not here, and where none would be left.
+        """
+        self._check_open()
+        known = {member.host: member for member in self._members}
+        wanted = checks.hosts_to_remove(resolve(_specs(hosts)), list(known))
+        try:
+            self._members.remove([known[host] for host in wanted])
+        except OSError:
+            self._check_open()  # it was closed meanwhile
+            raise
 
     def stats(self) -> Stats:
         """A copy of the figures since the start: rounds, and bytes sent and received for each purpose."""
@@ -316,6 +294,12 @@ class Master:
         """End running rounds (MasterClosed), stop all workers, remove all that was made; may be called again."""
         self._close()
 
+    def _check_open(self) -> None:
+        if not self._close.alive:
+            raise MasterClosed("this Master is closed; make a new one")
+        if os.getpid() != self._owner:
+            raise MasterClosed(f"this Master belongs to process {self._owner}, and this is a fork of it; make one here")
+
     def _prepare(
         self,
         module: Any,
@@ -324,10 +308,7 @@ class Master:
         timeout: float | None,
         on_end: Callable[[Pending], None] | None,
     ) -> tuple[Entry, Pending]:
-        if not self._close.alive:
-            raise MasterClosed("this Master is closed; make a new one")
-        if os.getpid() != self._owner:
-            raise MasterClosed(f"this Master belongs to process {self._owner}, and this is a fork of it; make one here")
+        self._check_open()
         checks.check_timeout(timeout)
         entry = self._sources.entry(module)
         capacity = max(1, self._engine.dispatch.capacity)
@@ -359,10 +340,6 @@ def _hashes(data: BaseDataSet) -> list[str]:
         raise TypeError(f"dataset: a slice cannot be sent to workers: {error}") from error
 
 
-def _plural(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"
-
-
 def _specs(hosts: Hosts) -> Any:
     if isinstance(hosts, RemoteWorker):
         return hosts.spec
@@ -375,17 +352,15 @@ def _counted(spec: HostSpec) -> HostSpec:
     return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
 
 
-def _with_stderr(report: HostReport) -> str:
-    return "\n".join([str(report), *(f"    | {line}" for line in report.stderr)])
+def _look(engine: Engine, members: Members, member: Member, index: int) -> Look:
+    node = engine.dispatch.nodes.get(member.name)
+    if node is None:  # it was removed
+        return Look("closed")
+    pid = node.pids[index] if index < len(node.pids) else None
+    return Look(node.state.value, pid, members.route(member))
 
 
-def _look(engine: Engine, fleet: Fleet, name: str, spec: HostSpec, index: int) -> Look:
-    node = engine.dispatch.nodes[name]
-    route = "local" if spec.local else fleet.report(name).route
-    return Look(node.state.value, node.pids[index] if index < len(node.pids) else None, route)
-
-
-def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, nodes: list[str]) -> None:
+def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, members: Members) -> None:
     """In a thread of its own: Ctrl-C meanwhile must not leave half of it undone, and the garbage collector may call
     this in one of the threads that it ends.
     """
@@ -395,7 +370,7 @@ def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher:
     def close() -> None:
         engine.say_goodbye()
         deadline = time.monotonic() + STOP_TIMEOUT
-        for name in nodes:
+        for name in members.names:
             engine.wait_for_bye(name, max(0.0, deadline - time.monotonic()))
         fleet.close()
         printer.close()

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from qjam_worker import codec
 
 from .commands import Failure
-from .dispatch import JobSpec
+from .rounds import JobSpec
 
 Roots = list[tuple[tuple[int, int], list[Any]]]
 

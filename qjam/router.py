@@ -19,6 +19,7 @@ import zmq.utils.z85
 from qjam_worker.link import LIVENESS, Link
 from qjam_worker.wire import Buffer
 
+KEY = 32  # bytes of a CURVE key
 _ZAP_DOMAIN = b"qjam"
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
@@ -58,6 +59,12 @@ class Router:
         self._guarded.add(name)
         self._names[public] = name
         return Keys(self._public, public.decode(), secret.decode())
+
+    def dismiss(self, name: str) -> None:
+        """Nobody may connect as `name` any more, and what still comes under it is dropped."""
+        self._guarded.discard(name)
+        for public in [public for public, known in list(self._names.items()) if known == name]:
+            del self._names[public]
 
     def bind(self, address: str) -> str:
         """The endpoint on `address`, which is an IP address, or one with `:port`.
@@ -129,7 +136,7 @@ class Router:
         version, number, *_ = [*request, b"", b""]
         name = None
         if len(request) == 7 and version == b"1.0" and request[2] == _ZAP_DOMAIN and request[5] == b"CURVE":
-            name = self._names.get(zmq.utils.z85.encode(request[6]))
+            name = self._names.get(zmq.utils.z85.encode(request[6])) if len(request[6]) == KEY else None
         if name is None:
             return [b"1.0", number, b"400", b"unknown key", b"", b""]
         return [b"1.0", number, b"200", b"OK", name.encode(), b""]

@@ -80,13 +80,13 @@ class Sources:
 
     def lookup(self, name: str) -> bytes:
         """What a worker is told of a module, as msgpack: {"source", "path", "package"}, or None if it is not ours."""
-        found = _find(name)
+        found = _find(name) if _is_name(name) else None
         if found is not None:
             path, stamp = found["path"], found.pop("stamp")
             if path:
                 with self._lock:
                     self._shipped[path] = stamp
-        packed: bytes = msgpack.packb(found)
+        packed: bytes = msgpack.packb(found, unicode_errors="surrogatepass")
         return packed
 
     def _notice_edits(self) -> None:
@@ -183,6 +183,11 @@ def _resolve(module: str, name: str | None) -> Any:
         return functools.reduce(getattr, name.split("."), sys.modules[module])
     except AttributeError:
         return None
+
+
+def _is_name(name: str) -> bool:
+    """Whether it can be a module's, and not the way to some file: a node says it."""
+    return all(name.split(".")) and not any(mark in name for mark in "/\\:\0")
 
 
 def _find(name: str) -> dict[str, Any] | None:

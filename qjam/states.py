@@ -27,6 +27,7 @@ NODE_TRANSITIONS: dict[tuple[NodeState, str], NodeState] = {
 
 
 COMING = frozenset({NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT})  # may yet be ready
+PRESENT = frozenset({NodeState.READY, NodeState.SUSPECT})  # has workers, as far as is known
 
 # The life of one slice in one round. Plain text: these change several times a slice and round, and to hash an
 # enum's member takes longer than all the rest of it.

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from qjam_worker.wire import Kind
 
-from .commands import Chunk, Command, Load, Send, Unload
+from .commands import Chunk, Command, Load, Lose, Send, Unload
 
 # Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
 # heartbeat or a small round waits for it a few milliseconds at most.
 CHUNK = 4 * 1024 * 1024
+# Modules that a node may be waiting for: each of its workers asks for one at a time.
+MODULES = 1000
 # Refs are loaded ahead of being sent as long as what is loaded stays below this many bytes, and at most so many.
 AHEAD_BYTES = 16 * 1024 * 1024
 AHEAD = 16
@@ -36,6 +38,7 @@ class Transfers:
     def __init__(self, node: str) -> None:
         self.node = node
         self.credit = 0  # bytes
+        self.sent = 0  # bytes that the node has not given back yet
         self._queue: deque[Transfer] = deque()
 
     def __repr__(self) -> str:
@@ -62,7 +65,7 @@ class Transfers:
             if is_slice(ref):
                 self._queue.append(Transfer(ref, number, offset))
             else:
-                urgent = sum(not is_slice(transfer.ref) for transfer in self._queue)
+                urgent = sum(1 for _ in takewhile(lambda transfer: not is_slice(transfer.ref), self._queue))
                 self._queue.insert(urgent, Transfer(ref, number, offset))
         return self._load_ahead()
 
@@ -71,13 +74,31 @@ class Transfers:
         transfer = self.find(ref)
         if transfer is None:
             return [Unload(self.node, ref)]
+        if transfer.offset >= size > 0:
+            why = f"it asks for what comes after the first {transfer.offset} bytes of {ref}, which has {size}"
+            return [Lose(self.node, why)]
         transfer.size = size
         return self._stream()
 
     def grant(self, size: int) -> list[Command]:
-        """The node has taken this many bytes and may be sent as many again."""
+        """The node may be sent this many bytes more."""
         self.credit += size
         return self._stream()
+
+    def taken(self, size: int) -> list[Command]:
+        """The node has taken this many bytes and may be sent as many again. ValueError when it was sent fewer."""
+        if size > self.sent:
+            raise ValueError(f"it gives credit back for {size} bytes, and {self.sent} are on their way to it")
+        self.sent -= size
+        return self.grant(size)
+
+    def check(self, missing: list[tuple[str, int]]) -> None:
+        """ValueError when a node cannot mean to ask for this."""
+        if len({ref for ref, _ in missing}) < len(missing):
+            raise ValueError("it asks for a ref twice")
+        modules = sum(is_module(ref) for ref, _ in missing)
+        if modules and modules + sum(is_module(transfer.ref) for transfer in self._queue) > MODULES:
+            raise ValueError(f"it asks for more than {MODULES} modules at a time")
 
     def drop(self, transfer: Transfer) -> list[Command]:
         """Give a transfer up; the node hears that it will not come."""
@@ -126,6 +147,7 @@ class Transfers:
                 commands.append(Chunk(self.node, transfer.ref, transfer.offset, size))
                 transfer.offset += size
                 self.credit -= size
+                self.sent += size
             if transfer.offset < transfer.size:
                 break
             self._queue.popleft()

@@ -16,9 +16,9 @@ FOLDERS = {"qjam": ROOT / "qjam", "qjam_worker": ROOT / "worker_bundle" / "qjam_
 STANDARD = sys.stdlib_module_names
 
 # Each module of qjam (a package stands for all that is in it) and what of the two packages it may import:
-#   bin, examples -> master -> {launch | engine} -> dispatch -> {dataset, hosts}
+#   bin, examples -> master -> members -> {launch | engine} -> dispatch -> {rounds, placement, transfers, states}
 #   -> errors, qjam_worker.{wire, codec, reducing}
-# source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) apart.
+# source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) and notes apart.
 GROUND = {
     "qjam.errors",
     "qjam.report",
@@ -28,28 +28,40 @@ GROUND = {
     "qjam_worker.reducing",
 }
 DATA = {"qjam.dataset", "qjam.hosts"}
-DECISIONS = {"qjam.dispatch", "qjam.states", "qjam.commands", "qjam.transfers", "qjam.source"}
+DECISIONS = {
+    "qjam.dispatch",
+    "qjam.rounds",
+    "qjam.placement",
+    "qjam.transfers",
+    "qjam.states",
+    "qjam.commands",
+    "qjam.source",
+}
 ALLOWED = {
     "qjam.report": set[str](),
     "qjam.errors": {"qjam.report"},  # for the type checker
+    "qjam.notes": set[str](),
     "qjam.output": set[str](),
     "qjam.hosts": GROUND,
     "qjam.dataset": GROUND,
     "qjam.source": GROUND | DATA,
     "qjam.states": GROUND,
     "qjam.commands": GROUND,
+    "qjam.placement": set[str](),
+    "qjam.rounds": {"qjam_worker.reducing", "qjam.states"},
     "qjam.transfers": GROUND | {"qjam.commands"},
-    "qjam.dispatch": GROUND | DATA | {"qjam.states", "qjam.commands", "qjam.transfers"},
-    "qjam.pending": GROUND | {"qjam.commands", "qjam.dispatch"},
+    "qjam.dispatch": GROUND | DECISIONS - {"qjam.source"},
+    "qjam.pending": GROUND | {"qjam.commands", "qjam.rounds"},
     "qjam.loading": GROUND | {"qjam.pending"},
     "qjam.router": GROUND | {"qjam_worker.link"},
-    "qjam.engine": GROUND | {"qjam.pending", "qjam.loading", "qjam.router"} | DATA | DECISIONS,
-    "qjam.launch": GROUND | DATA | DECISIONS | {"qjam_worker"},  # it starts the bundle
+    "qjam.engine": GROUND | DECISIONS | {"qjam.pending", "qjam.loading", "qjam.router"},
+    "qjam.launch": {"qjam.hosts", "qjam.report", "qjam.notes", "qjam_worker"},  # it starts the bundle
+    "qjam.members": GROUND | {"qjam.hosts", "qjam.states", "qjam.engine", "qjam.launch", "qjam.notes"},
     "qjam.checks": GROUND | DATA | {"qjam.launch"},
     "qjam.master": GROUND
     | DATA
     | DECISIONS
-    | {"qjam.pending", "qjam.checks", "qjam.engine", "qjam.launch", "qjam.output"},
+    | {"qjam.pending", "qjam.checks", "qjam.engine", "qjam.launch", "qjam.members", "qjam.output"},
     "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
 }
 THIRD_PARTY = {
@@ -153,16 +165,24 @@ def test_the_bundle_imports_without_qjam_and_does_not_load_it() -> None:
         ("qjam.dispatch", "import zmq"),
         ("qjam.dispatch", "from . import engine"),
         ("qjam.dispatch", "from .source import ship"),
+        ("qjam.rounds", "from .dispatch import Dispatch"),
+        ("qjam.placement", "from .rounds import Job"),
+        ("qjam.notes", "from . import errors"),
         ("qjam.dataset", "from . import hosts"),
         ("qjam.dataset", "from qjam.hosts import parse"),
         ("qjam.dataset", "import qjam"),
         ("qjam.errors", "from qjam_worker import wire"),
         ("qjam.engine", "from .launch import local"),
+        ("qjam.engine", "from .members import Members"),
+        ("qjam.members", "from .dispatch import Dispatch"),
+        ("qjam.members", "from .master import Master"),
         ("qjam.engine", "def f():\n    from qjam.launch.local import start"),
         ("qjam.launch.local", "import zmq"),
         ("qjam.launch.local", "import paramiko"),
         ("qjam.launch.local", "from ..engine import Engine"),
         ("qjam.launch.local", "from .. import master"),
+        ("qjam.launch.fleet", "from ..members import Members"),
+        ("qjam.launch.fleet", "from ..dispatch import Dispatch"),
         ("qjam.master", "from qjam_worker.node import Node"),
         ("qjam.master", "import pandas"),
         ("qjam_worker.codec", "import qjam.errors"),
@@ -185,8 +205,12 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, name: str, line: str) -> None:
             "from . import bundle\nfrom ..hosts import HostSpec\nfrom qjam_worker import node",
         ),
         ("qjam.launch.ssh", "import paramiko.transport"),
-        ("qjam.master", "from .engine import Engine\nfrom .launch.local import start"),
-        ("qjam.dispatch", "from qjam_worker.reducing import Tree\nfrom .errors import QjamError"),
+        ("qjam.members", "from .engine import Engine\nfrom .launch import local\nfrom .notes import say"),
+        ("qjam.master", "from .engine import Engine\nfrom .launch.local import start\nfrom .members import Members"),
+        (
+            "qjam.dispatch",
+            "from qjam_worker.reducing import Tree\nfrom .errors import QjamError\nfrom .rounds import Job",
+        ),
         ("qjam_worker.node", "from . import wire\nfrom .codec import decode\nimport zmq"),
     ],
 )

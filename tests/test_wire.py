@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from typing import Any
@@ -12,14 +13,104 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qjam_worker import wire
-from qjam_worker.wire import MAX_BUFFERS, MAX_HEADER, REQUIRED, VERSION, Kind, WireError, pack, unpack
+from qjam_worker.wire import HEADERS, MAX_BUFFERS, MAX_HEADER, STATES, VERSION, Kind, WireError, pack, unpack
 
-SAMPLES = {str: "x", int: 7, float: 0.5, list: [1, [2]], dict: {"a": None}}
-TASK = {"job": 1, "round": 2, "indices": [0, 1, 5]}
+ENTRY = {"epoch": 1, "reduce": False, "code": None, "shadows": [], "module": "m", "function": None, "shipped": True}
+TASK = {"job": 1, "round": 2, "indices": [0, 1, 5], "params": None}
+RESULT = {"round": 1, "roots": [[0, 4, 2]], "seconds": 0.5}
+LOST = {"state": "lost", "worker": 1, "how": "was killed", "pid": 77, "round": 3, "slice": None, "slices": [4]}
+
+# Of each kind headers that are right, and how many buffers go with them.
+SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
+    Kind.HELLO: [
+        ({"version": "1", "python": "3.11.2", "pid": 7, "host": "node1", "cores": 8, "memory": 1 << 34,
+          "workers": [0, 1], "held": ["ref"], "credit": 1 << 24}, 0),
+    ],
+    Kind.WELCOME: [({"node": "a/1", "speculation": True}, 0)],
+    Kind.JOB: [
+        ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"], [1, None]], "nslices": 2, "reduce": False,
+          "forget": [4]}, 0),
+    ],
+    Kind.TASK: [(TASK, 2), ({**TASK, "params": "params:2"}, 0)],
+    Kind.STATE: [
+        ({"state": "ready", "workers": [77, 78]}, 0),
+        ({"state": "replaced", "worker": 1, "pid": 79}, 0),
+        (LOST, 0),
+        ({key: LOST[key] for key in ("state", "worker", "how", "pid")}, 0),
+        ({"state": "blocked", "round": None, "missing": [["module:1:m", 0]]}, 0),
+        ({"state": "shared", "round": 1, "for": "b/1", "indices": []}, 0),
+    ],
+    Kind.REFS: [({"ref": "r", "offset": 0, "total": 3}, 1), ({"ref": "r", "offset": 0, "total": 0, "gone": True}, 1)],
+    Kind.CREDIT: [({"bytes": 100}, 0)],
+    Kind.RESULT: [(RESULT, 2)],
+    Kind.ERROR: [
+        ({"round": 1, "what": "task", "text": "t", "worker": 0, "slice": 3, "summary": "s"}, 1),
+        ({"round": 1, "what": "room", "text": "t", "worker": None, "slice": None, "summary": "s"}, 0),
+    ],
+    Kind.CANCEL: [({"round": 1}, 0), ({"round": 1, "indices": [2]}, 0)],
+    Kind.LOG: [({"worker": 0, "stream": 2}, 1)],
+    Kind.PING: [({"t": 0.5}, 0)],
+    Kind.PONG: [({"t": 0.5}, 0)],
+    Kind.BYE: [({"reason": "done"}, 0)],
+    Kind.SHARE: [({"round": 1, "count": 2, "seconds": 0.1, "for": "b/1"}, 0)],
+}  # fmt: skip
+CASES = [(kind, header, count) for kind, cases in SAMPLES.items() for header, count in cases]
+
+# What each kind refuses: the header that is right, but for these fields.
+WRONG: dict[Kind, list[dict[str, Any]]] = {
+    Kind.HELLO: [
+        {"credit": -1}, {"credit": 1.5}, {"workers": []}, {"workers": [True]}, {"held": [1]}, {"host": "x" * 5000},
+    ],
+    Kind.WELCOME: [{"speculation": 1}, {"node": b"a"}],
+    Kind.JOB: [
+        {"nslices": 0}, {"nslices": 1 << 40}, {"slices": []}, {"slices": [[0]]}, {"slices": [[0, 1]]},
+        {"slices": [["r", 0]]}, {"slices": [0, "ref"]}, {"slices": [[-1, None]]}, {"forget": ["x"]},
+        {"entry": {}}, {"entry": {**ENTRY, "code": 5}}, {"entry": {**ENTRY, "shadows": "os"}},
+    ],
+    Kind.TASK: [
+        {"indices": [0, "1"]}, {"indices": [-1]}, {"indices": {}}, {"params": 1}, {"round": -1}, {"round": 1 << 60},
+    ],
+    Kind.REFS: [{"offset": -1}, {"total": 1 << 60}, {"gone": 1}, {"ref": None}],
+    Kind.CREDIT: [{"bytes": -1}, {"bytes": 1 << 63}, {"bytes": 0.5}],
+    Kind.RESULT: [
+        {"seconds": math.nan}, {"seconds": math.inf}, {"seconds": -1}, {"roots": []}, {"roots": [[0, 1]]},
+        {"roots": [[0, 1, 0]]}, {"roots": [[0, 1, -1]]}, {"roots": [[0, 1, 2.0]]}, {"roots": [[False, True, 1]]},
+        {"roots": [5]},
+    ],
+    Kind.ERROR: [
+        {"what": "load"}, {"what": "timeout"}, {"worker": -1}, {"slice": "0"}, {"summary": None},
+        {"text": "x" * (2 << 20)},
+    ],
+    Kind.CANCEL: [{"indices": None}, {"indices": [None]}],
+    Kind.LOG: [{"stream": 0}, {"stream": 3}, {"worker": -1}],
+    Kind.PING: [{"t": math.nan}, {"t": math.inf}, {"t": "0"}],
+    Kind.PONG: [{"t": -math.inf}],
+    Kind.BYE: [{"reason": "x" * (2 << 20)}],
+    Kind.SHARE: [{"count": -1}, {"for": 1}, {"seconds": math.nan}],
+}  # fmt: skip
+WRONG_STATES: list[dict[str, Any]] = [
+    {"state": "unheard"},
+    {"state": "ready", "workers": []},
+    {"state": "ready", "workers": [None]},
+    {"state": "replaced", "worker": 1},
+    {"state": "replaced", "worker": -1, "pid": 3},
+    {**LOST, "slices": None},
+    {**LOST, "slice": "3"},
+    {**LOST, "how": 9},
+    {"state": "blocked", "round": 1, "missing": []},
+    {"state": "blocked", "round": 1, "missing": [["ref", -1]]},
+    {"state": "blocked", "round": 1, "missing": [["x" * 5000, 0]]},
+    {"state": "blocked", "round": 1, "missing": [["ref", 0, 0]]},
+    {"state": "shared", "round": 1, "for": "b", "indices": [0.0]},
+]
 
 
 def sample(kind: Kind) -> dict[str, Any]:
-    return {name: SAMPLES[types[0] if isinstance(types, tuple) else types] for name, types in REQUIRED[kind].items()}
+    return SAMPLES[kind][0][0]
+
+
+def buffers_for(kind: Kind) -> tuple[bytes, ...]:
+    return (b"abc", b"")[: SAMPLES[kind][0][1]]
 
 
 def sealed(kind: int, header: bytes, buffers: tuple[bytes, ...] = (), count: int | None = None) -> list[Any]:
@@ -38,11 +129,24 @@ plain = st.recursive(
 buffers_of_any_length = st.lists(st.binary(max_size=40), max_size=5)
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_every_kind_comes_back(kind: Kind) -> None:
-    message = unpack(pack(kind, sample(kind), [b"abc", b""]))
-    assert message == (kind, sample(kind), [b"abc", b""])
+@pytest.mark.parametrize(("kind", "header", "count"), CASES)
+def test_every_kind_comes_back(kind: Kind, header: dict[str, Any], count: int) -> None:
+    buffers = [b"abc", b""][:count]
+    message = unpack(pack(kind, header, buffers))
+    assert message == (kind, header, buffers)
     assert type(message.kind) is Kind
+
+
+def test_every_kind_has_a_sample() -> None:
+    assert set(SAMPLES) == set(HEADERS) == set(Kind)
+    assert {header["state"] for header, _ in SAMPLES[Kind.STATE]} == set(STATES)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_tuples_may_stand_for_lists(kind: Kind) -> None:
+    for header, count in SAMPLES[kind]:
+        tuples = {name: tuple(value) if type(value) is list else value for name, value in header.items()}
+        assert unpack(pack(kind, tuples, [b""] * count)).header == header
 
 
 @given(st.dictionaries(st.text(), plain, max_size=4), buffers_of_any_length)
@@ -68,23 +172,82 @@ def test_frames_may_be_views_and_buffers_need_not_be_of_bytes() -> None:
 
 def test_a_text_with_lone_surrogates_gets_through() -> None:
     text = "File '/home/\udce9'"
-    header = {"round": 1, "what": "OSError", "text": text}
+    header = {"round": 1, "what": "task", "text": text, "worker": 0, "slice": 0, "summary": text}
     assert unpack(pack(Kind.ERROR, header)).header["text"] == text
 
 
-@pytest.mark.parametrize("kind", Kind)
-def test_each_required_field_is_asked_for_by_both_ends(kind: Kind) -> None:
-    for name in REQUIRED[kind]:
-        lacking = {key: value for key, value in sample(kind).items() if key != name}
-        for call in (lambda: pack(kind, lacking), lambda: unpack(sealed(kind, msgpack.packb(lacking)))):
-            with pytest.raises(WireError, match=f"{kind.name} lacks '{name}'"):
+def fields_of(kind: Kind, header: dict[str, Any]) -> dict[str, wire.Field]:
+    return HEADERS[kind] | (STATES[header["state"]] if kind is Kind.STATE else {})
+
+
+@pytest.mark.parametrize(("kind", "header", "count"), CASES)
+def test_each_field_is_asked_for_by_both_ends(kind: Kind, header: dict[str, Any], count: int) -> None:
+    buffers = (b"abc", b"")[:count]
+    for name, field in fields_of(kind, header).items():
+        lacking = {key: value for key, value in header.items() if key != name}
+        for call in (
+            lambda: pack(kind, lacking, buffers),
+            lambda: unpack(sealed(kind, msgpack.packb(lacking), buffers)),
+        ):
+            if field.needed:
+                with pytest.raises(WireError, match=f"{kind.name} lacks '{name}'"):
+                    call()
+            else:
                 call()
-        for wrong in (None, True, b"x", object):
-            header = {**sample(kind), name: wrong}
-            with pytest.raises(WireError, match=f"'{name}' of {kind.name} is a"):
-                pack(kind, header)
-        with pytest.raises(WireError, match=f"'{name}' of {kind.name} is a NoneType"):
-            unpack(sealed(kind, msgpack.packb({**sample(kind), name: None})))
+        for wrong in (object, b"x", {}, {"a": 1}):
+            with pytest.raises(WireError, match=f"as '{name}', which must be"):
+                pack(kind, {**header, name: wrong}, buffers)
+        with pytest.raises(WireError, match=f"as '{name}', which must be"):
+            unpack(sealed(kind, msgpack.packb({**header, name: b"x"}), buffers))
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [(kind, wrong) for kind, cases in WRONG.items() for wrong in cases])
+def test_values_that_nobody_means_are_refused(kind: Kind, wrong: dict[str, Any]) -> None:
+    header = {**sample(kind), **wrong}
+    for call in (
+        lambda: pack(kind, header, buffers_for(kind)),
+        lambda: unpack(sealed(kind, msgpack.packb(header), buffers_for(kind))),
+    ):
+        with pytest.raises(WireError, match=f"as '{next(iter(wrong))}', which must be") as caught:
+            call()
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("header", WRONG_STATES)
+def test_states_that_nobody_means_are_refused(header: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        pack(Kind.STATE, header)
+    with pytest.raises(WireError):
+        unpack(sealed(Kind.STATE, msgpack.packb(header)))
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_each_kind_has_the_buffers_that_go_with_it(kind: Kind) -> None:
+    header, most = sample(kind), wire.BUFFERS.get(kind, range(1))
+    for count in {0, 1, 2, 3} - {*most}:
+        with pytest.raises(WireError, match=f"{kind.name} has {count} buffers"):
+            pack(kind, header, [b""] * count)
+        with pytest.raises(WireError, match=f"{kind.name} has {count} buffers"):
+            unpack(sealed(kind, msgpack.packb(header), (b"",) * count))
+
+
+def test_a_number_of_thousands_of_digits_is_the_senders_error() -> None:
+    with pytest.raises(WireError, match="as 'round', which must be"):
+        pack(Kind.CANCEL, {"round": 10**6000})
+
+
+def test_keys_that_are_numbers_are_refused_wherever_they_stand() -> None:
+    # The hash of a number is the number: a dict of a few megabytes of them can take hours to fill.
+    for header in ({**TASK, 1: 2}, {**TASK, "more": {1: 2}}):
+        with pytest.raises(WireError):
+            unpack(sealed(Kind.TASK, msgpack.packb(header)))
+
+
+def test_an_error_tells_little_of_what_is_long() -> None:
+    for header in ({str(number): "x" * 1000 for number in range(1000)}, {**TASK, "params": ["x" * 10**6] * 10}):
+        with pytest.raises(WireError) as caught:
+            unpack(sealed(Kind.TASK, msgpack.packb(header)))
+        assert len(str(caught.value)) < 1000
 
 
 def test_fields_that_are_not_required_are_kept() -> None:
@@ -157,11 +320,11 @@ def test_a_buffer_lost_or_added_is_refused() -> None:
 
 
 def test_oversized_messages_are_refused_by_both_ends() -> None:
-    huge = "x" * MAX_HEADER
+    huge = {"reason": "done", "more": "x" * MAX_HEADER}
     with pytest.raises(WireError, match=f"the limit is {MAX_HEADER}"):
-        pack(Kind.BYE, {"reason": huge})
+        pack(Kind.BYE, huge)
     with pytest.raises(WireError, match=f"the limit is {MAX_HEADER}"):
-        unpack(sealed(Kind.BYE, msgpack.packb({"reason": huge})))
+        unpack(sealed(Kind.BYE, msgpack.packb(huge)))
     with pytest.raises(WireError, match=f"the limit is {MAX_BUFFERS}"):
         pack(Kind.TASK, TASK, [b""] * (MAX_BUFFERS + 1))
     with pytest.raises(WireError, match=f"the limit is {MAX_BUFFERS}"):
@@ -171,8 +334,8 @@ def test_oversized_messages_are_refused_by_both_ends() -> None:
 
 
 def test_a_header_of_many_megabytes_passes() -> None:
-    reason = "x" * (40 << 20)  # more than msgpack's usual limits
-    assert unpack(pack(Kind.BYE, {"reason": reason})).header["reason"] == reason
+    more = "x" * (40 << 20)  # more than msgpack's usual limits
+    assert unpack(pack(Kind.BYE, {"reason": "done", "more": more})).header["more"] == more
 
 
 def test_every_flipped_bit_of_the_fixed_part_and_the_header_is_seen() -> None:
@@ -216,7 +379,7 @@ def test_a_frame_of_one_message_in_another_is_seen() -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_fuzzed_frames_give_a_message_or_a_wire_error(data: st.DataObject) -> None:
-    frames = [bytearray(frame) for frame in pack(Kind.RESULT, {"round": 1, "roots": [[0, 4]]}, [b"abc", b"defgh"])]
+    frames = [bytearray(frame) for frame in pack(Kind.RESULT, RESULT, [b"abc", b"defgh"])]
     for _ in range(data.draw(st.integers(1, 4))):
         which = data.draw(st.integers(0, len(frames) - 1))
         lo, hi = sorted(data.draw(st.tuples(*[st.integers(0, len(frames[which]))] * 2)))

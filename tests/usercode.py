@@ -162,3 +162,10 @@ def linger_once(gate_and_flag, part):
     announce(gate, os.getpid())
     while True:
         signal.pause()
+
+
+# Values whose order of adding shows
+
+
+def scaled(factor, part):
+    return part[0] * factor

@@ -7,16 +7,17 @@ import logging
 import os
 import random
 import selectors
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import qjam_worker
 from qjam.hosts import HostSpec
@@ -35,10 +36,14 @@ JITTER_FROM, JITTER = 8, 0.02
 # Seconds of silence after which a node takes its master for gone. A cable that is out for 3 s must not be enough, and
 # TCP may take as long again to find out that it is back.
 LEASE = 15.0
+# Seconds without an answer after which the host counts as lost.
+SILENCE = 30.0
 # Seconds for each phase as a whole: paramiko waits without a limit in places, and a login may print for ever. Bringing
 # parts may take minutes on a slow link, and has a limit for each step.
 PHASE_TIMEOUT = {"resolve": 90, "connect": 120, "host key": 90, "auth": 180, "python": 120, "way back": 150}
-STOP_TIMEOUT = 5.0  # seconds for the processes to end, once their hosts have been told
+# Seconds for the processes to let go of their hosts: a node has 6 to leave (`lease` LEAVE_TIMEOUT), to kill it takes 3.
+STOP_TIMEOUT = 10.0
+END_TIMEOUT = 3.0  # seconds for the process that forks them to end, once they have gone
 
 ROUTES = ("direct", "tunnel", "stdio")
 
@@ -54,51 +59,67 @@ class Options(NamedTuple):
 
 
 class Events(Protocol):
-    """What the fleet needs of the engine; called in the fleet's thread."""
+    """What the fleet needs of the engine; called in the fleet's thread, and `lose_node` in that of `start` as well."""
 
     def bind(self, address: str) -> str: ...
     def lose_node(self, name: str, why: str) -> None: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Host:
+    name: str
     order: dict[str, Any]
     report: HostReport
-    lines: Lines | None = None
+    lines: Lines | None = None  # while its lease process lives
+    pid: int | None = None  # of that process
     welcomed: float | None = None
     starting: bool = True
+    unwanted: bool = False
+    forgotten: bool = False
 
 
 class Fleet:
-    """All ssh hosts of one master. One thread, and a process that is started with the first host."""
+    """All ssh hosts of one master. A thread and a process that are started with the first host, and a process a host.
+
+    What the master asks for may be asked in any thread.
+    """
 
     def __init__(self, options: Options, engine: Events) -> None:
         self._options = options
         self._engine = engine
         self._hosts: dict[str, _Host] = {}
         self._waiting: deque[str] = deque()
+        self._queued = False  # some had to wait for a place: they come one by one, without delay
+        self._lock = threading.Lock()  # of `_hosts`, and of what other threads than ours change in them
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_write.setblocking(False)  # the engine's loop wakes us too
-        self._unwanted: deque[tuple[str, str]] = deque()  # and why
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self._closing = threading.Event()
+        self._over = ""  # why no host can be started any more
         forks.add(self)
 
     def start(self, hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
-        """Start a node on each host, once: {node name: (host, keys)}. `report` and `welcomed` tell how that goes."""
-        spread = JITTER * min(len(hosts), PARALLEL) if len(hosts) > JITTER_FROM else 0.0
-        for number, (name, (spec, keys)) in enumerate(hosts.items()):
-            delay = random.uniform(0.0, spread) if number < PARALLEL else 0.0  # the others come one by one anyway
-            self._hosts[name] = _Host(self._order(name, spec, keys, delay), HostReport(spec.address))
-        self._waiting.extend(hosts)
-        self._start_process()
-        self._thread = threading.Thread(target=self._run, name="qjam-fleet", daemon=True)
-        self._thread.start()
+        """Start a node on each host: {node name: (host, keys)}. `report` and `welcomed` tell how that goes. After
+        `close` they are lost at once.
+        """
+        with self._lock:
+            for name, (spec, keys) in hosts.items():
+                self._hosts[name] = _Host(name, self._order(name, spec, keys), HostReport(spec.address))
+            over = self._over
+            if not over:
+                self._waiting.extend(hosts)
+            if not over and self._thread is None:
+                thread = threading.Thread(target=self._run, name="qjam-fleet", daemon=True)
+                thread.start()
+                self._thread = thread
+        if over:
+            for name in hosts:
+                self._lose(self._hosts[name], over)
+        self._wake()
 
-    def _order(self, name: str, spec: HostSpec, keys: Mapping[str, str], delay: float) -> dict[str, Any]:
+    def _order(self, name: str, spec: HostSpec, keys: Mapping[str, str]) -> dict[str, Any]:
         return {
             "host": spec.host,
             "user": spec.user or os.environ.get("QJAM_USER") or None,
@@ -110,8 +131,8 @@ class Fleet:
             "node": name,
             "keys": dict(keys),
             "lease": LEASE,
+            "silence": SILENCE,
             "memory_limit": self._options.memory_limit,
-            "delay": delay,
             "limits": PHASE_TIMEOUT,
             "ssh_config": str(self._options.ssh_config or os.environ.get("QJAM_SSH_CONFIG") or ""),
             "accept_new": self._options.accept_new,
@@ -119,13 +140,31 @@ class Fleet:
             "addresses": list(self._options.addresses),
         }
 
-    def let_go(self, name: str, why: str) -> None:
-        """The node is lost: end its ssh connection and what is left there; from any thread. Hosts without ssh are
-        passed over.
+    def let_go(self, name: str, why: str = "") -> None:
+        """The node is lost: end its ssh connection and what is left there. Hosts without ssh are passed over."""
+        with self._lock:
+            if name in self._hosts:
+                self._release(self._hosts[name])
+
+    def forget(self, name: str) -> None:
+        """Let go of a host and drop what is kept of it as soon as its connection has ended. The engine hears nothing
+        of it from now on.
         """
-        if name in self._hosts:
-            self._unwanted.append((name, why))
-            self._wake()
+        with self._lock:
+            host = self._hosts.get(name)
+            if host is None:
+                return
+            self._release(host)
+            host.forgotten = True
+            if host.lines is None:
+                del self._hosts[name]
+
+    @staticmethod
+    def _release(host: _Host) -> None:
+        host.unwanted = True
+        if host.lines is not None:
+            with contextlib.suppress(OSError):  # it has gone first
+                host.lines.sock.shutdown(socket.SHUT_WR)
 
     def _wake(self) -> None:
         try:
@@ -139,20 +178,23 @@ class Fleet:
 
     def welcomed(self, name: str) -> float | None:
         """When (time.monotonic()) the node was told to begin; None before that."""
-        return self._hosts[name].welcomed
+        host = self._hosts.get(name)
+        return None if host is None else host.welcomed
 
     def close(self) -> None:
         """Let go of all hosts: their nodes end, if they have not, and so do the processes here."""
-        self._closing.set()
-        if self._thread is not None:
+        with self._lock:
+            self._over = self._over or "the master is closed"
+            thread = self._thread
+        if thread is not None:
             self._wake()
-            self._thread.join()
+            thread.join()
         if self._process is not None and self._control is not None:
             self._control.close()
             try:
-                self._process.wait(STOP_TIMEOUT + 3.0)
+                self._process.wait(END_TIMEOUT)
             except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, 9)
+                os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
         self._selector.close()
         self._wake_read.close()
@@ -160,17 +202,25 @@ class Fleet:
         forks.discard(self)
 
     def abandon(self) -> None:
-        """In a fork of the program: close the copies of sockets whose end is to tell of the program's end."""
-        for host in self._hosts.values():
+        """In a fork of the program: close the copies of sockets whose end is to tell of the program's end. Without the
+        lock, which a thread may have held that is not in the fork.
+        """
+        for host in list(self._hosts.values()):
             if host.lines is not None:
                 host.lines.sock.close()
         if self._control is not None:
             self._control.close()
 
     def _start_process(self) -> None:
-        """It imports the few modules that it needs, past `qjam/__init__`, which would bring all of qjam with it, and
+        """The one that forks a process for each host; anew where somebody has killed it, which those do not mind.
+
+        It imports the few modules that it needs, past `qjam/__init__`, which would bring all of qjam with it, and
         without `invoke`, which paramiko takes for a part of ssh_config that we read ourselves: 30 ms of 110.
         """
+        if self._process is not None and self._process.poll() is None:
+            return
+        if self._control is not None:
+            self._control.close()
         package = Path(__file__).parent.parent
         stubs = {"qjam": [str(package)], "qjam_worker": list(qjam_worker.__path__)}
         self._control, theirs = socket.socketpair()
@@ -196,117 +246,164 @@ class Fleet:
         try:
             self._serve()
         except BaseException as error:  # a defect of ours: nobody may wait for hosts that nobody hears
-            for name in self._hosts:
-                self._lose(name, f"the fleet has failed ({type(error).__name__}: {error}); this is a defect of qjam")
+            why = f"the fleet has failed ({type(error).__name__}: {error}); this is a defect of qjam"
+            with self._lock:
+                self._over = self._over or why
+            for host in self._all():
+                self._lose(host, why)
             raise
         finally:
-            for name in list(self._hosts):
-                self._close(name)
+            for host in self._all():
+                self._close(host)
+
+    def _all(self) -> list[_Host]:
+        with self._lock:
+            return list(self._hosts.values())
 
     def _serve(self) -> None:
         self._selector.register(self._wake_read, selectors.EVENT_READ, None)
         stop: float | None = None
         while True:
             self._start_waiting()
-            left = None if stop is None else stop - time.monotonic()
-            if self._closing.is_set() and stop is None:
+            if self._over and stop is None:
                 stop = time.monotonic() + STOP_TIMEOUT
-                self._unwanted.extend((name, "") for name in self._hosts)
-                self._end_unwanted()
-                continue
-            if left is not None and (left <= 0 or not any(host.lines for host in self._hosts.values())):
-                return
+                for host in self._all():
+                    self.let_go(host.name)
+            left = None if stop is None else stop - time.monotonic()
+            if left is not None:
+                living = [host for host in self._all() if host.lines is not None]
+                if not living:
+                    return
+                if left <= 0:
+                    _kill(living)
+                    return
             for key, _ in self._selector.select(left):
                 if key.data is None:
                     self._wake_read.recv(4096)
                 else:
                     self._on_readable(key.data)
-            self._end_unwanted()
-
-    def _end_unwanted(self) -> None:
-        while self._unwanted:
-            name, why = self._unwanted.popleft()
-            host = self._hosts[name]
-            if why and host.report.ready:
-                _say(f"{host.report.host} is lost: {why}; its work goes to the others, and it does not come back")
-            if host.lines is not None:
-                with contextlib.suppress(OSError):  # it has gone first
-                    host.lines.sock.shutdown(socket.SHUT_WR)
 
     def _start_waiting(self) -> None:
-        while self._waiting and not self._closing.is_set():
-            if sum(host.starting and host.lines is not None for host in self._hosts.values()) >= PARALLEL:
-                return
-            name = self._waiting.popleft()
-            host = self._hosts[name]
-            try:
-                ours, theirs = socket.socketpair()
-            except OSError as error:
-                self._lose(name, f"this machine cannot start one more: {error.strerror} (ulimit -n)")
-                continue
-            host.lines = Lines(ours)
-            self._selector.register(host.lines, selectors.EVENT_READ, name)
-            with theirs:
-                try:
-                    assert self._control is not None
-                    socket.send_fds(self._control, [b"h"], [theirs.fileno()])
-                except OSError:
-                    pass  # the end of its socket tells
-            host.lines.send(**host.order)
+        while not self._over and (batch := self._next()):
+            for host in batch:
+                self._launch(host)
 
-    def _on_readable(self, name: str) -> None:
-        host = self._hosts[name]
+    def _next(self) -> list[_Host]:
+        """Those that are to be started now, each with its delay."""
+        under_way = sum(host.starting and host.lines is not None for host in self._all())
+        batch: list[_Host] = []
+        while self._waiting and under_way + len(batch) < PARALLEL:
+            host = self._hosts.get(self._waiting.popleft())
+            if host is not None and not host.unwanted:
+                batch.append(host)
+        crowd = under_way + len(batch)
+        spread = JITTER * crowd if crowd > JITTER_FROM and not self._queued else 0.0
+        self._queued = bool(self._waiting)
+        for host in batch:
+            host.order["delay"] = random.uniform(0.0, spread)
+        return batch
+
+    def _launch(self, host: _Host) -> None:
+        try:
+            self._start_process()
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            self._lose(host, f"this machine cannot start one more: {error.strerror} (ulimit -n)")
+            return
+        with theirs:
+            with self._lock:
+                if host.unwanted:
+                    ours.close()
+                    return
+                host.lines = Lines(ours)
+            self._selector.register(host.lines, selectors.EVENT_READ, host)
+            assert self._control is not None
+            with contextlib.suppress(OSError):  # the end of its socket tells
+                socket.send_fds(self._control, [b"h"], [theirs.fileno()])
+        host.lines.send(**host.order)
+
+    def _on_readable(self, host: _Host) -> None:
         assert host.lines is not None
         try:
             messages = host.lines.receive()
         except EOFError:
-            self._close(name)
-            self._lose(name, "the process that held its ssh connection has ended")
+            self._lose(host, "the process that held its ssh connection has ended")
+            self._close(host)
             return
         for message in messages:
-            self._on_message(name, host, message)
+            self._handlers[next(iter(message))](self, host, message)
 
-    def _on_message(self, name: str, host: _Host, message: dict[str, Any]) -> None:
+    def _on_process(self, host: _Host, message: dict[str, Any]) -> None:
+        host.pid = message["process"]
+
+    def _on_phase(self, host: _Host, message: dict[str, Any]) -> None:
+        host.report.phases[message["phase"]] = message["seconds"]
+        if message["phase"] == "way back":
+            host.welcomed = time.monotonic()
+            host.starting = False
+
+    def _on_bind(self, host: _Host, message: dict[str, Any]) -> None:
+        assert host.lines is not None
+        try:
+            endpoint = self._engine.bind(message["bind"])
+        except OSError as error:
+            host.lines.send(error=str(error))
+        else:
+            host.lines.send(endpoint=endpoint)
+
+    def _on_route(self, host: _Host, message: dict[str, Any]) -> None:
+        host.report.route = message["route"]
+
+    def _on_note(self, host: _Host, message: dict[str, Any]) -> None:
+        _say(message["note"])
+
+    def _on_failed(self, host: _Host, message: dict[str, Any]) -> None:
         report = host.report
-        if "phase" in message:
-            report.phases[message["phase"]] = message["seconds"]
-            if message["phase"] == "way back":
-                host.welcomed = time.monotonic()
-                host.starting = False
-        elif "bind" in message:
-            assert host.lines is not None
-            try:
-                endpoint = self._engine.bind(message["bind"])
-            except OSError as error:
-                host.lines.send(error=str(error))
-            else:
-                host.lines.send(endpoint=endpoint)
-        elif "route" in message:
-            report.route = message["route"]
-        elif "note" in message:
-            _say(message["note"])
-        elif "failed" in message:
-            report.stderr = message["stderr"]
-            report.failed, report.why = message["failed"], message["why"]
-            self._lose(name, str(report).partition(": ")[2])
-        elif "ended" in message:
-            report.stderr = message["stderr"]
-            tail = "".join(f"\n    | {line}" for line in message["stderr"])
-            self._lose(name, message["ended"] + tail)
+        report.stderr = message["stderr"]
+        report.failed, report.why = message["failed"], message["why"]
+        self._lose(host, str(report).partition(": ")[2])
 
-    def _lose(self, name: str, why: str) -> None:
-        host = self._hosts[name]
+    def _on_ended(self, host: _Host, message: dict[str, Any]) -> None:
+        host.report.stderr = message["stderr"]
+        tail = "".join(f"\n    | {line}" for line in message["stderr"])
+        self._lose(host, message["ended"] + tail)
+
+    # What a message is about is its first name.
+    _handlers: ClassVar[Mapping[str, Callable[[Fleet, _Host, dict[str, Any]], None]]] = {
+        "process": _on_process,
+        "phase": _on_phase,
+        "bind": _on_bind,
+        "route": _on_route,
+        "note": _on_note,
+        "failed": _on_failed,
+        "ended": _on_ended,
+    }
+
+    def _lose(self, host: _Host, why: str) -> None:
         host.starting = False
         if not host.report.ready and host.report.failed is None:
             host.report.failed, host.report.why = "ready" if host.welcomed else "", why
-        self._engine.lose_node(name, why)
+        with self._lock:
+            if not host.forgotten:
+                self._engine.lose_node(host.name, why)
 
-    def _close(self, name: str) -> None:
-        host = self._hosts[name]
-        if host.lines is not None:
-            self._selector.unregister(host.lines)
+    def _close(self, host: _Host) -> None:
+        if host.lines is None:
+            return
+        self._selector.unregister(host.lines)
+        with self._lock:
             host.lines.sock.close()
             host.lines = None
+            if host.forgotten:
+                del self._hosts[host.name]
+
+
+def _kill(hosts: Sequence[_Host]) -> None:
+    """End processes that do not end when they are told: they are stopped, perhaps. Each has a group to itself."""
+    for host in hosts:
+        if host.pid is not None:
+            with contextlib.suppress(OSError):  # it has gone first
+                os.killpg(host.pid, signal.SIGKILL)
 
 
 def _say(text: str) -> None:

@@ -24,18 +24,28 @@ from qjam_worker.stdio import LEASE, Frames, frame
 
 from . import bundle, parts, ssh, tunnel
 from .lines import Lines
-from .session import Session
+from .session import Session, run_beside
 from .ssh import Refused
 
 BEAT = 2.0  # seconds between the signs of life that a node gets, and answers
-SILENCE = 30.0  # seconds without an answer after which the host counts as lost
 PYTHON_TIMEOUT = 60.0  # seconds for a login shell, its start files and python; the disk may be a sleepy network one
 BUNDLE_TIMEOUT = 120.0  # to unpack and import, once everything is there
 PROBE_TIMEOUT = 1.5  # for a SYN and one repetition of it
 TUNNEL_TIMEOUT = 10.0  # for a probe through the tunnel, which answers or does not exist
-LEAVE_TIMEOUT = 6.0  # for the node to stop everything, once its stdin has ended
+LEAVE_TIMEOUT = 6.0  # from its last sign of life on, for a node to stop everything once its stdin has ended
+KILL_TIMEOUT = 3.0  # for the command that kills it
 STDOUT_LINES = 5  # of what a login printed that did not come to python
 PIECE = 1 << 20
+
+# Passes through any login shell: no newline, apostrophe or exclamation mark. Its arguments are the pid of the node and
+# when that process began: field 22 of its stat, counted from the end of its name, in which there may be spaces. What
+# the node has forked, its warm parent above all, may be stopped with it: once it goes on, it ends by itself.
+KILL = (
+    'read -r stat <"/proc/$1/stat" && set -- "$1" "$2" ${stat##*) } && test "${22}" = "$2" || exit 1; '
+    "node=$1; forked=; for file in /proc/[0-9]*/stat; do "
+    'read -r stat <"$file" && set -- ${stat##*) } && test "$2" = "$node" && forked="$forked ${stat%% *}"; '
+    "done 2>/dev/null; kill -KILL $node; kill -CONT $forked"
+)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -89,6 +99,8 @@ class Lease:
         self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.connection: ssh.Connection | None = None
         self.session: Session | None = None
+        self.node: list[int] | None = None  # its pid, and when it began
+        self.killing = threading.Lock()
         self.phase_began = self.heard = time.monotonic()
         self.watchdog: threading.Timer | None = None
         self.welcomed = False
@@ -97,6 +109,7 @@ class Lease:
     def run(self) -> NoReturn:
         """Start the node and hold the lease; whatever happens, the master hears of it."""
         try:
+            self.master.send(process=os.getpid())
             while not (orders := self.master.receive()):
                 pass  # a long one comes in pieces
             (order,) = orders
@@ -112,6 +125,7 @@ class Lease:
             self.master.send(failed="", why=f"{error!r}\n{traceback.format_exc()}", stderr=self._stderr())
         finally:
             try:
+                self._kill_node()
                 if self.connection is not None:
                     self.connection.close()
             finally:
@@ -133,6 +147,7 @@ class Lease:
         self._bring_parts(self.session, facts, workers)
         route, endpoint = self._find_way(self.connection, self.session, order["route"])
         welcome = {name: order[name] for name in ("node", "keys", "lease", "memory_limit")}
+        self._on_heard()
         self.welcomed = True
         self.session.tell(welcome={**welcome, "workers": workers, "endpoint": endpoint}, stdio=route == "stdio")
         uplink = None
@@ -140,7 +155,7 @@ class Lease:
             uplink = tunnel.StdioUplink(self.session.channel, self._bind("127.0.0.1"), self.session.sending)
         self.master.send(route=route)
         self._phase("way back")
-        self._hold(self.session, uplink)
+        self._hold(self.session, uplink, order["silence"])
 
     # The master
 
@@ -155,7 +170,8 @@ class Lease:
         if self.session is not None and self.welcomed:
             # In a thread: it waits while the way is full.
             threading.Thread(target=self.session.end_input, daemon=True).start()
-            time.sleep(LEAVE_TIMEOUT)
+            time.sleep(max(0.0, self.heard + LEAVE_TIMEOUT - time.monotonic()))
+            self._kill_node()
         self._leave()
 
     def _phase(self, name: str) -> None:
@@ -174,12 +190,24 @@ class Lease:
 
     def _overdue(self, name: str, limit: float) -> None:
         self.master.send(failed=name, why=f"it was not over after {limit:.0f} s", stderr=[])
+        self._kill_node()
         self._leave()
 
     def _leave(self) -> NoReturn:
         ssh.kill_proxies()
         os.killpg(0, signal.SIGKILL)  # with a pip that may be under way
         os._exit(0)
+
+    def _kill_node(self) -> None:
+        """Where it has not ended well: it may be stopped, and hears neither of its lease nor of its stdin. Its warm
+        parent then ends the workers and removes the files. This is the one exception to one exec a host.
+        """
+        with self.killing:  # who comes second waits
+            node, self.node = self.node, None
+            if node is None or self.connection is None or self.session is None or self.session.ended_well:
+                return
+            command = f"exec /bin/sh -c {shlex.quote(KILL)} qjam {node[0]} {node[1]}"
+            run_beside(self.connection.transport, command, KILL_TIMEOUT)
 
     def _bind(self, address: str) -> str:
         """Have the ROUTER bound there, and give the endpoint. Raises OSError."""
@@ -215,6 +243,7 @@ class Lease:
         if said is not None:
             raise Refused("python", _why_no_python(session, python, said.rpartition(set_up.encode())[2]))
         facts = session.hear("python")
+        self.node = facts["process"]
         self._phase("python")
         return facts
 
@@ -301,7 +330,7 @@ class Lease:
 
     # The lease
 
-    def _hold(self, session: Session, uplink: tunnel.StdioUplink | None) -> NoReturn:
+    def _hold(self, session: Session, uplink: tunnel.StdioUplink | None, silence: float) -> NoReturn:
         """Send beats and take their echoes, or whatever else comes, until the node ends."""
         frames, why = Frames(), ""
         self._on_heard()
@@ -310,8 +339,8 @@ class Lease:
         threading.Thread(target=_beat, args=(session, beat), name="qjam-beat", daemon=True).start()
         while True:
             session.stderr()
-            if time.monotonic() - self.heard > SILENCE:
-                why = f"no sign of life for {SILENCE:.0f} s"
+            if time.monotonic() - self.heard > silence:
+                why = f"no sign of life for {silence:.0f} s"
                 break
             try:
                 data = session.channel.recv(tunnel.READ)

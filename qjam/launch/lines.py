@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 READ = 64 * 1024
+LONGEST = 16 * 1024 * 1024  # bytes of a message
 
 
 class Lines:
@@ -30,7 +31,7 @@ class Lines:
                 pass
 
     def receive(self) -> list[dict[str, Any]]:
-        """Block for the next messages. Raises EOFError when the other end is closed."""
+        """Block for the next messages. Raises EOFError when the other end is closed, or says what is no message."""
         try:
             data = self.sock.recv(READ)
         except ConnectionResetError:
@@ -38,4 +39,10 @@ class Lines:
         if not data:
             raise EOFError
         *whole, self._rest = (self._rest + data).split(b"\n")
-        return [json.loads(line) for line in whole]
+        try:
+            messages = [json.loads(line) for line in whole]
+        except (ValueError, RecursionError):
+            raise EOFError from None
+        if len(self._rest) > LONGEST or not all(type(message) is dict for message in messages):
+            raise EOFError
+        return messages

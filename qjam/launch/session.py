@@ -93,6 +93,11 @@ class Session:
         status: int = self.channel.recv_exit_status() if self.channel.status_event.wait(END_TIMEOUT) else -1
         return None if status == -1 else status
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether the command has ended, with status 0."""
+        return self.channel.exit_status == 0
+
     def ending(self) -> str:
         """How it ended, in words."""
         status = self.exit_status()
@@ -116,3 +121,21 @@ class Session:
             self.channel.shutdown_write()
         except (OSError, EOFError):
             pass
+
+
+def run_beside(transport: paramiko.Transport, command: str, timeout: float) -> None:
+    """Run another command on the connection and wait for its end. After `timeout` nobody waits for it any more: in a
+    thread of its own, for paramiko knows no limit where the way is full.
+    """
+
+    def run() -> None:
+        try:
+            channel = transport.open_session(timeout=timeout)
+            channel.exec_command(command)
+            channel.status_event.wait(timeout)
+        except (paramiko.SSHException, OSError, EOFError):
+            pass  # nothing can be run there
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(timeout)

@@ -62,7 +62,7 @@ class Stage1:
         if not sys.flags.ignore_environment:
             sys.path[:0] = filter(None, hello["env"].get("PYTHONPATH", "").split(os.pathsep))
         caches = Caches()
-        self.tell(facts=facts(), cached=caches.held(), python=sys.executable)
+        self.tell(facts=facts(), cached=caches.held(), python=sys.executable, process=process())
         probes = Probes(hello["ways"])  # their time runs while the parts come
         wanted = self.hear()
         kept = [caches.use(part) for part in wanted["parts"]]
@@ -128,6 +128,15 @@ def facts() -> "Dict[str, Any]":
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "has": installed(),
     }
+
+
+def process() -> "Optional[List[int]]":
+    """The pid of the node to be, and when it began, in ticks of the system; None where there is no /proc."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            return [os.getpid(), int(file.read().rpartition(b")")[2].split()[19])]
+    except OSError:
+        return None
 
 
 def installed() -> "Dict[str, str]":

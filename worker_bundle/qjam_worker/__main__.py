@@ -19,8 +19,8 @@ def serve(
     welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = (), warm: Optional[Warm] = None
 ) -> None:
     """Be the node that the welcome describes: {"endpoint", "node", "workers"} and, where the link is encrypted, "keys"
-    as in `Node.connect`. "memory_limit" are the bytes that
-    each worker may take for itself. "lease" are the seconds for which `read_fd` may be silent; it may be so for ever without.
+    as in `Node.connect`. "memory_limit" are the bytes that each worker may take for itself. "lease" are the seconds for
+    which `read_fd` may be silent; it may be so for ever without.
     """
     ended, end = os.pipe()
     whys: list[str] = []

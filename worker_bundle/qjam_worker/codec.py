@@ -131,6 +131,7 @@ _LONE = {id(np.dtype(char)) for char in "?bBhHiIlLqQefd"}  # whose memory a memo
 _lone_headers: dict[tuple[int, tuple[int, ...]], bytes] = {}
 _lone_arrays: dict[bytes, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
 _MAX_LONE = 1024
+_LONGEST_LONE = 1024  # bytes of a header that is remembered
 
 
 def _encode_lone(value: np.ndarray[Any, Any]) -> Encoded:
@@ -417,7 +418,7 @@ def _decode_any(header: Buffer, buffers: Sequence[Buffer], copy: bool, allow_pic
 
 
 def _remember(header: bytes, value: np.ndarray[Any, Any]) -> None:
-    if len(_lone_arrays) < _MAX_LONE:
+    if len(_lone_arrays) < _MAX_LONE and len(header) <= _LONGEST_LONE:
         _lone_arrays[header] = value.dtype, value.shape, value.nbytes
 
 

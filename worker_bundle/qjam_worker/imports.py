@@ -8,6 +8,9 @@ from .pool import Pool, WorkerHandle
 
 Module = Optional[dict[str, Any]]  # what modules.Ask gives
 
+LONGEST_NAME = 1000  # characters; no module that lies in files has such a name
+FIELDS = {"source": bytes, "path": str, "package": bool}
+
 
 class Imports:
     """The modules of the newest epoch by ref; the absent ones too, so that the master is asked once."""
@@ -31,14 +34,17 @@ class Imports:
     def ask(self, worker: WorkerHandle, epoch: int, name: str) -> Optional[str]:
         """Answer the worker, or give the ref that has to be fetched first."""
         ref = f"module:{epoch}:{name}"
-        if ref in self._known:
-            self._answer(worker, ref, self._known[ref])
+        if ref in self._known or len(name) > LONGEST_NAME:
+            self._answer(worker, ref, self._known.get(ref))
             return None
         self._waiting.setdefault(ref, []).append(worker)
         return ref
 
     def arrived(self, ref: str, module: Module) -> None:
-        """The master has answered."""
+        """The master has answered. ValueError when that is no module."""
+        fields = {name: type(value) for name, value in module.items()} if type(module) is dict else None
+        if module is not None and fields != FIELDS:
+            raise ValueError(f"{ref} is no module")
         self._known[ref] = module
         self.refuse(ref, module)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import threading
 import time
 from typing import Callable, Optional
@@ -36,6 +37,22 @@ def _watch(read_fd: int, write_fd: int, limit: Optional[float], end: Callable[[s
             os.write(write_fd, beat)
     except OSError as error:
         why = f"the way to the master is closed: {error}"
+    _wake_children()
     end(why)
     time.sleep(HARD)
     os._exit(1)
+
+
+def _wake_children() -> None:
+    """The warm parent, and the relay if there is one: stopped, they would outlive this process."""
+    try:
+        tasks = os.listdir("/proc/self/task")
+    except OSError:
+        return  # not Linux
+    for task in tasks:
+        try:
+            with open(f"/proc/self/task/{task}/children") as file:
+                for pid in file.read().split():
+                    os.kill(int(pid), signal.SIGCONT)
+        except OSError:
+            continue  # it has gone first

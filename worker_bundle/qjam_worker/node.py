@@ -10,8 +10,8 @@ import selectors
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-from operator import attrgetter
 from typing import Any, Callable, Optional
 
 import msgpack
@@ -24,8 +24,8 @@ from .link import LIVENESS, Link
 from .params import ParamsPlaces
 from .pool import PRINTED, RANG, Pool, WorkerHandle
 from .reducing import Span
-from .results import Held, fold_small
-from .rounds import NodeJob, NodeRound
+from .results import Held
+from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from .store import Files, NoRoom, Store, map_file, remove
 from .warm import Warm, usable_cores
 from .wire import Kind
@@ -35,6 +35,8 @@ from .worker import result_prefix
 CREDIT = 16 * 1024 * 1024
 # Bytes of printed text on their way to the master; beyond it print() waits, as on a slow terminal.
 PRINT_CREDIT = 1024 * 1024
+# Characters of the reason for leaving that the master is told.
+LONGEST_WHY = 8192
 # The share of the host's memory that slices may take before the least recently used ones go.
 STORE_SHARE = 0.5
 # What ZeroMQ tells of a link that was up and is no more, or that the master refuses.
@@ -84,27 +86,35 @@ class Node:
         self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
         self.pool = Pool(workers, self.files, self.selector, self, paths, warm, memory_limit)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
-        self.jobs: dict[int, NodeJob] = {}
-        self.rounds: dict[int, NodeRound] = {}
+        self.scheduler = Scheduler(workers, self.store)
         self.params = ParamsPlaces(self.files, self.store)
-        self.asked: set[str] = set()
         self.imports = Imports(self.pool)
         self.print_credit = PRINT_CREDIT
         self.made = 0
         self.leaving: Optional[str] = None
-        self.answers: dict[str, Callable[[WorkerHandle, dict[str, Any], Optional[NodeRound]], None]] = {
+        self.commands: deque[Command] = deque()
+        self.acting = False
+        self.perform: dict[type, Callable[[Any], None]] = {
+            Tell: lambda command: self.send(*command),
+            Give: self._give,
+            Interrupt: lambda command: self.pool.interrupt(self.pool.workers[command.worker], time.monotonic()),
+            Forget: self._forget,
+            Ended: lambda command: self.params.release(command.round),
+        }
+        self.answers: dict[str, Callable[[WorkerHandle, dict[str, Any], float], list[Command]]] = {
             "done": self._on_done,
-            "error": self._on_error,
-            "cancelled": lambda worker, message, round_: None,
+            "error": lambda worker, message, now: self.scheduler.on_error(worker.index, message, now),
+            "cancelled": lambda worker, message, now: self.scheduler.on_cancelled(worker.index, now),
         }
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
-            Kind.WELCOME: lambda header, buffers: None,
+            Kind.WELCOME: lambda header, buffers: self.act(self.scheduler.on_welcome(header)),
             Kind.JOB: self.on_job,
             Kind.TASK: self.on_task,
+            Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, time.monotonic())),
             Kind.REFS: self.on_refs,
             Kind.CREDIT: self.on_credit,
-            Kind.CANCEL: self.on_cancel,
-            Kind.PING: lambda header, buffers: self.send(Kind.PONG, header),
+            Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, time.monotonic())),
+            Kind.PING: lambda header, buffers: self.send(Kind.PONG, {"t": header["t"]}),
             Kind.BYE: lambda header, buffers: self.leave(header["reason"]),
         }
 
@@ -160,7 +170,7 @@ class Node:
         on_event()  # the descriptor of a ZeroMQ socket tells of nothing before the socket was found empty once
 
     def leave(self, reason: str) -> None:
-        self.leaving = reason
+        self.leaving = reason[:LONGEST_WHY]
 
     def start(self) -> None:
         """Start the workers and report to the master."""
@@ -179,7 +189,7 @@ class Node:
 
     def poll(self, timeout: Optional[float]) -> None:
         """Wait for events, `timeout` seconds at most, and handle them. The uplink is `receive`'s: call that first."""
-        deadline = self.pool.next_deadline()
+        deadline = self.next_deadline()
         if deadline is not None:
             left = max(0.0, deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
@@ -189,7 +199,9 @@ class Node:
         for key, _ in events:
             key.data[1]()
         if deadline is not None:
-            self.pool.on_timer(time.monotonic())
+            now = time.monotonic()
+            self.pool.on_timer(now)
+            self.act(self.scheduler.on_timer(now))
 
     def fileno(self) -> int:
         """Readable when `poll` has something to do: for a loop that this node is a guest of."""
@@ -197,7 +209,10 @@ class Node:
 
     def next_deadline(self) -> Optional[float]:
         """When `poll` is due even if nothing happens, by time.monotonic(), in seconds."""
-        return self.pool.next_deadline()
+        kill, check = self.pool.next_deadline(), self.scheduler.next_deadline()
+        if kill is None or check is None:
+            return check if kill is None else kill
+        return min(kill, check)
 
     def close(self) -> None:
         """Stop the workers, remove the files, say BYE."""
@@ -220,7 +235,7 @@ class Node:
     def _forget_files(self) -> None:
         """Let go of every mapping now: the files are removed, but their memory lasts as long as somebody maps it."""
         self.store.clear()
-        self.rounds.clear()
+        self.scheduler.rounds.clear()
         self.params.clear()
 
     # The uplink
@@ -245,10 +260,15 @@ class Node:
         )
 
     def receive(self) -> bool:
-        """Take what the master has sent; False when it is time to leave."""
+        """Take what the master has sent; False when it is time to leave, as it is when that cannot be meant."""
         while self.leaving is None and (frames := self.uplink.receive()) is not None:
-            message = wire.unpack(frames)
-            self.handlers[message.kind](message.header, message.buffers)
+            try:
+                message = wire.unpack(frames)
+                if message.kind not in self.handlers:
+                    raise ValueError(f"{message.kind.name} is for the master")
+                self.handlers[message.kind](message.header, message.buffers)
+            except Exception as error:  # noqa: BLE001  whatever is wrong with it, the master hears of it
+                self.leave(f"it was sent what it does not understand: {type(error).__name__}: {error}")
         return self.leaving is None
 
     def stir(self) -> None:
@@ -257,81 +277,40 @@ class Node:
 
     # Jobs and rounds
 
-    def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        number = header["job"]
-        for old in header.get("forget", ()):
-            self._forget_job(old)
-        self.imports.begin(header["entry"]["epoch"])
-        if number not in self.jobs:
-            self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
-        self.jobs[number].add(dict(header["slices"]))
+    def act(self, commands: Iterable[Command]) -> None:
+        """Carry out what was decided, in that order: what follows from carrying it out comes after the rest."""
+        self.commands.extend(commands)
+        if self.acting:
+            return
+        self.acting = True
+        try:
+            while self.commands:
+                command = self.commands.popleft()
+                self.perform[type(command)](command)
+        finally:
+            self.acting = False
 
-    def _forget_job(self, number: int) -> None:
-        if self.jobs.pop(number, None) is not None:
-            for worker in self.pool.workers:
-                if number in worker.jobs:
-                    worker.jobs.discard(number)
-                    self.pool.tell(worker, {"op": "forget", "job": number})
+    def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        self.imports.begin(header["entry"]["epoch"])
+        self.act(self.scheduler.on_job(header))
+
+    def _forget(self, command: Forget) -> None:
+        for worker in self.pool.workers:
+            if command.job in worker.jobs:
+                worker.jobs.discard(command.job)
+                self.pool.tell(worker, {"op": "forget", "job": command.job})
 
     def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        number, job = header["round"], self.jobs[header["job"]]
-        round_ = self.rounds.get(number)
-        if round_ is None:
+        number = header["round"]
+        if number not in self.scheduler.rounds:
             if header["params"] is None and not buffers:
                 return  # given up here, which the master does not know yet
-            round_ = self.rounds[number] = NodeRound(number, job, len(self.pool.workers))
             try:
                 self.params.keep(number, header["params"], buffers)
             except NoRoom as error:
-                self._fail(round_, "room", str(error))
+                self.act([refusal(number, str(error))])
                 return
-        for ref in (self._code_ref(job), self.params.ref(number)):
-            if ref is not None and not self._pin(round_, ref):
-                round_.lacking.add(ref)
-        refs = [job.refs[index] for index in header["indices"]]
-        round_.add(header["indices"], {ref for ref in refs if ref is not None and not self._pin(round_, ref)})
-        self._ask_for_missing(round_)
-        self._assign()
-
-    def _pin(self, round_: NodeRound, ref: str) -> bool:
-        """Keep the ref for the round; False when it is not here yet."""
-        if ref not in round_.pinned:
-            round_.pinned.add(ref)
-            self.store.pin(ref)
-        return ref in self.store
-
-    def _ask_for_missing(self, round_: NodeRound) -> None:
-        """Tell the master which refs the round lacks."""
-        if not (round_.lacking or round_.waiting):
-            return
-        missing = [ref for ref in round_.missing if ref not in self.asked]
-        if missing:
-            self.asked.update(missing)
-            refs = [[ref, self.store.have(ref)] for ref in missing]
-            self.send(Kind.STATE, {"state": "blocked", "round": round_.number, "missing": refs})
-
-    @staticmethod
-    def _code_ref(job: NodeJob) -> Optional[str]:
-        ref: Optional[str] = job.entry["code"]
-        return ref
-
-    def _end(self, round_: NodeRound) -> None:
-        """The round is over here: stop who works for it, give back what it held."""
-        del self.rounds[round_.number]
-        for worker in self.pool.workers:
-            if worker.round == round_.number:
-                self.pool.interrupt(worker, time.monotonic())
-        for ref in round_.pinned:
-            self.store.unpin(ref)
-        self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
-        self.params.release(round_.number)
-        for held in round_.held:
-            held.release()
-
-    def on_cancel(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        round_ = self.rounds.get(header["round"])
-        if round_ is not None:
-            self._end(round_)
+        self.act(self.scheduler.on_task(header, time.monotonic()))
 
     # Refs
 
@@ -341,23 +320,33 @@ class Node:
             self._on_gone(ref)
             return
         data = [memoryview(buffer).cast("B") for buffer in buffers]
-        self._write(ref, header["offset"], header["total"], data)
+        if self._is_expected(ref, header["offset"], data):
+            self._write(ref, header["offset"], header["total"], data)
         self.send(Kind.CREDIT, {"bytes": sum(map(len, data))})
-        if ref in self.store:
-            self.asked.discard(ref)
-            for round_ in self.rounds.values():
-                round_.arrived(ref)
-            if ref in self.imports:
-                self._on_module(ref)
-            else:
-                self._assign()
+        if ref not in self.store:
+            return
+        self.act(self.scheduler.on_arrived(ref, time.monotonic()))
+        if ref in self.imports:
+            self._on_module(ref)
+
+    def _is_expected(self, ref: str, offset: int, data: list[memoryview]) -> bool:
+        """Whether a chunk is of use. ValueError when none like it can have been asked for."""
+        if not any(data):
+            raise ValueError(f"a chunk of {ref} is empty")
+        here = self.store.have(ref)
+        if ref in self.scheduler.asked:
+            if offset > here:
+                raise ValueError(f"the bytes of {ref} from {here} on are lacking; a chunk begins at {offset}")
+            return True
+        if here or self.scheduler.named(ref):  # a round that is over has asked, and another one may
+            return offset <= here
+        if not ref.startswith("params:"):  # else its round has ended here, which the master did not know
+            raise ValueError(f"{ref} was never asked for")
+        return False
 
     def _on_gone(self, ref: str) -> None:
-        """The master has dropped it with the round that asked first; another round may still want it."""
-        self.asked.discard(ref)
         self.imports.refuse(ref)
-        for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
-            self._ask_for_missing(round_)
+        self.act(self.scheduler.on_gone(ref))
 
     def _write(self, ref: str, offset: int, total: int, data: list[memoryview]) -> None:
         dropped: list[str] = []
@@ -366,64 +355,51 @@ class Node:
                 dropped += self.store.write(ref, offset, total, piece)
                 offset += len(piece)
         except NoRoom as error:
-            for round_ in [r for r in self.rounds.values() if ref in r.pinned]:
-                self._fail(round_, "room", str(error))
+            for number in self.scheduler.wanting(ref):
+                self.act(self.scheduler.on_no_room(number, str(error), time.monotonic()))
             self.imports.refuse(ref)
         if dropped:
             for worker in self.pool.workers:
                 self.pool.tell(worker, {"op": "drop", "paths": dropped})
 
     def _on_module(self, ref: str) -> None:
-        module = msgpack.unpackb(self.store.read(ref))
+        module = msgpack.unpackb(self.store.read(ref), unicode_errors="surrogatepass")
         self.store.drop(ref)
         self.imports.arrived(ref, module)
 
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        if self.print_credit + header["bytes"] > PRINT_CREDIT:
+            raise ValueError(f"it may print {header['bytes']} bytes more than it has printed")
         self.print_credit += header["bytes"]
         self.pool.mute(self.print_credit <= 0)
 
     # Giving out work
 
-    def _assign(self) -> None:
-        """Give every idle worker something to do, the oldest round first."""
-        for round_ in [r for r in self.rounds.values() if r.has_work]:
-            for worker in self.pool.workers:
-                if round_.number not in self.rounds:
-                    break  # given up on the way: no room
-                if not worker.seq and worker.ready and not self._give(worker, round_) and round_.job.has_data:
-                    break
-
-    def _give(self, worker: WorkerHandle, round_: NodeRound) -> bool:
-        refs = round_.job.refs
-        block = round_.take_map(worker.index)
-        message: dict[str, Any]
-        if block:
-            message = {
-                "op": "run",
-                "params": self.params.where(round_.number),
-                "slices": [self._slice_place(index, refs[index]) for index in block],
-            }
-        elif fold := round_.take_fold(worker.index, attrgetter("small")):
-            try:
-                message = {"op": "fold", "items": self._fold_items(fold)}
-            except NoRoom as error:
-                self._fail(round_, "room", str(error))
-                return False
+    def _give(self, command: Give) -> None:
+        index, round_, work = command
+        if round_.number not in self.scheduler.rounds:  # given up since this was decided
+            self.act(self.scheduler.on_cancelled(index, time.monotonic()))
+            return
+        worker, job = self.pool.workers[index], round_.job
+        message: dict[str, Any] = {"job": job.number}
+        if work.fold is None:
+            slices = [self._slice_place(i, job.refs[i]) for i in work.slices]
+            message.update(op="run", params=self.params.where(round_.number), slices=slices)
         else:
-            return False
-        job = round_.job
+            try:
+                message.update(op="fold", items=self._fold_items(work.fold))
+            except NoRoom as error:
+                self.act(self.scheduler.on_failed(index, "room", str(error), time.monotonic()))
+                return
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
-            code = self._code_ref(job)
+            code: Optional[str] = job.entry["code"]
             place = None if code is None else (self.store.path(code), self.store.size(code))
             self.pool.tell(
                 worker,
                 {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices},
             )
-        worker.round = round_.number
-        message["job"] = job.number
         self.pool.ring(worker, message)
-        return True
 
     def _slice_place(self, index: int, ref: Optional[str]) -> tuple[int, Optional[str], int]:
         return (index, None, 0) if ref is None else (index, self.store.path(ref), self.store.size(ref))
@@ -441,115 +417,47 @@ class Node:
 
     def on_pool_ready(self) -> None:
         self.send(Kind.STATE, {"state": "ready", "workers": [worker.pid for worker in self.pool.workers]})
-        self._assign()
+        for worker in self.pool.workers:
+            self.act(self.scheduler.on_ready(worker.index, time.monotonic()))
 
     def on_worker_replaced(self, worker: WorkerHandle) -> None:
         self.send(Kind.STATE, {"state": "replaced", "worker": worker.index, "pid": worker.pid})
-        self._assign()
+        self.act(self.scheduler.on_ready(worker.index, time.monotonic()))
 
     def on_worker_message(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         if message["op"] == "import":
             self._on_import(worker, message)
             return
-        round_ = self.rounds.get(worker.round) if worker.round is not None else None
         self.pool.rest(worker)
+        now = time.monotonic()
         try:
-            self.answers[message["op"]](worker, message, round_)
+            commands = self.answers[message["op"]](worker, message, now)
         except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
-            if round_ is not None and round_.number in self.rounds:
-                self._fail(round_, "node", f"the node cannot use the answer of worker {worker.index}: {error!r}")
-        if self.rounds:
-            self._assign()
+            text = f"the node cannot use the answer of worker {worker.index}: {error!r}"
+            commands = self.scheduler.on_failed(worker.index, "node", text, now)
+        self.act(commands)
 
-    def _on_done(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
+    def _on_done(self, worker: WorkerHandle, message: dict[str, Any], now: float) -> list[Command]:
         roots = [((lo, hi), self._hold(worker, plain, *where)) for lo, hi, plain, where in message["roots"]]
-        if round_ is None:
-            for _, held in roots:
-                held.release()
-            return
-        for used in round_.put(worker.index, roots):
-            used.release()
-        if not round_.job.user_reduce:
-            for span, _ in roots:
-                round_.tree.fold_from(span, fold_small)
-        self._finish(round_)
+        return self.scheduler.on_done(worker.index, roots, now)
 
     def _hold(self, worker: WorkerHandle, plain: bool, path: str, offset: int, size: int) -> Held:
         if path == worker.slot.path:  # the slot is written again with the worker's next task
             return Held(memoryview(bytes(worker.slot.view[offset : offset + size])), plain)
         return Held(map_file(path, size), plain, path)
 
-    def _finish(self, round_: NodeRound) -> None:
-        """Send the roots when nothing is left to do here."""
-        if not round_.settled or not round_.tree.values:
-            return
-        roots, buffers = [], []
-        for lo, hi in round_.tree.spans:
-            frames = round_.tree.values[lo, hi].frames()
-            roots.append([lo, hi, len(frames)])
-            buffers += frames
-        self.send(Kind.RESULT, {"round": round_.number, "roots": roots}, buffers)
-        if round_.tree.complete:
-            self._end(round_)
-        else:
-            for span in roots:
-                round_.tree.take((span[0], span[1])).release()
-
-    def _on_error(self, worker: WorkerHandle, message: dict[str, Any], round_: Optional[NodeRound]) -> None:
-        if round_ is not None:
-            self._report(
-                round_,
-                "task",
-                message["text"],
-                worker.index,
-                message["slice"],
-                message["summary"],
-                message["pickled"],
-            )
-
-    def _report(
-        self,
-        round_: NodeRound,
-        what: str,
-        text: str,
-        worker: Optional[int],
-        slice_: Optional[int],
-        summary: str,
-        pickled: Optional[bytes] = None,
-    ) -> None:
-        header = {
-            "round": round_.number,
-            "what": what,
-            "text": text,
-            "worker": worker,
-            "slice": slice_,
-            "summary": summary,
-        }
-        self.send(Kind.ERROR, header, [] if pickled is None else [pickled])
-
-    def _fail(self, round_: NodeRound, what: str, text: str) -> None:
-        """Give a round up that cannot go on here."""
-        self._report(round_, what, text, None, None, text)
-        self._end(round_)
-
     def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         ref = self.imports.ask(worker, message["epoch"], message["name"])
-        if ref is not None and ref not in self.asked:
-            self.asked.add(ref)
-            self.send(Kind.STATE, {"state": "blocked", "round": worker.round, "missing": [[ref, 0]]})
+        if ref is not None:
+            self.act(self.scheduler.on_import(worker.index, ref))
 
     def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None:
         self.imports.forget(worker)
         self._remove_untold_results(worker.index, pid)
-        round_ = self.rounds.get(worker.round) if worker.round is not None else None
-        report = {"state": "lost", "worker": worker.index, "how": how, "pid": pid}
-        if round_ is not None:
-            slices = round_.lose(worker.index)
-            report.update({"round": round_.number, "slice": at, "slices": slices})
-        self.send(Kind.STATE, report)
+        self.act(self.scheduler.on_exit(worker.index, how, at, pid, time.monotonic()))
 
     def _remove_untold_results(self, worker: int, pid: int) -> None:
-        known = {held.path for round_ in self.rounds.values() for held in round_.held}
+        known = {held.path for round_ in self.scheduler.rounds.values() for held in round_.held}
         for directory in self.files.directories:
             for name in os.listdir(directory):
                 path = os.path.join(directory, name)

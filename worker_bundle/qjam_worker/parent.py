@@ -12,12 +12,12 @@ import socket
 import struct
 import sys
 from collections.abc import Container
-from typing import NoReturn
+from typing import NoReturn, Optional
 
 from .store import Files
 
 # The node asks for a worker by its index, with file descriptors beside; it is told of forks and ends.
-REQUEST = struct.Struct("=i")  # worker
+REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
 FDS = 5  # of the worker to be: its bell, its answers, answers to its imports, stdout, stderr
@@ -84,13 +84,13 @@ def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks:
                 return
             if not request:
                 return
-            (worker,) = REQUEST.unpack(request)
+            worker, memory_limit = REQUEST.unpack(request)
             pid = os.fork()
             if pid == 0:
                 selector.close()
                 for fd in (wake_read, wake_write, control.fileno(), *locks):
                     os.close(fd)
-                _become_worker(worker, fds, files)
+                _become_worker(worker, fds, files, memory_limit or None)
             for fd in fds:
                 os.close(fd)
             workers[pid] = worker
@@ -128,20 +128,25 @@ def _kill_group(pid: int) -> None:
 
 
 def _kill_children(spared: Container[int] = ()) -> bool:
-    """Kill the children of this process, which adopts the orphans of its workers; False when there are none."""
+    """Kill the children of this process, which adopts the orphans of its workers; False when none will end of it."""
     me = os.getpid()
     try:
         with open(f"/proc/{me}/task/{me}/children") as file:
             children = [int(pid) for pid in file.read().split()]
     except OSError:  # not Linux
         return False
+    killed = False
     for pid in children:
         if pid not in spared:
-            os.kill(pid, signal.SIGKILL)
-    return bool(children)
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+            except (ProcessLookupError, PermissionError):
+                pass  # a program of another user's, as sudo starts them: not ours to end
+    return killed
 
 
-def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
+def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Optional[int]) -> NoReturn:
     from .worker import flush_streams
     from .worker import main as work
 
@@ -151,7 +156,7 @@ def _become_worker(worker: int, fds: list[int], files: Files) -> NoReturn:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         bell, answer, modules, out, err = fds
-        status = work(worker, bell, answer, modules, out, err, files)
+        status = work(worker, bell, answer, modules, out, err, files, memory_limit)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")

@@ -14,9 +14,10 @@ from typing import Any, Optional, Protocol, Union
 
 from . import forks
 from .channel import Channel
+from .memory import HIGHEST
 from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
 from .results import SLOT
-from .store import Files, Mapped
+from .store import Files, Mapped, remove
 from .warm import Forked, Warm, thread_environment
 from .worker import CANCELLED, RUNNING, SLICE, STATUS_BYTES, out_slot, status_page
 
@@ -27,6 +28,9 @@ LEAVE = 0.5
 # A worker that dies this often before it is ready will not come up by trying again.
 START_ATTEMPTS = 3
 OUTPUT_READ = 64 * 1024
+# What is still read of the output of a worker that has ended or is let go. A pipe holds no more, but a process that is
+# left may write to it without end.
+LAST_WORDS = 1024 * 1024
 PARENT = -1  # the "worker" whose output is the warm parent's own
 PARENT_TAIL = 4096  # bytes of it that are kept, to tell why it died
 
@@ -48,15 +52,18 @@ class PoolEvents(Protocol):
 class WorkerHandle:
     """The node's side of one worker: a place in the pool, filled by one process after another."""
 
-    def __init__(self, index: int, status: Mapped, slot: Mapped) -> None:
+    status: memoryview
+    status_path: str
+    slot: Mapped
+
+    def __init__(self, index: int) -> None:
         self.index = index
-        self.status = status.view.cast("q")
-        self.slot = slot
         self.pid: Optional[int] = None
         self.channel: Optional[Channel] = None
         self.modules: Optional[Channel] = None  # where its imports are answered
         self.outbox: list[dict[str, Any]] = []  # what it is told with its next work: a busy one does not read
         self.ready = False
+        self.farewell: Optional[dict[str, Any]] = None  # the answer of a process that leaves, until there is another
         self.failures = 0
         self.seq = 0  # of the work that it has now; 0 when idle
         self.round: Optional[int] = None
@@ -101,8 +108,14 @@ class Pool:
         forks.add(self)
 
     def _place(self, index: int) -> WorkerHandle:
-        status = self.files.create(status_page(index), STATUS_BYTES)
-        return WorkerHandle(index, status, self.files.create(out_slot(index), SLOT))
+        worker = WorkerHandle(index)
+        self._lay_out(worker)
+        return worker
+
+    def _lay_out(self, worker: WorkerHandle) -> None:
+        page = self.files.create(status_page(worker.index), STATUS_BYTES)
+        worker.status_path, worker.status = page.path, page.view.cast("q")
+        worker.slot = self.files.create(out_slot(worker.index), SLOT)
 
     # Starting
 
@@ -147,11 +160,12 @@ class Pool:
 
     def _fork(self, worker: WorkerHandle) -> None:
         assert self.parent is not None
+        self._see_to_files(worker)
         pipes = [os.pipe() for _ in range(FDS)]
         (bell_end, bell), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
         ends = [bell_end, answer_end, modules_end, out_end, err_end]
         try:
-            socket.send_fds(self.parent, [REQUEST.pack(worker.index)], ends)
+            socket.send_fds(self.parent, [REQUEST.pack(worker.index, min(self.memory_limit or 0, HIGHEST))], ends)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the end of the parent is told by its socket
         for fd in ends:
@@ -167,6 +181,13 @@ class Pool:
         for stream, fd in ((1, out), (2, err)):
             os.set_blocking(fd, False)
             self._register_output(worker.index, stream, fd)
+
+    def _see_to_files(self, worker: WorkerHandle) -> None:
+        """Make the files of its place anew where user code, or somebody who tidies up, has removed them."""
+        if not (os.path.exists(worker.status_path) and os.path.exists(worker.slot.path)):
+            remove(worker.status_path)
+            remove(worker.slot.path)
+            self._lay_out(worker)
 
     # Events
 
@@ -203,6 +224,11 @@ class Pool:
         for worker in self.workers:
             self._on_exit(worker, signal.SIGKILL)
 
+    def _wake_parent(self) -> None:
+        """User code may have stopped it."""
+        if self.process is not None:
+            _signal(self.process.pid, signal.SIGCONT)
+
     def _forget_parent(self) -> None:
         if self.parent is not None:
             self._unregister(self.parent)
@@ -222,6 +248,7 @@ class Pool:
             messages = channel.receive()
         except EOFError:
             self.selector.unregister(channel.read_fd)  # the parent tells how it ended
+            self._wake_parent()
             return
         for message in messages:
             if message["op"] == "ready":
@@ -230,31 +257,47 @@ class Pool:
                 worker.failures = 0
                 if self._announced:
                     self.events.on_worker_replaced(worker)
+                    self._on_farewell(worker)
                 elif all(other.ready for other in self.workers):
                     self._announced = True
                     self.events.on_pool_ready()
             elif message["op"] == "import" or message["seq"] == worker.seq:
-                self.events.on_worker_message(worker, message)
+                if self._muted:
+                    self._read_out(worker)  # what was printed before the answer comes before it
+                if message.get("leaving"):
+                    worker.farewell = message
+                else:
+                    self.events.on_worker_message(worker, message)
+
+    def _on_farewell(self, worker: WorkerHandle) -> None:
+        """The last answer of the process before this one counts now, so that nothing was given to it after that."""
+        message, worker.farewell = worker.farewell, None
+        if message is not None:
+            self.events.on_worker_message(worker, message)
 
     def _on_exit(self, worker: WorkerHandle, status: int) -> None:
         at = worker.status[SLICE] if worker.status[RUNNING] and worker.status[SLICE] >= 0 else None
         was_ready, pid = worker.ready, worker.pid
         self._let_go(worker)
-        worker.seq, worker.kill_at = 0, None
+        worker.kill_at = None
         self._interrupted.discard(worker.index)
         worker.status[RUNNING] = worker.status[CANCELLED] = 0
         worker.failures += 0 if was_ready else 1
         if worker.failures == START_ATTEMPTS:
             self.events.on_pool_broken(f"worker {worker.index} {how_it_ended(status)} before it was ready")
             return
+        if worker.farewell is not None:
+            self._fork(worker)
+            return
+        worker.seq = 0
         self._fork(worker)
         self.events.on_worker_exit(worker, how_it_ended(status), at, pid or 0)
         worker.round = None
 
     def _let_go(self, worker: WorkerHandle) -> None:
         """Read the last that the worker has printed and close its ends."""
-        for stream, fd in enumerate(worker.outputs, start=1):
-            self._on_readable(worker.index, stream, fd, to_the_end=True)
+        self._read_out(worker)
+        for fd in worker.outputs:
             self._unregister(fd)
             os.close(fd)
         worker.outputs = []
@@ -279,7 +322,8 @@ class Pool:
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, lambda: self._on_readable(worker, stream, fd)))
 
     def _on_readable(self, worker: int, stream: int, fd: int, to_the_end: bool = False) -> None:
-        while True:
+        left = LAST_WORDS if to_the_end else 1
+        while left > 0:
             try:
                 data = os.read(fd, OUTPUT_READ)
             except BlockingIOError:
@@ -290,8 +334,11 @@ class Pool:
                 self.events.on_output(worker, stream, data)
             else:
                 self._unregister(fd)
-            if not data or not to_the_end:
-                return
+            left -= len(data) or left
+
+    def _read_out(self, worker: WorkerHandle) -> None:
+        for stream, fd in enumerate(worker.outputs, start=1):
+            self._on_readable(worker.index, stream, fd, to_the_end=True)
 
     def mute(self, muted: bool) -> None:
         """Stop or go on reading what the workers print; while muted, their prints wait, as on a slow terminal."""
@@ -359,6 +406,7 @@ class Pool:
         for worker in self.workers:
             self._let_go(worker)
         if self.parent is not None:
+            self._wake_parent()
             self._await_exits(self.parent, idle, time.monotonic() + LEAVE)
             self._forget_parent()
         if self.process is not None:

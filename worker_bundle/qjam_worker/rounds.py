@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable
 from typing import Any, Callable, Optional
 
 from .reducing import Span, Tree
 from .results import Held
 
-__all__ = ["Held", "NodeJob", "NodeRound", "take_block"]
+__all__ = ["Held", "NodeJob", "NodeRound", "Work", "take_block"]
+
+# An attempt is late when it takes this many times as long as the others have, and at least so many seconds.
+LATE, LATE_LEAST = 2.0, 0.05
+# The same for folding, of which there is too little to know what is usual.
+FOLD_LATE = 10.0
 
 
 class NodeJob:
@@ -31,29 +37,57 @@ class NodeJob:
         self.has_data = self.refs[self.order[0]] is not None
 
 
+class Work:
+    """One attempt of one worker: slices to map, or results to fold, since `began` (seconds)."""
+
+    __slots__ = ("began", "fold", "slices")
+
+    def __init__(self, began: float, slices: list[int], fold: Optional[dict[Span, Held]] = None) -> None:
+        self.began = began
+        self.slices = slices
+        self.fold = fold
+
+    def __repr__(self) -> str:
+        return f"<map {self.slices}>" if self.fold is None else f"<fold {list(self.fold)}>"
+
+
 class NodeRound:
     """A round on one node. Workers take maps and folds from it and put results back."""
 
-    def __init__(self, number: int, job: NodeJob, workers: int) -> None:
+    def __init__(self, number: int, job: NodeJob, workers: int, began: float = 0.0) -> None:
         self.number = number
+        self.began = began  # seconds
         self.job = job
         self.workers = workers
         self.ready: list[int] = []  # slices that can be mapped now, sorted
+        self.lent: list[int] = []  # slices that another node tries as well: for when there is nothing else
         self.waiting: dict[str, list[int]] = {}  # ref on its way -> slices
         self.lacking: set[str] = set()  # code and params on their way: without them nothing can start
-        self.mapping: dict[int, list[int]] = {}  # worker -> slices
-        self.folding: dict[int, dict[Span, Held]] = {}  # worker -> what it folds
+        self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
+        self.works: dict[int, Work] = {}  # worker -> what it is at
         self.tree = Tree(job.nslices)
         self.pinned: set[str] = set()  # refs that the store keeps for it
+        self.mapped, self.seconds = 0, 0.0  # how many slices, and how long workers have taken for them
+        self.unfoldable = False  # user code has raised over what is here: it is not tried again
+        self._shared: set[int] = set()  # slices that another node tries as well
+        self._contested = False  # whether somebody else may have done what a worker brings
 
     def __repr__(self) -> str:
         return (
             f"<NodeRound {self.number}: {len(self.ready)} ready, {len(self.waiting)} refs on their way, "
-            f"mapping {self.mapping}, folding {list(self.folding)}, holds {self.tree.spans}>"
+            f"at work {self.works}, holds {self.tree.spans}>"
         )
 
     def add(self, indices: list[int], missing: Collection[str]) -> None:
-        """Give the node more slices to map; those whose ref is missing wait for it."""
+        """Give the node more slices to map; those whose ref is missing wait for it. What it owes already it ignores,
+        but for that nobody else tries it any longer.
+        """
+        self._shared.difference_update(indices)
+        if not self.owed.isdisjoint(indices):
+            self.again(index for index in self.lent if index in indices)
+            self.lent = [index for index in self.lent if index not in indices]
+            indices = [index for index in indices if index not in self.owed]
+        self.owed.update(indices)
         if not missing and not self.ready:
             self.ready = sorted(indices)
             return
@@ -81,15 +115,25 @@ class NodeRound:
         """Whether an idle worker may find something to do."""
         if self.lacking:
             return False
-        return bool(self.ready) or (len(self.tree.values) > 1 and not self.mapping and not self.waiting)
+        return bool(self.ready or self.lent) or (len(self.tree.values) > 1 and not self.owed)
 
-    def take_map(self, worker: int) -> list[int]:
-        """Slices for an idle worker, consecutive ones, counted as running from now on; empty when there is none.
+    # Taking
 
-        Without a data set worker k gets the k-th of the node's slices and no other: mapfunc runs once on each.
+    def take(self, worker: int, now: float, together: Callable[[Held], bool]) -> Optional[Work]:
+        """Something for an idle worker to do, counted as running from now on; None when there is nothing."""
+        slices = self._take_map(worker)
+        fold = None if slices else self._take_fold(together)
+        if not slices and fold is None:
+            return None
+        work = self.works[worker] = Work(now, slices, fold)
+        return work
+
+    def _take_map(self, worker: int) -> list[int]:
+        """Consecutive slices. Without a data set worker k gets the k-th of the node's slices and no other: mapfunc runs
+        once on each.
         """
         if not self.ready:
-            return []
+            return [self.lent.pop(0)] if self.lent else []
         owned = self.job.order
         if self.job.has_data:
             block = take_block(self.ready, owned[len(owned) * worker // self.workers], self.workers)
@@ -98,44 +142,171 @@ class NodeRound:
         if block:
             start = bisect_left(self.ready, block[0])
             del self.ready[start : start + len(block)]
-            self.mapping[worker] = block
         return block
 
-    def take_fold(self, worker: int, together: Callable[[Held], bool]) -> dict[Span, Held]:
-        """Results for an idle worker to fold: all small ones at once, or one pair; out of the tree until put back."""
-        if self.ready or self.waiting or self.mapping:
-            return {}
-        pairs = self.tree.pairs()
+    def _take_fold(self, together: Callable[[Held], bool]) -> Optional[dict[Span, Held]]:
+        """All small results at once, or one pair; out of the tree until they are put back."""
+        pairs = [] if self.owed or self.unfoldable else self.tree.pairs()
         if not pairs:
-            return {}
+            return None
         spans = list(pairs[0])
         if all(together(held) for held in self.tree.values.values()):
             spans = self.tree.spans
-        self.folding[worker] = {span: self.tree.take(span) for span in spans}
-        return self.folding[worker]
+        return {span: self.tree.take(span) for span in spans}
 
-    def put(self, worker: int, roots: list[tuple[Span, Held]]) -> list[Held]:
-        """Results of what a worker had taken. Gives what it has folded and nobody needs any more."""
-        self.mapping.pop(worker, None)
+    # Second attempts
+
+    def late_at(self) -> Optional[float]:
+        """When the next attempt will be late, as far as that can be told."""
+        twice = self._twice()
+        due = [self._late_at(work) for work in self.works.values() if self._untried(work, twice)]
+        return min((at for at in due if at is not None), default=None)
+
+    def _late_at(self, work: Work, usual: Optional[float] = None) -> Optional[float]:
+        if work.fold is not None:
+            return work.began + FOLD_LATE
+        usual = usual or (self.seconds / self.mapped if self.mapped else None)
+        if usual is None or not self.job.has_data:
+            return None
+        return work.began + max(LATE_LEAST, LATE * usual * len(work.slices))
+
+    def _twice(self) -> set[int]:
+        """Slices that two workers are at."""
+        if not self._contested:
+            return set()
+        tried = Counter(index for work in self.works.values() for index in work.slices)
+        return {index for index, times in tried.items() if times > 1}
+
+    def _untried(self, work: Work, twice: set[int]) -> list[int]:
+        """What of an attempt nobody else is at, by the lowest slice; for a fold its first."""
+        if work.fold is None:
+            return [i for i in work.slices if i in self.owed and i not in twice and i not in self._shared]
+        alone = all(other is work or other.fold is not work.fold for other in self.works.values())
+        return [min(work.fold)[0]] if alone else []
+
+    def take_second(self, worker: int, now: float) -> Optional[Work]:
+        """A second attempt at what another worker is late with: the last slice of its block, for that is likely not to
+        have begun. None when nobody is late.
+        """
+        twice = self._twice()
+        for work in self.works.values():
+            slices = self._untried(work, twice)
+            late_at = self._late_at(work) if slices else None
+            if late_at is None or late_at > now:
+                continue
+            self._contested = True
+            second = self.works[worker] = Work(now, [] if work.fold else slices[-1:], work.fold)
+            return second
+        return None
+
+    def share(self, count: int, usual: Optional[float], keep: bool, now: float) -> list[int]:
+        """Slices for another node, which is idle and has taken `usual` seconds for one: of those that nobody has begun
+        the last ones, and those that workers are late with. This node does them as well, when all others are done,
+        unless `keep` is false: then it gives those away that nobody has begun.
+        """
+        waiting = [index for indices in self.waiting.values() for index in indices]
+        unbegun = [index for index in [*waiting, *reversed(self.ready)] if index not in self._shared][:count]
+        if not keep:
+            self.drop(unbegun)
+            return unbegun
+        late: list[int] = []
+        twice = self._twice()
+        for work in self.works.values():
+            late_at = self._late_at(work, usual) if work.fold is None else None
+            if late_at is not None and late_at <= now:
+                late += self._untried(work, twice)
+        late = late[: count - len(unbegun)]
+        self._contested = True
+        self._shared.update(unbegun, late)
+        self.lent += [index for index in self.ready if index in self._shared]
+        self.ready = [index for index in self.ready if index not in self._shared]
+        return [*unbegun, *late]
+
+    # Giving back
+
+    def put(self, worker: int, roots: list[tuple[Span, Held]], now: float) -> list[int]:
+        """Results of what a worker had taken. What came sooner from somebody else is dropped. Gives the workers whose
+        attempts are of no use any more.
+        """
+        work = self.works.pop(worker)
+        if work.fold is not None:
+            for held in work.fold.values():
+                held.release()
+            for span, held in roots:
+                self.tree.add(span, held)
+            return self._leave([other for other, its in self.works.items() if its.fold is work.fold])
+        self.mapped += len(work.slices)
+        self.seconds += now - work.began
         for span, held in roots:
-            self.tree.add(span, held)
-        return list(self.folding.pop(worker).values()) if worker in self.folding else []
+            self._put(span, held)
+        return self._supersede() if self._contested else []
 
-    def lose(self, worker: int) -> list[int]:
-        """The worker is gone: what it folded can be folded again; the slices that it was mapping are given back."""
-        for span, held in self.folding.pop(worker, {}).items():
-            self.tree.add(span, held)
-        return self.mapping.pop(worker, [])
+    def _put(self, span: Span, held: Held) -> None:
+        slices = range(*span)
+        if self.owed.isdisjoint(slices):
+            held.release()
+            return
+        self.owed.difference_update(slices)
+        if self._contested:
+            for part in [part for part in self.tree.values if span[0] <= part[0] and part[1] <= span[1]]:
+                self.tree.take(part).release()
+        if not self.tree.add(span, held):
+            held.release()
+
+    def _supersede(self) -> list[int]:
+        """Forget the attempts at maps that can bring nothing new, and give their workers."""
+        for unbegun in (self.ready, self.lent):
+            unbegun[:] = [index for index in unbegun if index in self.owed]
+        return self._leave(
+            [w for w, work in self.works.items() if work.fold is None and self.owed.isdisjoint(work.slices)]
+        )
+
+    def _leave(self, workers: list[int]) -> list[int]:
+        for worker in workers:
+            del self.works[worker]
+        return workers
+
+    def abandon(self, worker: int) -> list[int]:
+        """The worker is at it no more, without a result. What it folded can be folded again. Gives the slices that are
+        now nobody's here.
+        """
+        work = self.works.pop(worker, None)
+        if work is None:
+            return []
+        if work.fold is not None:
+            if not any(other.fold is work.fold for other in self.works.values()):
+                for span, held in work.fold.items():
+                    self.tree.add(span, held)
+            return []
+        others = {index for other in self.works.values() for index in other.slices}.union(self.lent)
+        return [index for index in work.slices if index in self.owed and index not in others]
+
+    def again(self, indices: Iterable[int]) -> None:
+        """Map these slices here after all."""
+        for index in indices:
+            insort(self.ready, index)
+
+    def drop(self, indices: Iterable[int]) -> list[int]:
+        """Others do these slices, or have done them. Gives the workers whose attempts are of no use any more."""
+        gone = set(indices)
+        self.owed -= gone
+        self._contested = True
+        for ref, waiting in list(self.waiting.items()):
+            self.waiting[ref] = left = [index for index in waiting if index not in gone]
+            if not left:
+                del self.waiting[ref]
+        return self._supersede()
 
     @property
     def held(self) -> list[Held]:
         """All results that are here, those included that a worker is folding."""
-        return [*self.tree.values.values(), *(held for fold in self.folding.values() for held in fold.values())]
+        folding = {id(held): held for work in self.works.values() if work.fold for held in work.fold.values()}
+        return [*self.tree.values.values(), *folding.values()]
 
     @property
     def settled(self) -> bool:
         """Whether every slice given to this node is mapped and all that can be folded here is folded."""
-        return not (self.ready or self.waiting or self.mapping or self.folding or self.tree.pairs())
+        return not (self.owed or self.works or self.tree.pairs())
 
 
 def take_block(ready: list[int], home: int, workers: int) -> list[int]:

@@ -257,6 +257,9 @@ class Store:
         """
         dropped: list[str] = []
         entry = self._entries.get(ref)
+        size = total if entry is None else entry.size
+        if total != size or offset < 0 or offset + len(data) > total:
+            raise ValueError(f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {size}, not {total}")
         if entry is None:
             dropped = self._make_room(total)
             self._made += 1
@@ -265,10 +268,6 @@ class Store:
             self.bytes += total
             if total == 0:
                 entry.close()
-        if total != entry.size or offset < 0 or offset + len(data) > total:
-            raise ValueError(
-                f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {entry.size}, not {total}"
-            )
         if offset == entry.have and len(data):
             entry.write(data)
         return dropped

@@ -13,6 +13,7 @@ megabytes that TCP or CURVE has checked already, and refs carry a content hash.
 from __future__ import annotations
 
 import enum
+import reprlib
 import struct
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 import msgpack
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 VERSION = 1
 MAX_HEADER = 64 << 20  # bytes; bulk data travels in buffers, so a longer header is a bug or an attack
@@ -56,6 +57,7 @@ class Kind(enum.IntEnum):
     PING = 12
     PONG = 13
     BYE = 14
+    SHARE = 15
 
 
 class Message(NamedTuple):
@@ -66,36 +68,199 @@ class Message(NamedTuple):
     buffers: list[Buffer]
 
 
-# The fields that a header must have, and their types. More fields may be there, and are kept.
-REQUIRED: dict[Kind, dict[str, type | tuple[type, ...]]] = {
-    Kind.HELLO: {
-        "version": str, "python": str, "pid": int, "host": str, "cores": int, "memory": int,
-        "workers": list, "held": list,
-    },
-    Kind.WELCOME: {"node": str},
-    Kind.JOB: {"job": int, "entry": dict, "slices": list, "nslices": int},
-    Kind.TASK: {"job": int, "round": int, "indices": list},
-    Kind.STATE: {"state": str},
-    Kind.REFS: {"ref": str, "offset": int, "total": int},
-    Kind.CREDIT: {"bytes": int},
-    Kind.RESULT: {"round": int, "roots": list},
-    Kind.ERROR: {"round": int, "what": str, "text": str},
-    Kind.CANCEL: {"round": int},
-    Kind.LOG: {"worker": int, "stream": int},
-    Kind.PING: {"t": (float, int)},
-    Kind.PONG: {"t": (float, int)},
-    Kind.BYE: {"reason": str},
+# ---- what a header holds -----------------------------------------------------------------------------------
+
+MOST = 1 << 53  # no whole number that counts something is as large
+MOST_SLICES = 1 << 20  # of a job
+LONGEST_TEXT = 1 << 20  # characters; a traceback is cut at a quarter of that
+LONGEST_NAME = 4096  # of a ref, a node, a module
+
+
+class Field(NamedTuple):
+    """What a field may hold: values of exactly these types (True is no int here) that pass the test."""
+
+    types: frozenset[type]
+    test: Callable[[Any], bool]
+    wanted: str  # the same in words
+    needed: bool = True
+
+    def fits(self, value: Any) -> bool:
+        return type(value) in self.types and self.test(value)
+
+
+_LISTS = frozenset([list, tuple])  # a sender may give a tuple where the receiver finds a list
+_INTS: frozenset[type] = frozenset([int])
+_STRS: frozenset[type] = frozenset([str])
+_NAMES: frozenset[type] = frozenset([str, type(None)])
+
+
+def _one(wanted: str, test: Callable[[Any], bool], *types: type) -> Field:
+    return Field(frozenset(types), test, wanted)
+
+
+def _many(wanted: str, test: Callable[[Any], bool]) -> Field:
+    return Field(_LISTS, test, wanted)
+
+
+def _some(wanted: str, test: Callable[[Any], bool]) -> Field:
+    return Field(_LISTS, lambda items: bool(items) and test(items), f"{wanted}, not empty")
+
+
+def _or_none(field: Field) -> Field:
+    test = field.test
+    return Field(field.types | {type(None)}, lambda value: value is None or test(value), f"{field.wanted} or None")
+
+
+def _optional(field: Field) -> Field:
+    return field._replace(needed=False)
+
+
+def _are_counts(items: Sequence[Any]) -> bool:
+    return not items or (_INTS.issuperset(map(type, items)) and min(items) >= 0)
+
+
+def _are_names(items: Sequence[Any], types: frozenset[type] = _STRS) -> bool:
+    return types.issuperset(map(type, items)) and all(len(item or "") <= LONGEST_NAME for item in items)
+
+
+def _columns(items: Sequence[Any], count: int) -> Sequence[Sequence[Any]] | None:
+    """Rows of `count` items as columns; None for what are no such rows."""
+    if not _LISTS.issuperset(map(type, items)) or {count}.symmetric_difference(map(len, items)):
+        return None
+    return list(zip(*items))
+
+
+def _are_slices(items: Sequence[Any]) -> bool:
+    columns = _columns(items, 2)
+    return columns is not None and _are_counts(columns[0]) and _are_names(columns[1], _NAMES)
+
+
+def _are_missing(items: Sequence[Any]) -> bool:
+    columns = _columns(items, 2)
+    return columns is not None and _are_names(columns[0]) and _are_counts(columns[1])
+
+
+def _are_roots(items: Sequence[Any]) -> bool:
+    for item in items:
+        if type(item) not in _LISTS or len(item) != 3:
+            return False
+        lo, hi, frames = item
+        if not (type(lo) is type(hi) is type(frames) is int and lo >= 0 <= hi and frames > 0):
+            return False
+    return len(items) > 0
+
+
+COUNT = _one("a whole number from 0 on", range(MOST).__contains__, int)
+FLAG = _one("a bool", lambda value: True, bool)
+SECONDS = _one("a number from 0 on", lambda value: 0 <= value < MOST, float, int)
+TEXT = _one("a text", lambda value: len(value) <= LONGEST_TEXT, str)
+NAME = _one("a name", lambda value: len(value) <= LONGEST_NAME, str)
+COUNTS = _many("a list of whole numbers from 0 on", _are_counts)
+NAMES = _many("a list of names", _are_names)
+
+ENTRY = {
+    "epoch": COUNT, "reduce": FLAG, "code": _or_none(NAME), "shadows": _optional(NAMES), "module": _optional(NAME),
+    "function": _optional(_or_none(NAME)), "shipped": _optional(FLAG), "python": _optional(_or_none(NAME)),
 }  # fmt: skip
 
+# The fields that somebody reads. More may be there, and are kept.
+HEADERS: dict[Kind, dict[str, Field]] = {
+    Kind.HELLO: {
+        "version": NAME, "python": NAME, "pid": COUNT, "host": NAME, "cores": COUNT, "memory": COUNT,
+        "workers": _some("a list of whole numbers from 0 on", _are_counts), "held": NAMES,
+        "credit": COUNT,
+    },
+    Kind.WELCOME: {"node": NAME, "speculation": FLAG},
+    Kind.JOB: {
+        "job": COUNT, "entry": _one("what to map with", lambda value: _misfit(value, ENTRY) is None, dict),
+        "slices": _some("a list of [index, ref or None]", _are_slices),
+        "nslices": _one("a number of slices", range(1, MOST_SLICES + 1).__contains__, int),
+        "reduce": FLAG, "forget": COUNTS,
+    },
+    Kind.TASK: {"job": COUNT, "round": COUNT, "indices": COUNTS, "params": _or_none(NAME)},
+    Kind.STATE: {"state": _one("the word for a state", lambda value: value in STATES, str)},
+    Kind.REFS: {"ref": NAME, "offset": COUNT, "total": COUNT, "gone": _optional(FLAG)},
+    Kind.CREDIT: {"bytes": COUNT},
+    Kind.RESULT: {
+        "round": COUNT, "roots": _many("a list of [lo, hi, frames], not empty", _are_roots), "seconds": SECONDS,
+    },
+    Kind.ERROR: {
+        "round": COUNT, "what": _one("task, room or node", frozenset(["task", "room", "node"]).__contains__, str),
+        "text": TEXT, "worker": _or_none(COUNT), "slice": _or_none(COUNT), "summary": TEXT,
+    },
+    Kind.CANCEL: {"round": COUNT, "indices": _optional(COUNTS)},
+    Kind.LOG: {"worker": COUNT, "stream": _one("1 or 2", (1, 2).__contains__, int)},
+    Kind.PING: {"t": SECONDS},
+    Kind.PONG: {"t": SECONDS},
+    Kind.BYE: {"reason": TEXT},
+    Kind.SHARE: {"round": COUNT, "count": COUNT, "seconds": SECONDS, "for": NAME},
+}  # fmt: skip
 
-def _types(allowed: type | tuple[type, ...]) -> frozenset[type]:
-    """Exact types (True is not an int here); a sender may give a tuple where the receiver finds a list."""
-    types = allowed if isinstance(allowed, tuple) else (allowed,)
-    return frozenset(types + ((tuple,) if list in types else ()))
+# What a STATE has beside its word.
+STATES: dict[str, dict[str, Field]] = {
+    "ready": {"workers": _some("a list of pids", _are_counts)},
+    "replaced": {"worker": COUNT, "pid": COUNT},
+    "lost": {
+        "worker": COUNT, "how": TEXT, "pid": COUNT, "round": _optional(COUNT), "slice": _optional(_or_none(COUNT)),
+        "slices": _optional(COUNTS),
+    },
+    "blocked": {
+        "round": _or_none(COUNT), "missing": _some("a list of [ref, bytes that are here]", _are_missing),
+    },
+    "shared": {"round": COUNT, "for": NAME, "indices": COUNTS},
+}  # fmt: skip
+
+# How many buffers a kind may have, where not none.
+BUFFERS: dict[Kind, range] = {
+    Kind.TASK: range(MAX_BUFFERS + 1),
+    Kind.REFS: range(1, MAX_BUFFERS + 1),
+    Kind.RESULT: range(1, MAX_BUFFERS + 1),
+    Kind.ERROR: range(2),
+    Kind.LOG: range(1, 2),
+}
 
 
-_FIELDS = {kind: [(name, _types(t)) for name, t in fields.items()] for kind, fields in REQUIRED.items()}
+class _Plan(NamedTuple):
+    """How a kind is checked, laid out for speed: it is done at both ends of each message of a round."""
+
+    needed: list[tuple[str, frozenset[type], Callable[[Any], bool]]]
+    others: dict[str, Field]
+    buffers: range
+
+
+def _plan(kind: Kind) -> _Plan:
+    fields = HEADERS[kind]
+    needed = [(name, field.types, field.test) for name, field in fields.items() if field.needed]
+    others = {name: field for name, field in fields.items() if not field.needed}
+    return _Plan(needed, others, BUFFERS.get(kind, range(1)))
+
+
+_PLANS = [_plan(Kind.HELLO), *map(_plan, Kind)]  # by number (0 is none): to hash an enum's member takes longer
+_STATE = Kind.STATE
 _KINDS = {int(kind): kind for kind in Kind}
+_ABSENT = object()
+_repr = reprlib.Repr()
+_repr.maxlevel = 2
+
+
+def _misfit(header: dict[str, Any], fields: dict[str, Field]) -> str | None:
+    """What is wrong with the fields of a header; None when nothing is."""
+    for name, field in fields.items():
+        if name not in header:
+            if field.needed:
+                return f"lacks {name!r}; it has {shown(list(header))}"
+        elif not field.fits(header[name]):
+            return f"has {shown(header[name])} as {name!r}, which must be {field.wanted}"
+    return None
+
+
+def shown(value: Any) -> str:
+    """A value in an error's text: never long."""
+    try:
+        return f"{_repr.repr(value)} ({type(value).__name__})"
+    except ValueError:  # an int of thousands of digits
+        return f"a {type(value).__name__}"
+
 
 # surrogatepass: file names and tracebacks may hold lone surrogates, and an error report must get through.
 _packers: list[Any] = []  # idle ones; taken and given back whole, so that threads never share one
@@ -112,21 +277,23 @@ def _pack_header(header: dict[str, Any]) -> bytes:
     return data
 
 
-def _check(kind: Kind, header: Any) -> None:
-    """WireError unless `header` is a dict with str keys that has the fields that `kind` requires."""
+def _check(kind: Kind, header: Any, count: int) -> None:
+    """WireError unless `header` is a dict with str keys and the fields of `kind`, with which so many buffers go."""
     if type(header) is not dict:
         raise WireError(f"the header of {kind.name} is a {type(header).__name__}, it must be a dict")
-    for name, types in _FIELDS[kind]:
-        try:
-            value = header[name]
-        except KeyError:
-            raise WireError(f"the header of {kind.name} lacks {name!r}; it has {list(header)}") from None
-        if type(value) not in types:
-            wanted = " or ".join(sorted(t.__name__ for t in types))
-            raise WireError(f"{name!r} of {kind.name} is a {type(value).__name__}, it must be {wanted}")
-    for key in header:
-        if type(key) is not str:
-            raise WireError(f"the header of {kind.name} has the key {key!r}: keys must be str")
+    needed, others, buffers = _PLANS[kind]
+    for name, types, test in needed:
+        value = header.get(name, _ABSENT)
+        if type(value) not in types or not test(value):
+            raise WireError(f"the header of {kind.name} {_misfit(header, HEADERS[kind])}")
+    if kind is _STATE:
+        others = STATES[header["state"]]
+    if others and (wrong := _misfit(header, others)) is not None:
+        raise WireError(f"the header of {kind.name} {wrong}")
+    if not _STRS.issuperset(map(type, header)):
+        raise WireError(f"the header of {kind.name} has the keys {shown(list(header))}: keys must be str")
+    if count not in buffers:
+        raise WireError(f"{kind.name} has {count} buffers")
 
 
 def _seal(fixed: Buffer, header: Buffer, sizes: list[int]) -> bytes:
@@ -143,12 +310,12 @@ def _size(buffer: Buffer) -> int:
 def pack(kind: Kind, header: dict[str, Any] | None = None, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """The frames of a message: two small ones, then `buffers` themselves, not copied.
 
-    `header` holds what msgpack can carry (None, bool, 64-bit int, float, str, bytes, list, dict) and has the
-    fields that REQUIRED names. WireError when it has not, or when a limit is passed: `unpack` takes what this
-    gives.
+    `header` holds what msgpack can carry (None, bool, 64-bit int, float, str, bytes, list, dict; the keys of a dict
+    are str or bytes) and has the fields that HEADERS names. WireError when it has not, or when a limit is passed:
+    `unpack` takes what this gives.
     """
     header = {} if header is None else header
-    _check(kind, header)
+    _check(kind, header, min(len(buffers), MAX_BUFFERS))
     try:
         packed = _pack_header(header)
     except (TypeError, ValueError, OverflowError) as error:
@@ -178,10 +345,11 @@ def unpack(frames: Sequence[Buffer]) -> Message:
     if _seal(first[: _FIXED.size], packed, sizes) != first[_FIXED.size :]:
         raise WireError(f"{kind.name} has a wrong checksum: frames were altered, cut or swapped on the way")
     try:
-        header = msgpack.unpackb(packed, strict_map_key=False, unicode_errors="surrogatepass")
-    except (ValueError, TypeError, RecursionError) as error:  # TypeError: an unhashable map key
+        # The keys are texts or bytes, whose hashes nobody can foresee: no header takes long to read.
+        header = msgpack.unpackb(packed, strict_map_key=True, unicode_errors="surrogatepass")
+    except (ValueError, TypeError, RecursionError) as error:
         raise WireError(f"the header of {kind.name} cannot be read: {type(error).__name__} {error}") from None
-    _check(kind, header)
+    _check(kind, header, len(sizes))
     return Message(kind, header, list(frames[2:]))
 
 

@@ -11,30 +11,37 @@ import io
 import os
 import pickle
 import random
+import resource
 import signal
 import sys
 import threading
 import traceback
 from collections import OrderedDict
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, NoReturn, Optional
 
 import numpy as np
 
 from . import codec, flat
 from .channel import Channel
+from .memory import Allowance
 from .modules import Shipped
 from .reducing import Span, Tree, default_reduce
 from .results import SLOT
-from .store import Files, map_file
+from .store import Files, NoRoom, map_file, remove
 
-# What the master is told of an exception at the most: characters of traceback and summary, bytes of its pickle.
-LONGEST_TEXT, LONGEST_SUMMARY, LONGEST_PICKLE = 256 * 1024, 4096, 16 * 1024 * 1024
+# What the master is told of an exception at the most: characters of traceback and summary, bytes of its pickle, and
+# calls, of which there may be millions where user code has raised the recursion limit.
+LONGEST_TEXT, LONGEST_SUMMARY, LONGEST_PICKLE, LAST_CALLS = 256 * 1024, 4096, 16 * 1024 * 1024, 1000
 
 # Slices that a worker keeps mapped: each map takes a file descriptor, of which there may be 1,024.
 SLICES_MAPPED = 128
 
-# Copies of the standard streams get numbers from here on, which user code does not close by accident.
-SPARE_FDS = 200
+# Calls within calls, without which python's own libraries are of no use.
+LEAST_CALLS = 200
+
+# Our own files get numbers from here on: user code does not close them by accident, and where it has closed them, none
+# that it opens later gets the number of one that we write to.
+HIGH_FDS = 200
 
 # A worker's status page, 64-bit words: what it runs (0: nothing), at which slice, and what it shall stop.
 RUNNING, SLICE, CANCELLED = range(3)
@@ -59,18 +66,27 @@ def status_page(worker: int) -> str:
     return f"status{worker}"
 
 
-def main(index: int, bell: int, answer: int, modules: int, out: int, err: int, files: Files) -> int:
+def main(
+    index: int,
+    bell: int,
+    answer: int,
+    modules: int,
+    out: int,
+    err: int,
+    files: Files,
+    memory_limit: Optional[int] = None,
+) -> int:
     """Serve one node until it closes the bell; gives the exit status. `modules` is where answers to imports come."""
     _settle(out, err)
-    return Worker(index, Channel(bell, answer), Channel(modules, -1), files).serve()
+    bell, answer, modules = (_out_of_the_way(fd) for fd in (bell, answer, modules))
+    return Worker(index, Channel(bell, answer), Channel(modules, -1), files, memory_limit).serve()
 
 
 def _settle(out: int, err: int) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     for fd, target in ((null, 0), (out, 1), (err, 2)):
         os.dup2(fd, target)
-        _spare[target] = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, SPARE_FDS)
-        os.close(fd)
+        _spare[target] = _out_of_the_way(fd)
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout, sys.stderr = (_text_stream(fd) for fd in (1, 2))
     if sys.platform == "linux":
@@ -78,6 +94,13 @@ def _settle(out: int, err: int) -> None:
     # All workers were forked with one state of the generators; the same "random" numbers in each would be a trap.
     random.seed()
     np.random.seed()  # noqa: NPY002  user code may use the old generator
+
+
+def _out_of_the_way(fd: int) -> int:
+    """The same file under a high number, which is closed when another program is started."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FDS)
+    os.close(fd)
+    return high
 
 
 def flush_streams() -> None:
@@ -120,7 +143,9 @@ class Code(NamedTuple):
 
 
 class Worker:
-    def __init__(self, index: int, channel: Channel, answers: Channel, files: Files) -> None:
+    def __init__(
+        self, index: int, channel: Channel, answers: Channel, files: Files, memory_limit: Optional[int] = None
+    ) -> None:
         self.channel = channel
         self.answers = answers
         self.pid = os.getpid()
@@ -138,8 +163,11 @@ class Worker:
         self.slices: OrderedDict[str, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
         self.modules = Shipped(self.ask)
         self.modules.install()
+        self.memory = Allowance(memory_limit)
+        self.longest_file = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.epoch = 0
         self.made = 0
+        self.untold: list[str] = []  # names of the files with results of this task
         self.interruptible = False
         self.ask_lock = threading.Lock()
         self.operations: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -155,7 +183,7 @@ class Worker:
 
     def serve(self) -> int:
         signal.signal(signal.SIGINT, self._on_interrupt)
-        self.channel.send({"op": "ready", "pid": os.getpid()})
+        self.channel.send({"op": "ready", "pid": self.pid})
         try:
             while True:
                 message = self.channel.wait()
@@ -190,6 +218,8 @@ class Worker:
         status[SLICE] = -1
         status[RUNNING] = seq
         self.slot_used = 0
+        self.untold.clear()
+        self.memory.hold()
         try:
             self.interruptible = True
             if status[CANCELLED] == seq:
@@ -203,15 +233,36 @@ class Worker:
             raise
         except BaseException as error:  # noqa: BLE001  whatever user code raises is the answer
             self.interruptible = False
+            if os.getpid() != self.pid:
+                _end_as_a_fork(error)
+            self.memory.relax()
             if status[CANCELLED] == seq:
                 answer = {"op": "cancelled", "seq": seq}
             else:
                 at = status[SLICE] if status[SLICE] >= 0 else None
-                answer = {"op": "error", "seq": seq, "slice": at, **describe(error)}
+                answer = {"op": "error", "seq": seq, "slice": at, **describe(error, self.memory.limit)}
+        self.memory.relax()
+        if answer["op"] != "done":
+            self._remove_results()
         flush_streams()
-        restore_streams()
-        status[RUNNING] = 0
-        self.channel.send(answer)
+        leaving = not _sound() or (answer["op"] != "done" and not self.memory.come_back())
+        if leaving:
+            answer["leaving"] = True
+        try:
+            restore_streams()
+            status[RUNNING] = 0
+            self.channel.send(answer)
+        except OSError as error:  # user code has closed all files
+            self._give_up(error)
+        if leaving:
+            raise SystemExit
+        self._listen()
+
+    def _listen(self) -> None:
+        """Be interruptible again, whatever user code has done to the signal."""
+        if signal.getsignal(signal.SIGINT) != self._on_interrupt:
+            signal.signal(signal.SIGINT, self._on_interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         packed = self._params(*message["params"])
@@ -222,40 +273,40 @@ class Worker:
         tree = Tree(job.nslices)
         for index, path, size in slices:
             span, result = self._map_one(index, path, size, packed, code)
-            tree.add(span, detached(result))
+            tree.add(span, _kept(result))
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
     def _map_one(self, index: int, path: Optional[str], size: int, packed: Any, code: Code) -> tuple[Span, Any]:
         self.status[SLICE] = index
         # Decoded anew for each slice, so that none sees what another has done to the params.
-        params = codec.decode(*flat.read(packed))
+        params = _decoded(*flat.read(packed))
         return (index, index + 1), code.mapfunc(params, None if path is None else self._slice(path, size))
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         tree = Tree(job.nslices)
         for lo, hi, path, offset, size in message["items"]:
             self.status[SLICE] = lo
-            header, buffers = flat.read(map_file(path, offset + size)[offset:])
-            tree.add((lo, hi), codec.decode(header, buffers, copy=code.reduce is not default_reduce))
+            header, buffers = flat.read(self._map_file(path, offset + size)[offset:])
+            tree.add((lo, hi), _decoded(header, buffers, copy=code.reduce is not default_reduce))
         tree.fold(code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
     def _params(self, path: str, size: int) -> Any:
         """The flat params: a copy where they lie in a slot, which the next round writes to."""
         if size > SLOT:
-            return map_file(path, size)
+            return self._map_file(path, size)
         slot = self.slots.get(path)
         if slot is None:
-            slot = self.slots[path] = map_file(path, SLOT)
+            slot = self.slots[path] = self._map_file(path, SLOT)
         return bytes(slot[:size])
 
     def _slice(self, path: str, size: int) -> Any:
         """A slice; of an array a new view each time, because even a read-only one can be given another shape."""
         known = self.slices.get(path)
         if known is None:
-            mapped = map_file(path, size)
-            value = codec.decode(*flat.read(mapped))
+            mapped = self._map_file(path, size)
+            value = _decoded(*flat.read(mapped))
             # What holds objects or named fields can be altered through any view of it.
             lasting = type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.names is None
             known = value if lasting else mapped
@@ -264,13 +315,15 @@ class Worker:
                 self.slices.popitem(last=False)
         else:
             self.slices.move_to_end(path)
-        return known.view() if isinstance(known, np.ndarray) else codec.decode(*flat.read(known))
+        return known.view() if isinstance(known, np.ndarray) else _decoded(*flat.read(known))
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
         try:
             encoded = codec.encode(value)
         except codec.CodecError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise error.__cause__ from None
             raise TypeError(f"mapfunc or reduce gave a result that cannot be sent back: {error}") from None
         return span[0], span[1], encoded.plain, self._put(encoded)
 
@@ -282,9 +335,32 @@ class Worker:
             self.slot_used += (size + 63) & ~63
             return self.slot_path, offset, size
         self.made += 1
-        mapped = self.files.create(f"{result_prefix(self.index, os.getpid())}{self.made}", size)
+        self.untold.append(f"{result_prefix(self.index, self.pid)}{self.made}")
+        try:
+            mapped = self.files.create(self.untold[-1], size)
+        except OSError as error:
+            if isinstance(error, NoRoom) and resource.getrlimit(resource.RLIMIT_FSIZE) == self.longest_file:
+                raise
+            self._give_up(error)
         flat.write(encoded, mapped.view)
         return mapped.path, 0, size
+
+    def _remove_results(self) -> None:
+        """Those that were written before an error or an interrupt came."""
+        for path in [path for name in self.untold for path in self._paths(name)]:
+            remove(path)
+
+    def _map_file(self, path: str, size: int) -> memoryview:
+        try:
+            return map_file(path, size)
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        """User code has spoilt this process, taken all file descriptors, say. One that is started anew is whole."""
+        if self.status[CANCELLED] == self.status[RUNNING] != 0:
+            raise KeyboardInterrupt  # the files of this round are gone
+        raise SystemExit(f"this worker process cannot go on, and another takes its place: {error}")
 
     # Code
 
@@ -292,8 +368,25 @@ class Worker:
         if job.entry["epoch"] != self.epoch:
             self.modules.forget(job.entry["shadows"])
             self.epoch = job.entry["epoch"]
-        code = self.codes[number] = self._load(job)
+        mapfunc, reduce = self._load(job)
+        self._stay_the_worker()
+        own = reduce is default_reduce
+        code = self.codes[number] = Code(self._guarded(mapfunc), reduce if own else self._guarded(reduce))
         return code
+
+    def _guarded(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """A child process that user code has forked may return from it, but not answer in its parent's place."""
+
+        def call(first: Any, second: Any) -> Any:
+            result = function(first, second)
+            self._stay_the_worker()
+            return result
+
+        return call
+
+    def _stay_the_worker(self) -> None:
+        if os.getpid() != self.pid:
+            os._exit(0)
 
     def _load(self, job: Job) -> Code:
         entry = job.entry
@@ -304,7 +397,7 @@ class Worker:
                     f"this function travels as byte code of python {entry['python']}, and this host has python {here}: "
                     "put it into a module, which travels as source"
                 )
-            mapfunc, reduce = pickle.loads(map_file(*job.code))
+            mapfunc, reduce = pickle.loads(self._map_file(*job.code))
             _adopt(mapfunc)
             return Code(mapfunc, reduce or default_reduce)
         load: Callable[[str], Any] = self.modules.load if entry["shipped"] else importlib.import_module
@@ -325,8 +418,13 @@ class Worker:
         if interruptible:
             self.interruptible = False
         with self.ask_lock:
+            self.memory.relax()  # half an answer cannot be given back
             self.channel.send({"op": "import", "name": name, "epoch": self.epoch})
             message = self.answers.wait()
+            while message.get("name", name) != name:  # what the process before this one had asked for
+                message = self.answers.wait()
+            if self.status[RUNNING]:
+                self.memory.hold()
         if interruptible:
             self.interruptible = True
             if self.status[CANCELLED] == self.status[RUNNING]:
@@ -347,6 +445,42 @@ def _adopt(mapfunc: MapFunction) -> None:
             main[name] = value
 
 
+_this_module = sys.modules[__name__]
+
+
+def _sound() -> bool:
+    """Whether python itself is as it should be for another task."""
+    return sys.modules.get(__name__) is _this_module and sys.getrecursionlimit() >= LEAST_CALLS
+
+
+def _end_as_a_fork(error: BaseException) -> NoReturn:
+    """As python ends: a child process that user code has forked did not catch this."""
+    try:
+        traceback.print_exception(type(error), error, _user_part(error), limit=-LAST_CALLS)
+        sys.stderr.flush()
+    finally:
+        os._exit(1)
+
+
+def _decoded(header: codec.Buffer, buffers: list[memoryview], copy: bool = False) -> Any:
+    try:
+        return codec.decode(header, buffers, copy=copy)
+    except codec.CodecError as error:
+        if isinstance(error.__cause__, MemoryError):  # the value is whole, but too large for what is left
+            raise error.__cause__ from None
+        raise
+
+
+def _kept(value: Any) -> Any:
+    """A result that is kept while mapfunc is called again."""
+    try:
+        return detached(value)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  it holds itself, is nested beyond measure, or of a list's subclass of the user's
+        return value
+
+
 def detached(value: Any) -> Any:
     """The result with arrays of its own: the next call of mapfunc may write to the memory that this one gave."""
     if isinstance(value, np.ndarray):
@@ -361,15 +495,41 @@ def detached(value: Any) -> Any:
     return value
 
 
-def describe(error: BaseException) -> dict[str, Any]:
-    """What the master is told of an exception: text always, and the pickled exception if it survives the journey."""
-    text = "".join(traceback.format_exception(type(error), error, _user_part(error)))
+def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
+    """What the master is told of an exception: text always, and the pickled exception if it survives the journey.
+
+    `memory_limit`: the one that is kept; 0 where there is none.
+    """
+    if memory_limit and isinstance(error, SystemError) and "without" in str(error):
+        # "error return without exception set": CPython 3.11 had no memory for the exception
+        error = MemoryError(str(error)).with_traceback(error.__traceback__)
+    try:
+        found = _description(error)
+    except BaseException as failure:  # noqa: BLE001  no memory is left for it, or the exception is a trap
+        found = _short_description(error, failure)
+    if memory_limit and isinstance(error, MemoryError):
+        found["summary"] += f" (memory_limit is {memory_limit:,} bytes)"
+    return found
+
+
+def _short_description(error: BaseException, failure: BaseException) -> dict[str, Any]:
+    try:
+        trace = "".join(traceback.format_tb(_user_part(error), limit=-LAST_CALLS))[-LONGEST_TEXT:]
+        text = str(error)[:LONGEST_SUMMARY]
+    except BaseException:  # noqa: BLE001  as above
+        trace, text = "", f"its text cannot be had: {type(failure).__name__}"
+    summary = f"{type(error).__name__}: {text}"
+    return {"text": f"{trace}{summary}", "summary": summary, "pickled": None}
+
+
+def _description(error: BaseException) -> dict[str, Any]:
+    text = "".join(traceback.format_exception(type(error), error, _user_part(error), limit=-LAST_CALLS))
     if len(text) > LONGEST_TEXT:
         text = f"{text[: LONGEST_TEXT // 2]}\n[...]\n{text[-LONGEST_TEXT // 2 :]}"
     try:
         pickled: Optional[bytes] = pickle.dumps(error)
         pickle.loads(pickled or b"")
-    except Exception:  # noqa: BLE001  whatever a user's __reduce__ or __init__ raises: the text goes alone
+    except BaseException:  # noqa: BLE001  whatever a user's __reduce__ or __init__ raises: the text goes alone
         pickled = None
     if pickled is not None and len(pickled) > LONGEST_PICKLE:
         pickled = None
