@@ -46,6 +46,7 @@ class Look:
     """A node that has nothing to do looks for what others owe."""
 
     at: float
+    since: float
     asked: set[tuple[int, str]] = field(default_factory=set)  # rounds and nodes since it began to look
     waits_for: str | None = None  # the last of these nodes, as long as it has not answered
 
@@ -191,6 +192,7 @@ class Dispatch:
     def on_remove(self, name: str, why: str) -> list[Command]:
         """Nobody wants this node any more."""
         node = self.nodes.pop(name)
+        self._looks.pop(name, None)
         if node.state in (NodeState.LOST, NodeState.CLOSED):
             return []
         node.move("close")
@@ -354,7 +356,7 @@ class Dispatch:
                     look.at, look.waits_for = now + SWEEP, None
                 else:
                     del self._looks[name]
-                    commands += self._find_work(self.nodes[name])
+                    commands += self._find_work(self.nodes[name], look.since)
             self._next_look = min((look.at for look in self._looks.values()), default=None)
         return commands
 
@@ -393,7 +395,7 @@ class Dispatch:
     def _look_in(self, name: str, delay: float) -> None:
         """Have a node look for something to do."""
         at = self._now + delay
-        look = self._looks.setdefault(name, Look(at))
+        look = self._looks.setdefault(name, Look(at, self._now))
         look.at = min(look.at, at)
         if self._next_look is None or at < self._next_look:
             self._next_look = at
@@ -405,22 +407,25 @@ class Dispatch:
                 if not self._owes(node.name):
                     self._look_in(node.name, max(LOOK_LEAST, delay))
 
-    def _find_work(self, node: NodeRecord) -> list[Command]:
+    def _find_work(self, node: NodeRecord, since: float) -> list[Command]:
         """What others owe, for a node that owes nothing: of silent ones without asking them, else of the first that has
-        not been asked since the node began to look.
+        not been asked since the node began to look. It is idle since then.
         """
         if node.state is not NodeState.READY or self._owes(node.name):
             return []
         for round_ in self.rounds.values():
             if round_.job.refs is not None:
                 self._look_in(node.name, max(LOOK_LEAST, (self._now - round_.began) / 2))
+        look = self._looks.get(node.name) or Look(self._now, since)
+        look.since = since
         for round_, name in self._laden():
             single, workers = round_.single(name), self.nodes[name].workers
-            if not single or (round_.number, name) in self._looks[node.name].asked:
+            if not single or (round_.number, name) in look.asked:
                 continue
             if self.nodes[name].state is NodeState.SUSPECT:
                 return self._send_task(node, round_, single[: node.workers])
-            look = self._looks[node.name]
+            if self.nodes[name].transfers and self._now - round_.began < 2 * (since - round_.began):
+                continue  # its data is on its way, and would have to be sent twice
             look.asked.add((round_.number, name))
             look.waits_for = name
             count = max(1, len(single) * node.workers // (node.workers + workers))
@@ -458,7 +463,7 @@ class Dispatch:
         commands = self._share_out(round_, name, header["indices"], idle)
         if not commands and look is not None and idle is not None:  # somebody else may have something
             look.asked.add((round_.number, name))
-            commands = self._find_work(idle)
+            commands = self._find_work(idle, look.since)
         return commands
 
     def _share_out(self, round_: Round, name: str, indices: list[int], idle: NodeRecord | None) -> list[Command]:

@@ -557,7 +557,7 @@ class Engine:
 
     def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         self._set_gone(name)
-        return self._lose(name, header["reason"][:LONGEST_WHY])
+        return self._lose(name, header["reason"][:LONGEST_WHY] or "it has left")
 
     # Commands
 

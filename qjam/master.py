@@ -373,9 +373,9 @@ def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher:
         for name in members.names:
             engine.wait_for_bye(name, max(0.0, deadline - time.monotonic()))
         fleet.close()
-        printer.close()
         finisher.close()
         engine.stop()
+        printer.close()  # now that nothing comes any more: the last words too are shown
 
     thread = threading.Thread(target=close, name="qjam-close")
     try:
@@ -437,7 +437,10 @@ def _outcome(pending: Pending, entry: Entry, sources: Sources, timeout: float | 
 def _reduced(roots: Roots, nslices: int, entry: Entry) -> Any:
     tree = Tree(nslices)
     for span, frames in roots:
-        tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+        try:
+            tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+        except codec.CodecError as error:
+            raise QjamError(f"a result cannot be loaded here: {error.__cause__ or error}") from error
     if len(roots) > 1:
         tree.fold(entry.reduce or default_reduce)
     return tree.values[0, nslices]

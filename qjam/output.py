@@ -27,14 +27,18 @@ class Printer:
         self._taken = self._done = 0  # pieces; each counted by one thread
         self._thread: threading.Thread | None = None
         self._closing = threading.Lock()  # nothing is queued behind the end
+        self._closed = False
 
     def put(self, node: str, host: str, worker: int, stream: int, data: bytes) -> None:
         """Take what a worker has written to its stream 1 (stdout) or 2 (stderr)."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="qjam-print", daemon=True)
-            self._thread.start()
-        self._taken += 1
-        self._queue.put((node, host, worker, stream, data))
+        with self._closing:
+            if self._closed:
+                return  # the master is closed, and whoever still prints is about to be ended
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="qjam-print", daemon=True)
+                self._thread.start()
+            self._taken += 1
+            self._queue.put((node, host, worker, stream, data))
 
     def flush(self) -> None:
         """Block until everything that came before is shown, begun lines too: a round is over."""
@@ -50,6 +54,7 @@ class Printer:
     def close(self) -> None:
         """Show what is left, lines without an end included, and end the thread."""
         with self._closing:
+            self._closed = True
             thread, self._thread = self._thread, None
             if thread is not None:
                 self._queue.put(None)

@@ -342,6 +342,24 @@ def test_all_of_it_is_shown_before_run_returns_also_where_the_terminal_stands_st
     assert set(shown) == {"[local 0] " + "x" * 99}
 
 
+def print_without_end(params, part):
+    os.posix_spawnp("yes", ["yes"], os.environ)
+    return 1
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_child_that_prints_without_end_holds_up_neither_rounds_nor_the_end(monkeypatch, echo):
+    monkeypatch.setattr(sys, "stdout", Silent())
+    before = set(threading.enumerate())
+    with Master(2, echo=echo) as master:
+        assert master.run(print_without_end, timeout=20) == 2
+        for _ in range(3):
+            assert is_right(master)
+        began = time.monotonic()
+    assert time.monotonic() - began < 3
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name == "qjam-print"]
+
+
 # Children
 
 

@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 import pyzmq_garbage  # noqa: F401
 import usercode
-from faults import command, leases, node_of, send, sessions_of, warm_parent_of
+from faults import leases, node_of, send, sessions_of, warm_parent_of
 from namespaces import Namespace, namespace, namespaces_work
 from needs import lacking_programs, need, program
-from processes import all_end, descendants
+from processes import all_end
 from ssh_hosts import home, run_seven, ssh_host  # noqa: F401
 from sshd import Sshd, private_sshd, sshd_works, write_config
 
 from qjam import BootstrapError, DataSet, Master, dispatch, members
 from qjam.launch import fleet
+from qjam_worker import pool
 from qjam_worker.reducing import Tree, default_reduce
 
 ROUTES = ["direct", "tunnel", "stdio"]
@@ -87,7 +88,8 @@ def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_killed_workers_cost_nothing_but_time(tmp_path, ssh_host, caplog, remote):
+def test_killed_workers_cost_nothing_but_time(tmp_path, ssh_host, caplog, monkeypatch, remote):
+    monkeypatch.setattr(dispatch, "LOOK_LEAST", 1e6)  # else a host that is held up may be helped by the other
     with two(tmp_path, ssh_host)[0] if remote else Master(4) as master:
         loop = Loop(master)
         loop.turn()
@@ -102,6 +104,17 @@ def test_killed_workers_cost_nothing_but_time(tmp_path, ssh_host, caplog, remote
         assert master.stats().dataset_sent == sent  # what a host has it keeps
     assert told(caplog, r"worker \d on \w+ was killed by signal 9 \(SIGKILL\)")
     assert told(caplog, r"worker \d on \w+ is replaced after \d+\.\d\d s")
+
+
+def test_a_worker_that_is_stopped_is_replaced_also_when_nobody_else_could_try_its_slice(monkeypatch):
+    monkeypatch.setattr(pool, "STOPPED", 0.2)
+    with Master(1) as master:
+        loop = Loop(master)
+        loop.turn()
+        pid = master.workers[0].pid
+        os.kill(pid, signal.SIGSTOP)
+        loop.turn()
+        assert master.workers[0].pid != pid
 
 
 def test_a_worker_that_is_stopped_holds_nobody_up():
@@ -393,4 +406,4 @@ def test_hosts_come_and_go_during_a_loop(tmp_path, ssh_host):
             loop.turn()
             assert {worker.host for worker in master.workers} == {"local"}
         assert all_end(one.sessions() | other.sessions())
-        assert not [pid for pid in descendants(os.getpid()) if "lease" in command(pid) and pid in leases()]
+        assert all_end(leases())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple, Optional
 
 from . import codec, flat
@@ -41,6 +42,8 @@ class ParamsPlaces:
             self._places[number] = Place(mapped.path, size)
             return
         place = self._free.pop() if self._free else self._new_slot()
+        if not os.path.exists(place.path):  # user code, or somebody who tidies up, has removed it
+            place = self._new_slot()
         assert place.slot is not None
         flat.write(encoded, place.slot)
         self._places[number] = place._replace(size=size)

@@ -23,6 +23,8 @@ from .worker import CANCELLED, RUNNING, SLICE, STATUS_BYTES, out_slot, status_pa
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0
+# Seconds for which somebody may have stopped a worker (SIGSTOP) that has work, before it is killed; twice that at most.
+STOPPED = 10.0
 # Seconds that idle workers get to leave by themselves when the node stops.
 LEAVE = 0.5
 # A worker that dies this often before it is ready will not come up by trying again.
@@ -66,7 +68,6 @@ class WorkerHandle:
         self.farewell: Optional[dict[str, Any]] = None  # the answer of a process that leaves, until there is another
         self.failures = 0
         self.seq = 0  # of the work that it has now; 0 when idle
-        self.round: Optional[int] = None
         self.jobs: set[int] = set()
         self.kill_at: Optional[float] = None
         self.outputs: list[int] = []
@@ -105,6 +106,8 @@ class Pool:
         self._muted = False
         self._announced = False
         self._interrupted: set[int] = set()  # workers that have a kill_at
+        self._look_at: Optional[float] = None  # when to look for stopped workers
+        self._stopped: set[int] = set()  # processes that were so at the last look
         forks.add(self)
 
     def _place(self, index: int) -> WorkerHandle:
@@ -292,7 +295,6 @@ class Pool:
         worker.seq = 0
         self._fork(worker)
         self.events.on_worker_exit(worker, how_it_ended(status), at, pid or 0)
-        worker.round = None
 
     def _let_go(self, worker: WorkerHandle) -> None:
         """Read the last that the worker has printed and close its ends."""
@@ -363,6 +365,8 @@ class Pool:
         self._seq += 1
         worker.seq = message["seq"] = self._seq
         worker.channel.send(message)
+        if self._look_at is None:
+            self._look_at = time.monotonic() + STOPPED
 
     def tell(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         """Let a worker know, at the latest before its next work."""
@@ -373,7 +377,7 @@ class Pool:
 
     def rest(self, worker: WorkerHandle) -> None:
         """The worker has answered."""
-        worker.seq, worker.round = 0, None
+        worker.seq = 0
         if self._interrupted:
             self._interrupted.discard(worker.index)
             worker.kill_at = None
@@ -388,8 +392,9 @@ class Pool:
 
     def next_deadline(self) -> Optional[float]:
         if not self._interrupted:
-            return None
-        return min(self.workers[index].kill_at or 0.0 for index in self._interrupted)
+            return self._look_at
+        due = [self.workers[index].kill_at or 0.0 for index in self._interrupted]
+        return min(due if self._look_at is None else [*due, self._look_at])
 
     def on_timer(self, now: float) -> None:
         for worker in [self.workers[index] for index in self._interrupted]:
@@ -397,6 +402,17 @@ class Pool:
                 worker.kill_at = None
                 self._interrupted.discard(worker.index)
                 _signal(worker.pid, signal.SIGKILL)
+        if self._look_at is not None and self._look_at <= now:
+            self._look_for_stopped(now)
+
+    def _look_for_stopped(self, now: float) -> None:
+        """Nobody waits for ever for a worker that somebody has stopped: its work goes to another process."""
+        busy = [worker.pid for worker in self.workers if worker.seq and worker.pid is not None]
+        stopped = {pid for pid in busy if _is_stopped(pid)}
+        for pid in stopped & self._stopped:
+            _signal(pid, signal.SIGKILL)
+        self._stopped = stopped
+        self._look_at = now + STOPPED if busy else None
 
     # Stopping
 
@@ -444,6 +460,14 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b") ")[2].startswith(b"T")
+    except OSError:
+        return False
 
 
 def how_it_ended(status: int) -> str:

@@ -251,7 +251,7 @@ class Store:
             self._pins[ref] = left
 
     def write(self, ref: str, offset: int, total: int, data: memoryview) -> list[str]:
-        """Put one chunk in its place; a chunk that does not follow what is here is dropped (it came twice).
+        """Put one chunk in its place; what is here already is dropped (it came twice), and so is what leaves a gap.
 
         Gives the paths of files that had to go to make room. Raises NoRoom, ValueError for impossible offsets.
         """
@@ -268,8 +268,8 @@ class Store:
             self.bytes += total
             if total == 0:
                 entry.close()
-        if offset == entry.have and len(data):
-            entry.write(data)
+        if offset <= entry.have < offset + len(data):  # it may begin with what is here: two answers to two questions
+            entry.write(data[entry.have - offset :])
         return dropped
 
     def drop(self, ref: str) -> None:

@@ -354,6 +354,8 @@ class Worker:
         try:
             return map_file(path, size)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and os.path.exists(self.slot_path):
+                raise  # it is gone for every process: the round is over, and this one is about to hear of it
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> NoReturn:
