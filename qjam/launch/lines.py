@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 READ = 64 * 1024
-LONGEST = 16 * 1024 * 1024  # bytes of a message
+LONGEST = 4 * 1024 * 1024  # bytes of a message
 
 
 class Lines:
