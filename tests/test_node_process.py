@@ -13,6 +13,7 @@ from pathlib import Path
 import gates
 import nodecode
 import numpy as np
+import pytest
 import usercode
 import zmq
 from processes import all_end, descendants
