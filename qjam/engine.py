@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
-import os
 import selectors
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any, Protocol, TypeVar
 
 import zmq
@@ -21,6 +16,7 @@ import zmq
 from qjam_worker import flat, wire
 from qjam_worker.wire import Kind
 
+from .calls import Calls
 from .commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
 from .dispatch import Dispatch
 from .loading import Blob, Loader
@@ -96,21 +92,16 @@ class Engine:
         self._guests: dict[str, Guest] = {}
         self._leaving_nodes: set[str] = set()  # that were removed and have not left yet
         self._pending: dict[int, Pending] = {}
-        self._calls: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._timer_numbers = count()
+        self._calls = Calls()
         self._numbers = 0
         self._number_lock = threading.Lock()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._router = Router(endpoint)
         self._selector = selectors.DefaultSelector()
         self._loader = Loader(find_module)
         self._commands: deque[Command] = deque()
         self._acting = False
         self._stopped = False
-        self._crashed = ""
-        self._post_lock = threading.Lock()
-        self._closed = self._leaving = False
+        self._leaving = False
         self._thread = threading.Thread(target=self._run, name="qjam-engine", daemon=True)
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
@@ -167,28 +158,11 @@ class Engine:
 
     def ask(self, call: Callable[[], T]) -> T:
         """What a call in the loop gives, or raises. OSError when there is no loop any more."""
-        answer: Future[T] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(call())
-            except Exception as error:  # noqa: BLE001  belongs to the caller
-                answer.set_exception(error)
-
-        if not self._post(ask):
-            raise OSError("the master is closed")
-        while not self._crashed:
-            try:
-                return answer.result(1.0)
-            except FutureTimeoutError:
-                if answer.done():  # the call itself has raised it
-                    raise
-                continue  # a program that is in C code, with the GIL held, holds this up as well
-        raise OSError(self._crashed)
+        return self._calls.ask(call)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         """Have the loop make a call after `delay` seconds. To be called in the loop."""
-        heapq.heappush(self._timers, (time.monotonic() + delay, next(self._timer_numbers), call))
+        self._calls.later(delay, call)
 
     def ping(self, name: str, timeout: float) -> float:
         """Seconds for a small message to a node and back. Raises TimeoutError."""
@@ -196,7 +170,7 @@ class Engine:
         node = self._nodes.get(name)
         if node is not None:
             node.pinged[start] = pinged
-            self._post(lambda: self._ping(name, start))
+            self._calls.post(lambda: self._ping(name, start))
         try:
             if node is None or not pinged.wait(timeout):
                 raise TimeoutError(f"{name.rpartition('/')[0]} did not answer within {timeout} s")
@@ -231,12 +205,12 @@ class Engine:
             self._selector.register(guest, selectors.EVENT_READ, lambda: self._attend(name, lambda: guest.poll(0)))
             self._attend(name, guest.start)
 
-        self._post(host)
+        self._calls.post(host)
 
     def lose_node(self, name: str, why: str) -> None:
         """Its launcher says that a node has ended or will not come."""
         self._set_gone(name)
-        self._post(lambda: self._act(self._lose(name, why)))
+        self._calls.post(lambda: self._act(self._lose(name, why)))
 
     def remove_node(self, name: str, why: str) -> None:
         """Nobody wants this node any more: what it owes goes to others, and it is told to leave. In the loop."""
@@ -291,14 +265,14 @@ class Engine:
         with self._number_lock:
             self._numbers += 1
             pending.number = self._numbers
-        if not self._post(lambda: self._submit(pending)):
+        if not self._calls.post(lambda: self._submit(pending)):
             pending.end(None, CLOSED)
-        if self._crashed:  # there is no loop to run the call, or it ended in this very moment
-            pending.end(None, Failure("crashed", self._crashed))
+        if self._calls.failed:  # there is no loop to run the call, or it ended in this very moment
+            pending.end(None, Failure("crashed", self._calls.failed))
 
     def cancel(self, pending: Pending) -> None:
         """End a round that nobody waits for; nothing happens when it is over already."""
-        self._post(lambda: self._act(self._dispatch.on_cancel(pending.number, Failure("cancelled", "cancelled"))))
+        self._calls.post(lambda: self._act(self._dispatch.on_cancel(pending.number, Failure("cancelled", "cancelled"))))
 
     def acknowledge(self, name: str, size: int) -> None:
         """This many bytes of what user code printed have been shown."""
@@ -309,7 +283,7 @@ class Engine:
                 node.unread -= size + PIECE
             self._send(Send(name, Kind.CREDIT, {"bytes": size}))
 
-        self._post(acknowledge)
+        self._calls.post(acknowledge)
 
     def say_goodbye(self) -> None:
         """Tell all nodes to leave and end all rounds."""
@@ -323,7 +297,7 @@ class Engine:
                     self._set_gone(record.name)  # it cannot say BYE
             self._act(self._dispatch.on_close())
 
-        self._post(goodbye)
+        self._calls.post(goodbye)
 
     def stop(self) -> None:
         """End the loop; gives back when its thread, sockets and files are gone."""
@@ -331,38 +305,23 @@ class Engine:
         def stop() -> None:
             self._stopped = True
 
-        self._post(stop)
+        self._calls.post(stop)
         self._thread.join()
-        with self._post_lock:
-            self._closed = True
+        self._calls.refuse()
         self._loader.stop()
         self._router.close()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
-
-    def _post(self, call: Callable[[], None]) -> bool:
-        """Have the loop make a call; False when there is no loop any more."""
-        with self._post_lock:
-            if self._closed:
-                return False
-            self._calls.append(call)
-            try:
-                os.write(self._wake_write, b"!")
-            except BlockingIOError:
-                pass  # the pipe is full of wake-ups already
-        return True
+        self._calls.close()
 
     # The loop
 
     def _run(self) -> None:
-        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_wake)
+        self._selector.register(self._calls, selectors.EVENT_READ, self._calls.wake)
         self._selector.register(self._router.link, selectors.EVENT_READ, self._router.link.stir)
         try:
             while not self._stopped:
                 for key, _ in self._selector.select(self._timeout()):
                     key.data()
-                while self._calls:
-                    self._calls.popleft()()
+                self._calls.make()
                 self._exchange()
                 if self._on_time(time.monotonic()):
                     self._exchange()
@@ -376,15 +335,12 @@ class Engine:
 
     def _crash(self, error: BaseException) -> None:
         """A defect of ours: nobody may wait for a loop that does not run."""
-        self._crashed = f"the engine has failed ({type(error).__name__}: {error}); this is a defect of qjam"
+        self._calls.failed = f"the engine has failed ({type(error).__name__}: {error}); this is a defect of qjam"
         for pending in self._pending.values():
-            pending.end(None, Failure("crashed", self._crashed))
+            pending.end(None, Failure("crashed", self._calls.failed))
         for node in self._nodes.values():
             node.changed.set()
             node.gone.set()
-
-    def _on_wake(self) -> None:
-        os.read(self._wake_read, 4096)
 
     def _on_time(self, now: float) -> bool:
         """What is due; whether anything was."""
@@ -398,16 +354,11 @@ class Engine:
         if deadline is not None and deadline <= now:
             due = True
             self._act(self._dispatch.on_timer(now))
-        while self._timers and self._timers[0][0] <= now:
-            due = True
-            heapq.heappop(self._timers)[2]()
-        return due
+        return self._calls.make_due(now) or due
 
     def _timeout(self) -> float | None:
         deadlines = [guest.next_deadline() for guest in self._guests.values()]
-        deadlines.append(self._dispatch.next_deadline())
-        if self._timers:
-            deadlines.append(self._timers[0][0])
+        deadlines += [self._dispatch.next_deadline(), self._calls.next_deadline()]
         due = [deadline for deadline in deadlines if deadline is not None]
         return min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT) if due else None
 
@@ -594,10 +545,10 @@ class Engine:
 
         def failed(error: BaseException) -> None:
             failure = Failure("load", f"a slice of the data set could not be made: {error!r}", error=error)
-            self._post(lambda: self._act(self._load_failed(node, ref, failure)))
+            self._calls.post(lambda: self._act(self._load_failed(node, ref, failure)))
 
         def done(blob: Blob) -> None:
-            self._post(lambda: self._loaded(command, blob))
+            self._calls.post(lambda: self._loaded(command, blob))
 
         self._loader.load(ref, self._pending.get(command.round), done, failed)
 

@@ -41,6 +41,7 @@ ALLOWED = {
     "qjam.report": set[str](),
     "qjam.errors": {"qjam.report"},  # for the type checker
     "qjam.notes": set[str](),
+    "qjam.calls": set[str](),
     "qjam.output": set[str](),
     "qjam.hosts": GROUND,
     "qjam.dataset": GROUND,
@@ -54,7 +55,7 @@ ALLOWED = {
     "qjam.pending": GROUND | {"qjam.commands", "qjam.rounds"},
     "qjam.loading": GROUND | {"qjam.pending"},
     "qjam.router": GROUND | {"qjam_worker.link"},
-    "qjam.engine": GROUND | DECISIONS | {"qjam.pending", "qjam.loading", "qjam.router"},
+    "qjam.engine": GROUND | DECISIONS | {"qjam.calls", "qjam.pending", "qjam.loading", "qjam.router"},
     "qjam.launch": {"qjam.hosts", "qjam.report", "qjam.notes", "qjam_worker"},  # it starts the bundle
     "qjam.members": GROUND | {"qjam.hosts", "qjam.states", "qjam.engine", "qjam.launch", "qjam.notes"},
     "qjam.checks": GROUND | DATA | {"qjam.launch"},

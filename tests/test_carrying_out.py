@@ -260,7 +260,7 @@ def test_calls_are_made_when_they_are_due_and_in_that_order(engine: Engine) -> N
     made: list[str] = []
     for delay, text in ((20.0, "last"), (10.0, "first"), (10.0, "second")):
         engine.call_later(delay, lambda text=text: made.append(text))
-    first, *_ = sorted(at for at, *_ in engine._timers)
+    first, *_ = sorted(at for at, *_ in engine._calls.timers)
     engine._on_time(first - 1.0)
     assert made == []
     engine._on_time(first + 1.0)
@@ -307,7 +307,7 @@ def test_a_stranger_whose_name_is_no_text_does_not_disturb(engine: Engine) -> No
         stranger.connect(engine.endpoint)
         stranger.send(b"anything")
         engine._thread.join(0.2)  # it must go on: time for it to be wrong
-    assert not engine._crashed
+    assert not engine._calls.failed
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import usercode
 from processes import all_end, descendants, parent
 
 from qjam import BootstrapError, HostReport, HostSpec, Master
+from qjam import calls as calls_module
 from qjam import engine as engine_module
 from qjam import members as members_module
 from qjam.dispatch import Dispatch
@@ -60,6 +61,7 @@ class Stage:
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
         patch.setattr(members_module, "time", clock)
         patch.setattr(engine_module, "time", clock)
+        patch.setattr(calls_module, "time", clock)
         patch.setattr(members_module.local, "launch", self.launch_local)
         patch.setattr(self.engine, "ask", lambda call: call())
         patch.setattr(self.engine, "wait_for_node", self.wait_for_node)
@@ -94,8 +96,8 @@ class Stage:
 
     def turn(self) -> None:
         """What other threads have asked the loop for."""
-        while self.engine._calls:
-            self.engine._calls.popleft()()
+        while self.engine._calls.posted:
+            self.engine._calls.posted.popleft()()
 
     def wait_for_node(self, name: str, timeout: float) -> tuple[NodeState, str]:
         if not self.engine._nodes[name].changed.is_set():
@@ -106,8 +108,8 @@ class Stage:
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and have done what is due meanwhile."""
         until = self.now + seconds
-        while self.engine._timers and self.engine._timers[0][0] <= until:
-            self.now = max(self.now, self.engine._timers[0][0])
+        while self.engine._calls.timers and self.engine._calls.timers[0][0] <= until:
+            self.now = max(self.now, self.engine._calls.timers[0][0])
             self.engine._on_time(self.now)
             self.turn()
         self.now = until
@@ -126,7 +128,7 @@ def stage() -> Iterator[Stage]:
     with pytest.MonkeyPatch.context() as patch:
         made = Stage(patch)
         yield made
-    made.engine._timers.clear()
+    made.engine._calls.timers.clear()
     made.engine._hosts = None
     made.engine.start(lambda *printed: None)
     made.engine.stop()
@@ -383,7 +385,7 @@ def test_nobody_watches_a_host_that_is_ready(stage: Stage) -> None:
         stage.lose(name)
     stage.pass_time(EVER)
     assert stage.states == {"local": "ready", "there": "ready"}
-    assert stage.engine._timers == []
+    assert stage.engine._calls.timers == []
 
 
 # ---- leaving --------------------------------------------------------------------------------------------------

@@ -79,14 +79,15 @@ class NodeRound:
         )
 
     def add(self, indices: list[int], missing: Collection[str]) -> None:
-        """Give the node more slices to map; those whose ref is missing wait for it. What it owes already it ignores,
-        but for that nobody else tries it any longer.
+        """Give the node more slices to map; those whose ref is missing wait for it. What it owes or holds already it
+        ignores, but for that nobody else tries it any longer.
         """
-        self._shared.difference_update(indices)
-        if not self.owed.isdisjoint(indices):
+        if self._contested or not self.owed.isdisjoint(indices):
+            self._shared.difference_update(indices)
             self.again(index for index in self.lent if index in indices)
             self.lent = [index for index in self.lent if index not in indices]
-            indices = [index for index in indices if index not in self.owed]
+            held = {index for lo, hi in self._spans for index in range(lo, hi)}
+            indices = [index for index in indices if index not in self.owed and index not in held]
         self.owed.update(indices)
         if not missing and not self.ready:
             self.ready = sorted(indices)
@@ -296,6 +297,12 @@ class NodeRound:
             if not left:
                 del self.waiting[ref]
         return self._supersede()
+
+    @property
+    def _spans(self) -> list[Span]:
+        """What the results that are here are of, those included that a worker is folding."""
+        folding = [span for work in self.works.values() if work.fold for span in work.fold]
+        return [*self.tree.values, *folding]
 
     @property
     def held(self) -> list[Held]:

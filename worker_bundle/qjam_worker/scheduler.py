@@ -340,14 +340,14 @@ class Scheduler:
             return []
         idle = [seat for seat in self.seats if seat.ready and not seat.busy]
         commands: list[Command] = []
-        for round_ in self.rounds.values():
-            if not round_.works or round_.lacking:
-                continue
+        at_work = [round_ for round_ in self.rounds.values() if round_.works and not round_.lacking]
+        for round_ in at_work:
             while idle and (work := round_.take_second(idle[-1].index, now)) is not None:
                 commands.append(self._give(idle.pop(), round_, work))
-            at = round_.late_at() if idle else None
-            if at is not None and (self._check is None or at < self._check[0]):
-                self._check = min(at, now + CHECK), round_.number
+        due = [(at, round_.number) for round_ in at_work if (at := round_.late_at()) is not None] if idle else []
+        if due:
+            at, number = min(due)
+            self._check = min(at, now + CHECK), number
         return commands
 
     # The ends of rounds

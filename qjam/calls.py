@@ -1,0 +1,102 @@
+"""Calls that a loop makes for other threads, and calls that it makes later."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from itertools import count
+from typing import TypeVar
+
+T = TypeVar("T")
+Call = Callable[[], None]
+
+
+class Calls:
+    """`post` and `ask` may be used from any thread; all else in the loop, which waits for `fileno` to be readable."""
+
+    def __init__(self) -> None:
+        self.posted: deque[Call] = deque()
+        self.timers: list[tuple[float, int, Call]] = []
+        self.failed = ""  # why the loop has ended, where that is a defect
+        self._numbers = count()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def fileno(self) -> int:
+        """Readable when something was posted."""
+        return self._read
+
+    def post(self, call: Call) -> bool:
+        """Have the loop make a call; False when there is no loop any more."""
+        with self._lock:
+            if self._closed:
+                return False
+            self.posted.append(call)
+            try:
+                os.write(self._write, b"!")
+            except BlockingIOError:
+                pass  # the pipe is full of wake-ups already
+        return True
+
+    def ask(self, call: Callable[[], T]) -> T:
+        """What a call in the loop gives, or raises. OSError when there is no loop any more."""
+        answer: Future[T] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(call())
+            except Exception as error:  # noqa: BLE001  belongs to the caller
+                answer.set_exception(error)
+
+        if not self.post(ask):
+            raise OSError("the master is closed")
+        while not self.failed:
+            try:
+                return answer.result(1.0)
+            except FutureTimeoutError:
+                if answer.done():  # the call itself has raised it
+                    raise
+                continue  # a program that is in C code, with the GIL held, holds this up as well
+        raise OSError(self.failed)
+
+    def later(self, delay: float, call: Call) -> None:
+        """Have the loop make a call after `delay` seconds."""
+        heapq.heappush(self.timers, (time.monotonic() + delay, next(self._numbers), call))
+
+    def next_deadline(self) -> float | None:
+        """When the first of the later calls is due."""
+        return self.timers[0][0] if self.timers else None
+
+    def wake(self) -> None:
+        """Take the wake-ups; to be called when there are any."""
+        os.read(self._read, 4096)
+
+    def make(self) -> None:
+        """Make the calls that were posted."""
+        while self.posted:
+            self.posted.popleft()()
+
+    def make_due(self, now: float) -> bool:
+        """Make the later calls whose time has come; whether there were any."""
+        due = False
+        while self.timers and self.timers[0][0] <= now:
+            due = True
+            heapq.heappop(self.timers)[2]()
+        return due
+
+    def refuse(self) -> None:
+        """No more calls: the loop has ended."""
+        with self._lock:
+            self._closed = True
+
+    def close(self) -> None:
+        """Give everything back."""
+        os.close(self._read)
+        os.close(self._write)
