@@ -454,6 +454,7 @@ class Node:
     def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None:
         self.imports.forget(worker)
         self._remove_untold_results(worker.index, pid)
+        self.params.see_to_slots()
         self.act(self.scheduler.on_exit(worker.index, how, at, pid, time.monotonic()))
 
     def _remove_untold_results(self, worker: int, pid: int) -> None:

@@ -42,8 +42,6 @@ class ParamsPlaces:
             self._places[number] = Place(mapped.path, size)
             return
         place = self._free.pop() if self._free else self._new_slot()
-        if not os.path.exists(place.path):  # user code, or somebody who tidies up, has removed it
-            place = self._new_slot()
         assert place.slot is not None
         flat.write(encoded, place.slot)
         self._places[number] = place._replace(size=size)
@@ -52,6 +50,10 @@ class ParamsPlaces:
         self._made += 1
         mapped = self._files.create(f"slot{self._made}", SLOT)
         return Place(mapped.path, SLOT, mapped.view)
+
+    def see_to_slots(self) -> None:
+        """Forget slots whose files user code, or somebody who tidies up, has removed: a new worker cannot map them."""
+        self._free = [place for place in self._free if os.path.exists(place.path)]
 
     def ref(self, number: int) -> Optional[str]:
         """The ref that has the params of a round."""

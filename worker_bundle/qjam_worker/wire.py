@@ -72,6 +72,7 @@ class Message(NamedTuple):
 
 MOST = 1 << 53  # no whole number that counts something is as large
 MOST_SLICES = 1 << 20  # of a job
+MOST_WORKERS = 1 << 16  # of a node
 LONGEST_TEXT = 1 << 20  # characters; a traceback is cut at a quarter of that
 LONGEST_NAME = 4096  # of a ref, a node, a module
 
@@ -119,8 +120,12 @@ def _are_counts(items: Sequence[Any]) -> bool:
     return not items or (_INTS.issuperset(map(type, items)) and min(items) >= 0)
 
 
+def _are_workers(items: Sequence[Any]) -> bool:
+    return len(items) <= MOST_WORKERS and _are_counts(items)
+
+
 def _are_names(items: Sequence[Any], types: frozenset[type] = _STRS) -> bool:
-    return types.issuperset(map(type, items)) and all(len(item or "") <= LONGEST_NAME for item in items)
+    return types.issuperset(map(type, items)) and max(map(len, filter(None, items)), default=0) <= LONGEST_NAME
 
 
 def _columns(items: Sequence[Any], count: int) -> Sequence[Sequence[Any]] | None:
@@ -167,7 +172,7 @@ ENTRY = {
 HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.HELLO: {
         "version": NAME, "python": NAME, "pid": COUNT, "host": NAME, "cores": COUNT, "memory": COUNT,
-        "workers": _some("a list of whole numbers from 0 on", _are_counts), "held": NAMES,
+        "workers": _some("a list of whole numbers from 0 on", _are_workers), "held": NAMES,
         "credit": COUNT,
     },
     Kind.WELCOME: {"node": NAME, "speculation": FLAG},
@@ -198,7 +203,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
 
 # What a STATE has beside its word.
 STATES: dict[str, dict[str, Field]] = {
-    "ready": {"workers": _some("a list of pids", _are_counts)},
+    "ready": {"workers": _some("a list of pids", _are_workers)},
     "replaced": {"worker": COUNT, "pid": COUNT},
     "lost": {
         "worker": COUNT, "how": TEXT, "pid": COUNT, "round": _optional(COUNT), "slice": _optional(_or_none(COUNT)),

@@ -47,6 +47,9 @@ HIGH_FDS = 200
 RUNNING, SLICE, CANCELLED = range(3)
 STATUS_BYTES = 64
 
+# signal.getsignal looks the handler up among the names of signals first, for 2 us.
+_handler_of: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+
 Where = tuple[str, int, int]  # path, offset, size of a flat value
 Results = list[tuple[Span, Any]]
 MapFunction = Callable[[Any, Any], Any]
@@ -260,7 +263,7 @@ class Worker:
 
     def _listen(self) -> None:
         """Be interruptible again, whatever user code has done to the signal."""
-        if signal.getsignal(signal.SIGINT) != self._on_interrupt:
+        if _handler_of(signal.SIGINT) != self._on_interrupt:
             signal.signal(signal.SIGINT, self._on_interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
