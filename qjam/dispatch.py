@@ -146,7 +146,7 @@ class Dispatch:
         node = self.nodes[name]
         if node.state is not NodeState.JOINING:
             raise ValueError(f"it says that its workers are ready, and it is {node.state.value}")
-        if node.asked is not None and len(pids) != node.workers:
+        if len(pids) != node.workers:
             raise ValueError(f"{len(pids)} of its {node.workers} workers are ready")
         node.move("ready")
         node.pids, node.workers = list(pids), len(pids)

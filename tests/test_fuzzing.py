@@ -297,7 +297,10 @@ def hear(node: InPlace, kind: Kind, header: dict[str, Any], buffers: Any = ()) -
         (Kind.STATE, {"state": "ready", "workers": [1]}, [], "STATE is for the master"),
         (Kind.JOB, {**JOB, "nslices": 5}, [], "job 1 was another one before"),
         (Kind.JOB, {**JOB, "job": 2, "slices": [[4, "d1-4"]]}, [], "job 2 has 4 slices"),
-        (Kind.JOB, {**JOB, "slices": [[2, None]]}, [], "only some slices of job 1 have data"),
+        (Kind.JOB, {**JOB, "slices": [[2, None]]}, [], "job 1 had other slices before"),
+        # A worker was rung for what was not here, and a KeyError was the end of the node.
+        (Kind.JOB, {**JOB, "slices": [[0, "d0-1"]]}, [], "job 1 had other slices before"),
+        (Kind.JOB, {**JOB, "job": 2, "slices": [[0, None], [1, "d0-1"]]}, [], "only some slices of job 2 have data"),
         (Kind.JOB, {**JOB, "job": 2, "slices": [[0, "params:1"]]}, [], "job 2 has slices that are none"),
         (Kind.JOB, {**JOB, "job": 2, "forget": [1]}, [], "job 1 is to be forgotten and is in use"),
         (Kind.TASK, {**TASK, "job": 9, "round": 2}, [b"x"], "of job 9, which nobody has told of"),

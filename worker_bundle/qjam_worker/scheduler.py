@@ -197,6 +197,8 @@ class Scheduler:
         known, slices = self.jobs.get(number), dict(header["slices"])
         if known is not None and (known.entry, known.nslices) != (entry, nslices):
             raise ValueError(f"job {number} was another one before")
+        if known is not None and any(known.refs.get(index, ref) != ref for index, ref in slices.items()):
+            raise ValueError(f"job {number} had other slices before")
         if max(slices) >= nslices:
             raise ValueError(f"job {number} has {nslices} slices, and not the {max(slices)}-th")
         if len({*(ref is None for ref in slices.values()), *([not known.has_data] if known else [])}) > 1:

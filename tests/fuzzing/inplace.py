@@ -1,0 +1,200 @@
+"""A real node without processes: its workers compute in place, its uplink is a queue."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import zmq
+
+from qjam_worker import codec, flat, wire
+from qjam_worker.node import Node
+from qjam_worker.reducing import Tree, default_reduce
+from qjam_worker.store import map_file
+
+from .mutation import Frames
+from .peer import MODULES, mapped
+
+
+class Uplink:
+    """In place of a Link."""
+
+    def __init__(self) -> None:
+        self.inbox: deque[list[memoryview]] = deque()
+        self.out: deque[Frames] = deque()
+        self.socket = self
+
+    def stir(self) -> None: ...
+    def close(self) -> None: ...
+
+    def send(self, frames: Any) -> None:
+        self.out.append([bytes(frame) for frame in frames])
+
+    def receive(self) -> list[memoryview] | None:
+        return self.inbox.popleft() if self.inbox else None
+
+
+class Answers:
+    """Where a worker hears of modules."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+
+    def send(self, message: dict[str, Any]) -> None:
+        self.heard.append(message)
+
+
+class Workers:
+    """In place of a Pool, whose files and handles it keeps."""
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+        self.workers = pool.workers
+        self.rung: deque[tuple[Any, dict[str, Any]]] = deque()
+        self.interrupted: set[int] = set()
+        self.made = 0
+        for worker in self.workers:
+            worker.pid, worker.ready, worker.modules = 100 + worker.index, True, Answers()
+
+    def ring(self, worker: Any, message: dict[str, Any]) -> None:
+        assert not worker.seq
+        self.made += 1
+        worker.seq = message["seq"] = self.made
+        self.rung.append((worker, message))
+
+    def tell(self, worker: Any, message: dict[str, Any]) -> None: ...
+
+    def rest(self, worker: Any) -> None:
+        worker.seq = 0
+        self.interrupted.discard(worker.index)
+
+    def interrupt(self, worker: Any, now: float) -> None:
+        if worker.seq:
+            self.interrupted.add(worker.index)
+
+    def mute(self, muted: bool) -> None: ...
+    def on_timer(self, now: float) -> None: ...
+
+    def next_deadline(self) -> None:
+        return None
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.modules = None
+        self.pool.close()
+
+
+class Doorway:
+    """In place of the node's socket while it is made: something to wait for."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0)
+
+    def getsockopt(self, option: int) -> int:
+        assert option == zmq.FD
+        return self.fd
+
+
+class InPlace:
+    """The node, and what its workers do."""
+
+    def __init__(self, name: str, workers: int, rng: Random, base: Path | None = None) -> None:
+        self.name = name
+        self.rng = rng
+        doorway = Doorway()
+        self.node = Node(doorway, workers, bases=[str(base or tempfile.gettempdir())])  # type: ignore[arg-type]
+        self.uplink = self.node.uplink = Uplink()  # type: ignore[assignment]
+        self.workers = self.node.pool = self.node.imports._pool = Workers(self.node.pool)  # type: ignore[assignment]
+        self.folders = [Path(folder) for folder in self.node.files.directories]
+        self.doorway = doorway.fd
+        self.gone = False
+        self.node._hello()
+        self.ready = False
+
+    def close(self) -> None:
+        if not self.gone:
+            self.gone = True
+            self.node.close()
+            os.close(self.doorway)
+            assert not any(folder.exists() for folder in self.folders)
+
+    @property
+    def out(self) -> deque[Frames]:
+        return self.uplink.out
+
+    def deliver(self, message: wire.Message) -> None:
+        self.hear([bytes(frame) for frame in wire.pack(*message)])
+
+    def hear(self, frames: Frames) -> None:
+        self.uplink.inbox.append([memoryview(frame) for frame in frames])
+
+    def receive(self) -> bool:
+        """As in the node's own loop; False when it leaves."""
+        stays = self.node.receive()
+        if stays and not self.ready:
+            self.ready = True
+            self.node.on_pool_ready()
+        return stays
+
+    def work(self) -> None:
+        """A worker comes to an end with what it has."""
+        worker, message = self.workers.rung.popleft()
+        if worker.index in self.workers.interrupted:
+            answer: dict[str, Any] = {"op": "cancelled"}
+        else:
+            try:
+                values = self.fold(message) if message["op"] == "fold" else self.map(message)
+                answer = {"op": "done", "roots": self.put(worker, values)}
+            except (codec.CodecError, TypeError, ValueError) as error:  # as user code that is given nonsense
+                answer = {"op": "error", "slice": None, "text": repr(error), "summary": "s", "pickled": None}
+        self.node.on_worker_message(worker, {**answer, "seq": worker.seq})
+
+    def map(self, message: dict[str, Any]) -> dict[tuple[int, int], Any]:
+        values = {}
+        params = codec.decode(*flat.read(map_file(*message["params"])))
+        for index, path, size in message["slices"]:
+            data = None if path is None else codec.decode(*flat.read(map_file(path, size)))
+            values[index, index + 1] = mapped(params, data, index)
+        return values
+
+    def fold(self, message: dict[str, Any]) -> dict[tuple[int, int], Any]:
+        tree = Tree(max(hi for _, hi, *_ in message["items"]) * 4)
+        items = {}
+        for lo, hi, path, offset, size in message["items"]:
+            items[lo, hi] = codec.decode(*flat.read(map_file(path, offset + size)[offset:]))
+        (first, left), (second, right) = sorted(items.items())[:2]
+        del tree
+        assert first[1] == second[0]
+        others = dict(sorted(items.items())[2:])
+        return {(first[0], second[1]): default_reduce(left, right), **others}
+
+    def put(self, worker: Any, values: dict[tuple[int, int], Any]) -> list[Any]:
+        roots, offset = [], 0
+        for (lo, hi), value in values.items():
+            encoded = codec.encode(value)
+            size = flat.write(encoded, worker.slot.view[offset:])
+            roots.append((lo, hi, True, (worker.slot.path, offset, size)))
+            offset += (size + 63) & ~63
+        return roots
+
+    def import_module(self) -> None:
+        """User code wants a module."""
+        worker = self.rng.choice(self.workers.workers)
+        name = self.rng.choice((*MODULES, "x" * 5000))
+        self.node.on_worker_message(worker, {"op": "import", "name": name, "epoch": 1})
+
+    def print(self) -> None:
+        self.node.on_output(self.rng.choice(self.workers.workers).index, 1, self.rng.randbytes(10))
+
+    def lose_worker(self) -> None:
+        worker = self.rng.choice(self.workers.workers)
+        for rung in [rung for rung in self.workers.rung if rung[0] is worker]:
+            self.workers.rung.remove(rung)
+        self.workers.rest(worker)
+        worker.jobs.clear()
+        self.node.on_worker_exit(worker, "was killed", None, worker.pid)
+        self.node.on_worker_replaced(worker)

@@ -1,0 +1,225 @@
+"""What a node does, without processes and files: the real scheduler, workers that compute in place."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from qjam_worker import codec, flat, wire
+from qjam_worker.reducing import Tree, default_reduce
+from qjam_worker.results import Held
+from qjam_worker.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell
+from qjam_worker.wire import Kind
+
+from .mutation import Frames
+
+CREDIT = 1024
+MODULES = ("helper", "package.part", "absent")
+
+
+def noise(*key: int) -> float:
+    """A number that depends on the key alone, of widely different magnitudes: no two orders of adding give the same."""
+    drawn = (hash(key) & 0xFFFFFFFF) / 2.0**32
+    return (drawn - 0.5) * 10.0 ** (hash((*key, 7)) % 24 - 12)
+
+
+def mapped(params: Any, data: Any, index: int) -> Any:
+    """The mapfunc of all rounds."""
+    factor = 1.0 if params is None else float(np.sum(params))
+    own = 0.0 if data is None else float(np.sum(data))
+    return np.array([noise(index, 1) * factor, own, noise(index, 2)])
+
+
+def flat_bytes(value: Any) -> memoryview:
+    encoded = codec.encode(value)
+    return memoryview(b"".join(flat.segments(encoded)))
+
+
+class Shelf:
+    """The store: refs in memory."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, tuple[bytearray, int]] = {}
+
+    def __contains__(self, ref: str) -> bool:
+        data, total = self.content.get(ref, (b"", 1))
+        return len(data) == total
+
+    def have(self, ref: str) -> int:
+        return len(self.content[ref][0]) if ref in self.content else 0
+
+    def pin(self, ref: str) -> None: ...
+    def unpin(self, ref: str) -> None: ...
+
+
+class Peer:
+    """One node that plays by the rules; raises where the master does not."""
+
+    def __init__(self, name: str, workers: int, rng: Random) -> None:
+        self.name = name
+        self.rng = rng
+        self.workers = workers
+        self.shelf = Shelf()
+        self.scheduler = Scheduler(workers, self.shelf)
+        self.inbox: deque[wire.Message] = deque()
+        self.out: deque[Frames] = deque()
+        self.todo: deque[Give] = deque()
+        self.interrupted: set[int] = set()
+        self.params: dict[int, Any] = {}
+        self.modules: set[str] = set()
+        self.unprinted = 0
+        self.welcome = False
+        self.told_bye = False
+        self.now = 0.0
+        self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
+            Kind.WELCOME: self.on_welcome,
+            Kind.JOB: lambda header, buffers: self.act(self.scheduler.on_job(header)),
+            Kind.TASK: self.on_task,
+            Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, self.now)),
+            Kind.REFS: self.on_refs,
+            Kind.CREDIT: self.on_credit,
+            Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, self.now)),
+            Kind.PING: lambda header, buffers: self.send(Kind.PONG, header),
+            Kind.BYE: self.on_bye,
+        }
+        self.send(
+            Kind.HELLO,
+            {
+                "version": "1", "python": "3", "pid": 1, "host": name, "cores": 1, "memory": 1 << 30,
+                "workers": list(range(workers)), "held": [], "credit": CREDIT,
+            },
+        )  # fmt: skip
+
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Any = ()) -> None:
+        self.out.append([bytes(frame) for frame in wire.pack(kind, header, buffers)])
+
+    def receive(self) -> None:
+        message = self.inbox.popleft()
+        self.handlers[message.kind](message.header, message.buffers)
+
+    def act(self, commands: list[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Tell):
+                self.send(*command)
+            elif isinstance(command, Give):
+                self.todo.append(command)
+            elif isinstance(command, Interrupt):
+                self.interrupted.add(command.worker)
+            elif isinstance(command, Ended):
+                self.params.pop(command.round, None)
+            else:
+                assert isinstance(command, Forget)
+
+    def on_welcome(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        assert not self.welcome
+        self.welcome = True
+        self.act(self.scheduler.on_welcome(header))
+        self.send(Kind.STATE, {"state": "ready", "workers": list(range(100, 100 + self.workers))})
+        for worker in range(self.workers):
+            self.act(self.scheduler.on_ready(worker, self.now))
+
+    def on_bye(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        self.told_bye = True
+
+    def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        number = header["round"]
+        if number not in self.scheduler.rounds:
+            if header["params"] is None and not buffers:
+                return
+            self.params[number] = header["params"] or codec.decode(buffers[0], buffers[1:])
+        self.act(self.scheduler.on_task(header, self.now))
+
+    def on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        ref = header["ref"]
+        if header.get("gone"):
+            self.act(self.scheduler.on_gone(ref))
+            return
+        piece = b"".join(buffers)
+        data, total = self.shelf.content.setdefault(ref, (bytearray(), header["total"]))
+        assert total == header["total"]
+        assert header["offset"] <= len(data)
+        assert header["offset"] + len(piece) <= total
+        data += piece[len(data) - header["offset"] :]
+        self.send(Kind.CREDIT, {"bytes": len(piece)})
+        if ref in self.shelf:
+            self.act(self.scheduler.on_arrived(ref, self.now))
+            if ref.startswith("module:"):
+                del self.shelf.content[ref]
+                self.modules.add(ref)
+
+    def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        self.unprinted -= header["bytes"]
+        assert self.unprinted >= 0
+
+    # What its workers do
+
+    def work(self) -> None:
+        """A worker comes to an end with what it has; now and then a bad one."""
+        give = self.todo.popleft()
+        worker, rng = give.worker, self.rng
+        if worker in self.interrupted:
+            self.interrupted.discard(worker)
+            self.act(self.scheduler.on_cancelled(worker, self.now))
+            return
+        roots = self.fold(give) if give.work.fold else self.map(give)
+        if roots is None:
+            self.act(self.scheduler.on_cancelled(worker, self.now))
+        else:
+            self.act(self.scheduler.on_done(worker, roots, self.now))
+        module = f"module:1:{rng.choice(MODULES)}"
+        if rng.random() < 0.1 and module not in self.modules:
+            self.act(self.scheduler.on_import(worker, module))
+
+    def map(self, give: Give) -> Any:
+        round_, tree = give.round, Tree(give.round.job.nslices)
+        if round_.number not in self.params:
+            return None
+        params = self.params[round_.number]
+        if isinstance(params, str):
+            params = self.open(params)
+        for index in give.work.slices:
+            ref = round_.job.refs[index]
+            value = mapped(params, None if ref is None else self.open(ref), index)
+            tree.add((index, index + 1), value)
+            tree.fold_from((index, index + 1), default_reduce)
+        return [(span, Held(flat_bytes(value), True)) for span, value in tree.values.items()]
+
+    def fold(self, give: Give) -> Any:
+        tree = Tree(give.round.job.nslices)
+        for span, held in (give.work.fold or {}).items():
+            tree.add(span, held.opened())
+        tree.fold(default_reduce)
+        return [(span, Held(flat_bytes(value), True)) for span, value in tree.values.items()]
+
+    def open(self, ref: str) -> Any:
+        return codec.decode(*flat.read(bytes(self.shelf.content[ref][0])))
+
+    def print(self, data: bytes) -> None:
+        if self.welcome:
+            self.unprinted += len(data)
+            self.send(Kind.LOG, {"worker": self.rng.randrange(self.workers), "stream": self.rng.choice((1, 2))}, [data])
+
+    def lose_worker(self) -> None:
+        """One dies and is replaced."""
+        if not self.welcome:
+            return
+        worker = self.rng.randrange(self.workers)
+        for give in [give for give in self.todo if give.worker == worker]:
+            self.todo.remove(give)
+        self.interrupted.discard(worker)
+        self.act(self.scheduler.on_exit(worker, "was killed", None, 100 + worker, self.now))
+        self.send(Kind.STATE, {"state": "replaced", "worker": worker, "pid": 200 + worker})
+        self.act(self.scheduler.on_ready(worker, self.now))
+
+    def raise_error(self) -> None:
+        """User code raises."""
+        if not self.todo:
+            return
+        give = self.todo.popleft()
+        at = give.work.slices[0] if give.work.slices else None
+        message = {"slice": at, "text": "Traceback", "summary": "ValueError", "pickled": b"pickled"}
+        self.act(self.scheduler.on_error(give.worker, message, self.now))

@@ -1,0 +1,447 @@
+"""A whole cluster: the hosts, the user who submits rounds, and what goes wrong, as a plan has it."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import qjam.dispatch
+from qjam.commands import Done, Fail, Failure
+from qjam.rounds import JobSpec
+from qjam.states import DONE, NodeState
+from qjam_worker import results
+from qjam_worker.reducing import Tree
+from qjam_worker.wire import Kind
+
+from . import checks, usercode
+from .master import Master
+from .node import Files, Node, Worker
+from .plans import HostPlan, Incident, JobPlan, Plan, RoundPlan
+from .usercode import SMALL
+from .watch import Watch
+from .world import Broken, Link, Message, World
+
+# Params above this many bytes are pulled as a ref. (In reality 4 MiB.)
+INLINE = 500
+# Virtual seconds after the last thing that is planned for all to come to its end.
+CALM = 4000.0
+LEASE = 30.0
+
+
+class Run:
+    """One round: what its user code does, and what has become of it."""
+
+    def __init__(self, number: int, plan: RoundPlan, job: JobPlan, nslices: int, began: float) -> None:
+        self.number = number
+        self.plan = plan
+        self.job = job
+        self.nslices = nslices
+        self.began = began
+        self.end: Done | Fail | None = None
+        self.ended_at = 0.0
+        self.cancelled = False
+        self.attempts: Counter[int] = Counter()
+        self.folds = 0
+        self.by: list[tuple[str, int, int]] = []  # node, worker, slice of each attempt
+        self.raised: set[int | None] = set()
+        self.deaths: Counter[int | None] = Counter()
+        self.at: dict[int, list[Worker]] = {}  # who has begun a slice
+        self.disturbed = False  # whether anything has gone wrong meanwhile
+        self._packed: dict[tuple[int, int], tuple[bytes, bool]] = {}
+
+    def how_it_goes(self, index: int, fold: bool, worker: Worker) -> str:
+        """What the next attempt at a slice, or at folding, comes to: done, raise, kill or hang."""
+        plan = self.plan
+        if fold:
+            self.folds += 1
+            if plan.fold_raises:
+                self.raised.add(None)
+                return "raise"
+            if self.folds <= plan.fold_kills:
+                return "kill"
+            return "hang" if plan.fold_hangs and self.folds == 1 else "done"
+        attempt = self.attempts[index]
+        self.attempts[index] += 1
+        self.by.append((worker.node.name, worker.index, index))
+        if not worker.node.cluster.plan.speculation:
+            checks.check_one_at_a_time(worker.node.cluster, self, index, worker)
+        for what, when in (("raise", plan.raises), ("kill", plan.kills), ("hang", plan.hangs)):
+            first, last = when.get(index, (0, 0))
+            if first <= attempt < last:
+                if what == "raise":
+                    self.raised.add(index)
+                worker.node.cluster.counts[f"fault: user code {what}s"] += 1
+                self.disturbed = True
+                return what
+        return "done"
+
+    def packed(self, lo: int, hi: int) -> tuple[bytes, bool]:
+        """The flat result of a subtree."""
+        span = lo, hi
+        if span not in self._packed:
+            self._packed[span] = self.pack(self._value(lo, hi))
+        return self._packed[span]
+
+    def _value(self, lo: int, hi: int) -> Any:
+        if hi - lo == 1:
+            return usercode.mapped(self.job.kind, self.number, lo)
+        middle = lo + (1 << (hi - lo - 1).bit_length() - 1)
+        return usercode.reduce_of(self.job.kind)(self._value(lo, middle), self._value(middle, hi))
+
+    def pack(self, value: Any) -> tuple[bytes, bool]:
+        return usercode.packed(value)
+
+    def check(self, roots: list[Any]) -> None:
+        """Each slice once, and the value of the tree by the book, bit for bit."""
+        tree = Tree(self.nslices)
+        slices: list[int] = []
+        for (lo, hi), frames in roots:
+            slices += range(lo, hi)
+            tree.add((lo, hi), usercode.codec.decode(frames[0], frames[1:], copy=True))
+        if slices != list(range(self.nslices)):
+            raise Broken(f"the result of round {self.number} is of the slices {slices}, not of each one once")
+        tree.fold(usercode.reduce_of(self.job.kind))
+        expected = usercode.serial(self.job.kind, self.number, self.nslices)
+        if usercode.packed(tree.values[0, self.nslices]) != usercode.packed(expected):
+            raise Broken(f"the result of round {self.number} differs from that of the serial tree")
+
+
+class Cluster(World):
+    """`play` runs it from its beginning to its rest. Broken when anything does not hold."""
+
+    def __init__(self, plan: Plan, *, trace: bool = False, strict: bool = False) -> None:
+        super().__init__(plan, trace=trace)
+        self.strict = strict  # look at everything after each event
+        self.master = Master(self)
+        self.nodes: dict[str, Node] = {}
+        self.files: dict[str, Files] = {}
+        self.runs: dict[int, Run] = {}
+        self.no_room = False
+        self.errors: Counter[tuple[str, int, int | None]] = Counter()
+        self.watch = Watch(self)
+        self.limit = plan.ends + CALM
+        self._launched = 0
+
+    # From beginning to end
+
+    def play(self) -> None:
+        with _constants(self):
+            try:
+                self._play()
+            except Broken:
+                raise
+            except Exception as error:
+                raise Broken(f"{type(error).__name__}: {error}") from error
+
+    def _play(self) -> None:
+        plan = self.plan
+        for host, host_plan in enumerate(plan.hosts):
+            self.master.add(host, host_plan, first=True)
+        for round_plan in plan.rounds:
+            self.at(0.0 if round_plan.at == 0.0 else 0.5 + round_plan.at, None, self._submit, round_plan)
+        for incident in plan.incidents:
+            self.at(0.5 + incident.at, None, self._happen, incident)
+        if plan.close is not None:
+            self.at(0.5 + plan.close, None, self._close)
+        self.at(0.25, None, self.watch.look)
+        self.run(self.limit)
+        checks.check_rest(self)
+        if not self.master.leaving and self.master.dispatch.ready:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Whatever has happened, what is left of the pool is of use."""
+        self.say("user", "tries whether the pool is still of use")
+        jobs = [JobPlan("float", 5, data=99), JobPlan("text", 1, data=None)]
+        had, self.plan = self.plan.jobs, replace(self.plan, jobs=[*self.plan.jobs, *jobs])
+        began = self.now
+        for node in self.nodes.values():
+            node.no_room = 0
+        numbers = [self._submit(RoundPlan(self.now, job)) for job in range(len(had), len(had) + 2)]
+        self.at(self.now, None, self.watch.look)
+        self.run(self.now + 120.0)
+        checks.check_rest(self)
+        for number in numbers:
+            run = self.runs[number]
+            if not isinstance(run.end, Done) or run.ended_at - began > 100.0:
+                raise Broken(f"round {number}, after all others, has come to {run.end}")
+
+    def is_stale(self, call: Any, args: tuple[Any, ...]) -> bool:
+        worker = getattr(call, "__self__", None)
+        return isinstance(worker, Worker) and bool(args) and args[0] not in (worker.token, worker.seq)
+
+    def late(self) -> str:
+        rounds = list(self.master.dispatch.rounds)
+        if rounds:
+            return f"the rounds {rounds} do not end"
+        return "it does not come to rest"
+
+    def disturb(self, what: str) -> None:
+        """Something goes wrong."""
+        self.counts[f"fault: {what}"] += 1
+        for run in self.runs.values():
+            if run.end is None:
+                run.disturbed = True
+
+    # The user
+
+    def _submit(self, plan: RoundPlan) -> int:
+        number = len(self.runs) + 1
+        job = self.plan.jobs[plan.job]
+        dispatch = self.master.dispatch
+        key: Any = plan.job
+        nslices, refs = job.nslices, None
+        if job.data is None:
+            nslices = max(1, dispatch.capacity)
+            key = plan.job, nslices
+        else:
+            refs = [f"d{job.data}-{0 if job.alike and index % 3 else index}" for index in range(nslices)]
+        entry = {"code": f"code:{plan.job}" if job.code else None, "reduce": job.kind == "text", "epoch": 1,
+                 "job": plan.job}  # fmt: skip
+        run = self.runs[number] = Run(number, plan, job, nslices, self.now)
+        self.watch.rounds = max(self.watch.rounds, sum(run.end is None for run in self.runs.values()))
+        if self.trace is not None:
+            self.say("user", f"submits round {number}: {nslices} slices of job {plan.job} ({job}); {plan}")
+        large = plan.params > INLINE
+        ref = f"params:{number}" if large else None
+        spec = JobSpec(key, entry, refs, nslices)
+        run.disturbed = self.master.frozen or not all(self._is_well(name) for name in dispatch.nodes)
+        self.at(self.now, self.master, self.master.submit, number, spec, () if large else (b"params",), ref,
+                plan.deadline)  # fmt: skip
+        if plan.cancel is not None:
+            self.at(self.now + plan.cancel, None, self._cancel, number)
+        return number
+
+    def _is_well(self, name: str) -> bool:
+        node = self.nodes.get(name)
+        if node is None or not node.alive or node.frozen or node.link.broken or node.link.up_at > self.now:
+            return False
+        workers_are_well = all(worker.up and worker.slowness == 1.0 for worker in node.workers)
+        return workers_are_well and self.master.dispatch.nodes[name].state is NodeState.READY
+
+    def _cancel(self, number: int) -> None:
+        run = self.runs[number]
+        if run.end is None:
+            self.say("user", f"cancels round {number}")
+            run.cancelled = True
+            self.disturb("cancelled")
+            self.at(self.now, self.master, self.master.cancel, number)
+
+    def _close(self) -> None:
+        self.say("user", "closes the master")
+        self.disturb("closed")
+        self.at(self.now, self.master, self.master.say_goodbye)
+
+    def on_end(self, number: int, end: Done | Fail) -> None:
+        """A round is over."""
+        run = self.runs[number]
+        if run.end is not None:
+            raise Broken(f"round {number} ends twice")
+        run.end, run.ended_at = end, self.now
+        if self.trace is not None:
+            self.say("master", f"round {number} is over: {'done' if isinstance(end, Done) else end.failure}")
+        if isinstance(end, Done):
+            self.counts["outcome: done"] += 1
+            run.check(end.roots)
+            checks.check_once_on_each_worker(self, run)
+            if run.plan.deadline is not None:
+                self.counts["done before its deadline"] += 1
+        else:
+            self.counts[f"outcome: {end.failure.what}"] += 1
+            checks.check_failure(self, run, end.failure)
+
+    # What the master's side needs to know
+
+    def on_heard(self, name: str, message: Message) -> None:
+        """The master is told something by a node that it knows."""
+        header = message.header
+        number = header.get("round")
+        if message.kind is Kind.STATE and header["state"] == "lost" and number in self.master.dispatch.rounds:
+            slices = header["slices"]
+            blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else None
+            self.runs[number].deaths[blamed] += 1
+        elif message.kind is Kind.ERROR and header["what"] == "task":
+            round_ = self.master.dispatch.rounds.get(number)
+            if round_ is not None and header["slice"] is not None and round_.states[header["slice"]] == DONE:
+                self.counts["errors that came too late"] += 1
+                self.runs[number].raised.discard(header["slice"])
+            self.errors[name, number, header["slice"]] += 1
+            most = 1 if header["slice"] is not None else len(self.nodes[name].workers)  # folds of several at a time
+            if self.errors[name, number, header["slice"]] > most:
+                raise Broken(f"slice {header['slice']} of round {number} has raised on {name}, and was tried again")
+
+    def duplicates(self, node: Node) -> bool:
+        often = self.plan.duplicates
+        if often and self.noise(9, node.link.key, self.steps) < often:
+            self.counts["fault: result comes twice"] += 1
+            return True
+        return False
+
+    def size(self, ref: str) -> int:
+        """The bytes of a ref."""
+        kind, _, rest = ref.partition(":")
+        drawn = zlib.crc32(ref.encode()) / (1 << 32)
+        if kind == "params":
+            return self.runs[int(rest)].plan.params
+        if kind in ("code", "module"):
+            return 10_000
+        data = int(ref[1:].partition("-")[0])
+        most = max([100, *(job.size for job in self.plan.jobs if job.data == data)])
+        return 1 + int(2 * most * drawn)
+
+    def content(self, number: int, ref: str) -> tuple[int, Failure | None]:
+        run = self.runs.get(number)
+        if ref.startswith("module:"):
+            lacks = self.noise(zlib.crc32(ref.encode())) < 0.2
+            return 10_000, Failure("load", "no such module") if lacks else None
+        if run is None or run.end is not None:
+            return 0, Failure("load", "it is wanted for a round that is over")
+        if run.job.unloadable and ":" not in ref:
+            self.counts["fault: slice cannot be made"] += 1
+            return 0, Failure("load", "the slice cannot be made")
+        return self.size(ref), None
+
+    def read(self, path: str) -> bytes:
+        if path not in self.files:
+            raise Broken(f"{path} is read, and it has been removed")
+        return self.files[path].data[path]
+
+    def remove(self, path: str) -> None:
+        """In place of unlink."""
+        files = self.files.pop(path, None)
+        if files is not None:
+            del files.data[path]
+
+    # Hosts
+
+    def launch(self, host: int, name: str, plan: HostPlan, launches: int, calm: bool) -> None:
+        self._launched += 1
+        link = Link(self, self._launched, plan.latency, plan.jitter, 1e8)
+        node = self.nodes[name] = Node(self, name, host, plan, link)
+        drawn = self.noise(10, host, launches)
+        delay = plan.start * (0.5 + self.noise(11, host, launches))
+        if not calm and drawn < plan.bad_starts:
+            self.counts["fault: start fails"] += 1
+            self.notice(node, delay, "it does not start")
+            node.alive = False
+        elif not calm and drawn > 1.0 - plan.stalls:
+            self.counts["fault: start stalls"] += 1
+            node.doomed, node.alive = True, False
+            link.broken = True
+        else:
+            self.at(self.now + delay, node, node.start)
+
+    def notice(self, node: Node, delay: float, why: str) -> None:
+        """The launcher tells the master of the end of a node."""
+        node.doomed = True
+        self.at(self.now + delay, self.master, self.master.lose, node.name, why)
+
+    def end_of_lease(self, name: str) -> None:
+        """The master has let go of a node: it sees that a moment later, and ends."""
+        node = self.nodes.get(name)
+        if node is not None and node.alive:
+            node.doomed = True
+            self.at(self.now + 0.05, None, self._end_node, node)
+
+    def _end_node(self, node: Node) -> None:
+        if node.alive:
+            self.say(node.name, "ends, for its lease is over")
+            node.link.lose()
+            node.die()
+
+    # What goes wrong
+
+    def _happen(self, incident: Incident) -> None:
+        kind, node = incident.kind, self._node(incident.host)
+        if kind == "master is away":
+            if not self.master.frozen:
+                self._tell(incident, "master")
+                self.master.freeze(incident.seconds)
+        elif kind == "host joins":
+            plan = self.plan.joining[incident.host - len(self.plan.hosts)]
+            self._tell(incident, f"h{incident.host}")
+            self.at(self.now, self.master, self.master.add, incident.host, plan, False)
+        elif kind == "host is removed":
+            self.at(self.now, self.master, self._remove, incident)
+        elif node is not None and node.alive and not node.leaving:
+            if kind.startswith("worker"):
+                worker = node.workers[incident.worker % len(node.workers)]
+                if worker.up and not node.frozen:
+                    self._happen_to_worker(incident, node, worker)
+            else:
+                self._happen_to_node(incident, node)
+
+    def _tell(self, incident: Incident, who: str) -> None:
+        self.disturb(incident.kind)
+        self.say(who, f"*** {incident.kind} ({incident.seconds} s, {incident.flag})")
+
+    def _node(self, host: int) -> Node | None:
+        for name, member in self.master.members.items():
+            if member.host == host:
+                return self.nodes.get(name)
+        return None
+
+    def _remove(self, incident: Incident) -> None:
+        members = self.master.members
+        member = next((m for m in members.values() if m.host == incident.host and not m.starting), None)
+        if member is None or len(members) == 1:
+            return
+        self._tell(incident, member.name)
+        self.master.take_out(member, "its host was removed")
+
+    def _happen_to_worker(self, incident: Incident, node: Node, worker: Worker) -> None:
+        if incident.kind == "worker crashes":
+            self._tell(incident, node.name)
+            worker.exit("was killed by signal 11")
+        elif incident.kind == "worker hangs":
+            if worker.seq and worker.waits_for is None and worker.kill_at is None:
+                self._tell(incident, node.name)
+                worker.hang(incident.seconds)
+        elif incident.kind == "worker is interrupted":  # by whom we do not know
+            if worker.seq and worker.waits_for is None and worker.kill_at is None:
+                self._tell(incident, node.name)
+                worker.interrupt(asked=False)
+        elif worker.slowness == 1.0:
+            self._tell(incident, node.name)
+            worker.slow_down(100.0)
+            self.at(self.now + incident.seconds, node, worker.slow_down, 0.01)
+        node.after()
+
+    def _happen_to_node(self, incident: Incident, node: Node) -> None:
+        kind = incident.kind
+        if kind == "node freezes":
+            if node.frozen:
+                return
+            self._tell(incident, node.name)
+            node.freeze(incident.seconds)
+            if LEASE < incident.seconds < 600.0:
+                self.notice(node, LEASE, "its lease is over")
+        elif kind == "link is down":
+            self._tell(incident, node.name)
+            if node.link.up_at < self.now:
+                node.link.down_at = self.now
+            node.link.up_at = max(self.now + incident.seconds, node.link.up_at)
+        elif kind == "no room":
+            node.no_room += 1
+        else:
+            self._tell(incident, node.name)
+            delay = 0.02 if incident.flag else 15.0 * self.noise(12, node.link.key)
+            node.link.lose(both=kind == "link breaks" or not incident.flag)
+            node.die()
+            self.notice(node, delay, "it has ended")
+
+
+@contextmanager
+def _constants(cluster: Cluster) -> Iterator[None]:
+    """What is of the host in reality: unlink, and how large is large."""
+    before = results.remove, results.SLOT, qjam.dispatch.JOBS_KEPT
+    results.remove, results.SLOT = cluster.remove, SMALL
+    qjam.dispatch.JOBS_KEPT = cluster.plan.jobs_kept
+    try:
+        yield
+    finally:
+        results.remove, results.SLOT, qjam.dispatch.JOBS_KEPT = before

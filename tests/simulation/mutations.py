@@ -1,0 +1,331 @@
+"""Proves that the simulation can fail: `python -m tests.simulation.mutations`.
+
+Each mutation changes one thing in the dispatcher or in a node's scheduler; seeds run until one fails. The first ones
+are rules that anybody might break, the last ones (`found`) put defects back that the simulation has found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+DISPATCH, BOOKS, PLACEMENT = "qjam.dispatch", "qjam.rounds", "qjam.placement"
+SCHEDULER, ROUNDS, REDUCING = "qjam_worker.scheduler", "qjam_worker.rounds", "qjam_worker.reducing"
+# Seeds that are tried before a mutation is given up as not caught.
+MOST = 6000
+
+
+class Mutation(NamedTuple):
+    """`old` stands once in the source of the module."""
+
+    what: str
+    module: str
+    old: str
+    new: str
+    profile: str = "any"
+
+
+UNCHANGED = Mutation("nothing is changed", DISPATCH, "class Dispatch:", "class Dispatch:")
+
+MUTATIONS = [
+    # The dispatcher
+    Mutation("counts what comes twice twice", DISPATCH,
+             "            round_.tree.add((lo, hi), buffers[position : position + frames])\n",
+             "            round_.tree.values[lo, hi] = buffers[position : position + frames]\n"
+             "            round_.tree.covered += hi - lo\n"),
+    Mutation("takes a result for slices that were done by others", DISPATCH,
+             "        if round_.tree.covered < job.nslices:\n",
+             "        if round_.tree.covered < job.nslices - 1:\n"),
+    Mutation("gives the roots in the order of arrival", DISPATCH,
+             "for span in round_.tree.spans]", "for span in round_.tree.values]"),
+    Mutation("reduces in the order of arrival", REDUCING,
+             "left, right = (span, other) if span < other else (other, span)", "left, right = span, other"),
+    Mutation("forgets to take back what a lost node owed", DISPATCH,
+             "            commands += self._take_back(round_, node.name, list(round_.debts.get(node.name, ())))\n", ""),
+    Mutation("forgets to send again what a lost node owed", DISPATCH,
+             "        return commands + self._send_all_queued()\n\n    def _take_back",
+             "        return commands\n\n    def _take_back"),
+    Mutation("forgets to send again what a lost worker had", DISPATCH,
+             "return [*self._take_back(round_, name, slices), *self._send_queued(round_)]",
+             "return self._take_back(round_, name, slices)"),
+    Mutation("forgets to take back what a lost worker had", DISPATCH,
+             "return [*self._take_back(round_, name, slices), *self._send_queued(round_)]",
+             "return self._send_queued(round_)"),
+    Mutation("tells nodes nothing of the end of a round", DISPATCH,
+             'commands += [Send(name, Kind.CANCEL, {"round": round_.number}) for name in others]', "pass"),
+    Mutation("takes it that who sends the last root has ended the round", DISPATCH,
+             "has_ended = name if len(roots) == 1 else None", "has_ended = name"),
+    Mutation("does not tell of further slices of a known job", DISPATCH,
+             "if not told.issuperset(indices):", "if not told:"),
+    Mutation("sends the params once a round and not once a node", DISPATCH,
+             "known = node.name in round_.debts\n", "known = bool(round_.debts)\n"),
+    Mutation("forgets the deadlines", DISPATCH,
+             "due = [r.deadline for r in self.rounds.values() if r.deadline is not None]", "due: list[float] = []"),
+    Mutation("waits for nodes that cannot come", DISPATCH,
+             'return [] if coming else self._fail(round_, Failure("unreachable", self._why_nobody()))', "return []"),
+    Mutation("does not wait for nodes that come", DISPATCH,
+             "coming = any(node.state in COMING for node in self.nodes.values())", "coming = False"),
+    Mutation("gives no slice up as poison", DISPATCH, "needed and round_.deaths[blamed] >= POISON", "False"),
+    Mutation("takes a slice for poison too soon", DISPATCH, "round_.deaths[blamed] >= POISON:",
+             "round_.deaths[blamed] >= POISON - 1:"),
+    Mutation("blames a slice for what another has killed", DISPATCH, "round_.deaths[blamed] += needed",
+             "round_.deaths.update(slices or [blamed])"),
+    Mutation("tries what has raised again", DISPATCH, '        failure = Failure(\n            header["what"],',
+             "        if header['what'] == 'task':\n"
+             "            return [*self._take_back(round_, name, [header['slice']]), *self._send_queued(round_)]\n"
+             '        failure = Failure(\n            header["what"],'),
+    Mutation("suspects nobody", DISPATCH, "if silence >= SUSPECT_AFTER and", "if silence >= 1e9 and"),
+    Mutation("suspects nodes while it was away itself", DISPATCH, "self._sweep_at = now - self._sweep_at > AWAY,",
+             "self._sweep_at = False,"),
+    Mutation("asks no silent node for a sign of life", DISPATCH,
+             'return [Send(node.name, Kind.PING, {"t": self._now})]', "return []"),
+    Mutation("gives no silent node up", DISPATCH, "if silence >= LOST_AFTER:", "if silence >= 1e9:", "silence"),
+    Mutation("does not believe in who is heard again", DISPATCH, '        node.move("heard")\n', ""),
+    Mutation("looks at silence once", DISPATCH, "now + SWEEP if self.rounds else None", "None"),
+    Mutation("forgets the successor of a lost node", DISPATCH,
+             "            self.add_node(successor, node.host, node.workers, node.asked)\n", ""),
+    Mutation("keeps lost nodes beside their successors", DISPATCH,
+             "        if successor is not None:\n            del self.nodes[name]\n",
+             "        if successor is not None:\n"),
+    Mutation("keeps every job", DISPATCH, "        for key in old[: max(0, len(self._jobs) - JOBS_KEPT)]:",
+             "        for key in old[:0]:"),
+    Mutation("lets nodes keep every job", DISPATCH, "                    node.forget.append(number)\n",
+             "                    pass\n"),
+    Mutation("forgets jobs that are in use", DISPATCH, "if job.number not in in_use]", "]"),
+    Mutation("goes on sending what only an ended round wanted", DISPATCH,
+             "            if node.transfers:\n                commands += node.transfers.end_round",
+             "            if False:\n                commands += node.transfers.end_round"),
+    Mutation("does not answer who asks in the name of an ended round", DISPATCH,
+             "return [*(gone(name, ref) for ref, _ in wanted if not is_module(ref)), *", "return [*"),
+    Mutation("loses credit", DISPATCH, "return self.nodes[name].transfers.taken(granted)",
+             "return self.nodes[name].transfers.taken(granted - 1)"),
+    Mutation("leaves a failed load as it is", DISPATCH,
+             "return [command for number in rounds for command in self.on_cancel(number, failure)]", "return []"),
+    Mutation("gives out the same slice twice at a time", DISPATCH,
+             "        if not self.speculation:  # it has given them away\n",
+             "        if not self.speculation:\n"
+             "            return self._send_task(idle, round_, single) if idle else []\n"
+             "        if False:\n"),
+    Mutation("tries the slices of silent nodes where nothing may be tried twice", DISPATCH,
+             "if owed and (self.speculation if silent else", "if owed and (True if silent else"),
+    Mutation("never looks for work for idle nodes", DISPATCH,
+             "        for round_, name in self._laden():\n", "        for round_, name in ():\n"),
+    Mutation("believes in shares that are not the node's to give", DISPATCH,
+             "single = sorted(set(round_.single(name)).intersection(indices))", "single = sorted(indices)"),
+    Mutation("leaves a slice out when it spreads them", PLACEMENT,
+             "    for position, index in enumerate(indices):\n",
+             "    for position, index in enumerate(indices[:-1] or indices):\n"),
+    Mutation("runs what has no data on the first nodes alone", PLACEMENT,
+             "seats[len(seats) * position // len(indices)]", "seats[len(seats) * position // len(indices) // 2]"),
+    Mutation("queues nothing of what is taken back", BOOKS,
+             '                self.move(index, "lost")\n', ""),
+    Mutation("leaves others owing what is done", BOOKS,
+             "            self.debts[owner].discard(index)\n", "            pass\n"),
+    Mutation("takes slices back that others try", BOOKS,
+             "tuple(owner for owner in self.owners[index] if owner != name)", "()"),
+    # A node
+    Mutation("node: forgets the slices of a worker that was interrupted", SCHEDULER,
+             "            round_.again(round_.abandon(worker))\n        return self._assign(now)\n\n    def on_failed",
+             "            round_.abandon(worker)\n        return self._assign(now)\n\n    def on_failed"),
+    Mutation("node: maps what a lost worker had, as the master has others do", SCHEDULER,
+             "        round_.drop(slices)\n        report.update",
+             "        round_.again(slices)\n        report.update"),
+    Mutation("node: does not tell which slices a lost worker had", SCHEDULER,
+             '"slice": at, "slices": slices})', '"slice": at, "slices": []})'),
+    Mutation("node: goes on with a cancelled round", SCHEDULER,
+             "            return [*self._end(round_), *self._assign(now)]\n        return [*map(Interrupt, round_.drop",
+             "            return []\n        return [*map(Interrupt, round_.drop"),
+    Mutation("node: leaves workers at a round that is over", SCHEDULER,
+             "[Interrupt(worker) for worker in round_.works]", "[]", "late"),
+    Mutation("node: keeps the results of a round that is over", SCHEDULER,
+             "        for held in round_.held:\n            held.release()\n", ""),
+    Mutation("node: keeps the data of a round that is over", SCHEDULER,
+             "            self.shelf.unpin(ref)\n", "            pass\n"),
+    Mutation("node: does not keep the data of a round", SCHEDULER,
+             "            self.shelf.pin(ref)\n", "            pass\n"),
+    Mutation("node: does not ask again for what an ended round has asked for", SCHEDULER,
+             "self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}", "pass"),
+    Mutation("node: does not ask again for what is gone", SCHEDULER,
+             "        return [command for round_ in wanting for command in self._ask_for_missing(round_)]\n",
+             "        return []\n"),
+    Mutation("node: does not notice what has arrived", SCHEDULER,
+             "            round_.arrived(ref)\n        return self._assign(now)",
+             "            round_.arrived(ref)\n        return []"),
+    Mutation("node: begins before the params are here", ROUNDS,
+             "        if self.lacking:\n            return False\n", ""),
+    Mutation("node: keeps the results of attempts that have lost", SCHEDULER,
+             "            for _, held in roots:\n                held.release()\n            return self._assign(now)",
+             "            return self._assign(now)"),
+    Mutation("node: keeps its roots", SCHEDULER,
+             "        return [*commands, *self._finish(round_), *self._assign(now)]\n\n    def on_error",
+             "        return [*commands, *self._assign(now)]\n\n    def on_error"),
+    Mutation("node: sends its roots and keeps them", SCHEDULER,
+             "            round_.tree.take((span[0], span[1])).release()\n", "            pass\n"),
+    Mutation("node: tells of an error in a slice that is done", SCHEDULER,
+             "elif at is not None and at not in round_.owed:", "elif False:"),
+    Mutation("node: tries things twice where that is not wanted", SCHEDULER,
+             "if self._check is None and self.speculation and self.rounds:", "if self._check is None and self.rounds:"),
+    Mutation("node: makes no second attempts", SCHEDULER,
+             "            commands += self._second_attempts(now)\n", "            pass\n"),
+    Mutation("node: keeps what it has given away", ROUNDS,
+             "            self.drop(unbegun)\n            return unbegun\n", "            return unbegun\n"),
+    Mutation("node: keeps the parts of what has come whole", ROUNDS,
+             "                self.tree.take(part).release()\n", "                pass\n"),
+    Mutation("node: keeps at work who can bring nothing new", ROUNDS,
+             "return self._supersede() if self._contested else []", "return []"),
+    Mutation("node: keeps what was folded", ROUNDS,
+             "            for held in work.fold.values():\n"
+             "                held.release()\n            for span, held in roots",
+             "            for span, held in roots"),
+    Mutation("node: loses what a lost worker was folding", ROUNDS,
+             "                for span, held in work.fold.items():\n                    self.tree.add(span, held)\n",
+             "                pass\n"),
+    Mutation("node: waits for what others have done", ROUNDS,
+             "        self.owed -= gone\n", ""),
+    Mutation("node: sends what it could fold", ROUNDS,
+             "return not (self.owed or self.works or self.tree.pairs())", "return not (self.owed or self.works)"),
+    # Defects that were found
+    Mutation("found: tries a slice again that has raised, as often as it can before the round ends", SCHEDULER,
+             "failed = slices if at is None else [at]", "failed: list[int] = []"),
+    Mutation("found: folds again what has raised", ROUNDS,
+             "[] if self.owed or self.unfoldable else", "[] if self.owed else"),
+    Mutation("found: an error ends a round although the slice is done", DISPATCH,
+             'if round_.states[header["slice"]] == DONE:', "if False:", "late"),
+    Mutation("found: a module for which there was no room is waited for for ever", SCHEDULER,
+             "        self.asked.discard(ref)\n        return [round_.number", "        return [round_.number", "refs"),
+    Mutation("found: nodes without a part in a round never look for slices of it", DISPATCH,
+             "            self._have_idle_nodes_look(round_.job.usual / 2)\n", "            pass\n"),
+    Mutation("found: what waits behind another round is not shared", DISPATCH,
+             "late or owed_by[name] > node.workers", "late or len(owed) > node.workers"),
+    Mutation("found: a node that has asked in vain asks nobody else", DISPATCH,
+             "            commands = self._find_work(idle, look.since)\n", "            pass\n"),
+    Mutation("found: idle nodes do not look again when a round ends", DISPATCH,
+             "        if self.rounds:\n            self._have_idle_nodes_look()\n", ""),
+    Mutation("found: what was shared with a node that is lost is not shared again", DISPATCH,
+             "        return self._leave_alone(round_, shared)\n", "        return []\n"),
+    Mutation("found: a slice that was shared and is given again is not shared again", ROUNDS,
+             "            self._shared.difference_update(indices)\n", "", "late"),
+    Mutation("found: a slice that is held already is mapped again when it is given again", ROUNDS,
+             "if index not in self.owed and index not in held]", "if index not in self.owed]"),
+    Mutation("found: a round that a node has ended begins there again, and nobody ends it", DISPATCH,
+             "ref, params = (None, ()) if known else", "ref, params = (round_.params_ref, ()) if known else"),
+    Mutation("found: when the last slices are given away nobody folds the rest", SCHEDULER,
+             "[*commands, *self._finish(round_), *self._assign(now)]\n\n    def on_arrived",
+             "[*commands, *self._finish(round_)]\n\n    def on_arrived"),
+    Mutation("found: a transfer goes on behind what the node had no room for", DISPATCH,
+             "                    under_way[ref].offset = min(under_way[ref].offset, offset)\n",
+             "                    pass\n", "refs"),
+    Mutation("found: jobs are kept as long as no node is ready", DISPATCH,
+             "        self._forget_jobs()\n        commands = self._send_queued(round_)\n",
+             "        commands = self._send_queued(round_)\n        if self.ready:\n            self._forget_jobs()\n"),
+    Mutation("found: a removed node that was closed before goes on looking for work", DISPATCH,
+             "        node = self.nodes.pop(name)\n        self._looks.pop(name, None)\n",
+             "        node = self.nodes.pop(name)\n", "churn"),
+    Mutation("found: second attempts of one round wait for a check that is of another", SCHEDULER,
+             "        due = [(at, round_.number) for round_ in at_work if",
+             "            at = round_.late_at() if idle else None\n"
+             "            if at is not None and (self._check is None or at < self._check[0]):\n"
+             "                self._check = min(at, now + CHECK), round_.number\n"
+             "        due = [(at, round_.number) for round_ in () if"),
+]  # fmt: skip
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads a module with one thing in it changed."""
+
+    mutation: Mutation
+
+    def get_code(self, fullname: str):
+        source = self.get_data(self.path).decode()
+        if source.count(self.mutation.old) != 1:
+            raise SystemExit(f"{self.mutation.what!r}: its text stands {source.count(self.mutation.old)} times there")
+        return self.source_to_code(source.replace(self.mutation.old, self.mutation.new), self.path)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    def __init__(self, mutation: Mutation) -> None:
+        self.mutation = mutation
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None):
+        if fullname != self.mutation.module:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        assert spec is not None
+        loader = _Loader(fullname, spec.origin or "")
+        loader.mutation = self.mutation
+        return importlib.util.spec_from_file_location(fullname, spec.origin, loader=loader)
+
+
+class Caught(NamedTuple):
+    """What became of a mutation; `seed` is None where no seed has failed."""
+
+    seed: int | None
+    broken: str
+    seconds: float
+
+
+def _run_mutated(mutation: Mutation, most: int) -> Caught:
+    """In a process of its own, that has imported nothing of qjam yet."""
+    sys.meta_path.insert(0, _Finder(mutation))
+    from .runner import run
+
+    began = time.monotonic()
+    for seed in range(most):
+        outcome = run(seed, mutation.profile)
+        if outcome.broken:
+            return Caught(seed, outcome.broken, time.monotonic() - began)
+    return Caught(None, "", time.monotonic() - began)
+
+
+def try_out(mutation: Mutation, most: int = MOST) -> Caught:
+    """Run seeds with a mutation until one fails."""
+    command = [sys.executable, "-m", "tests.simulation.mutations", "--child", mutation.what, "--most", str(most)]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise RuntimeError(f"{mutation.what}: {ran.stderr or ran.stdout}")
+    return Caught(*json.loads(ran.stdout))
+
+
+def try_all(mutations: Iterable[Mutation], most: int = MOST) -> int:
+    """Print what becomes of each; gives how many were not caught."""
+    missed = 0
+    mutations = list(mutations)
+    wrong = try_out(UNCHANGED, 300)
+    if wrong.broken:
+        raise SystemExit(f"seed {wrong.seed} fails without any mutation: {wrong.broken}")
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for mutation, caught in zip(mutations, pool.map(lambda m: try_out(m, most), mutations)):
+            where = f"seed {caught.seed} ({mutation.profile}): {caught.broken}" if caught.broken else "NOT CAUGHT"
+            print(f"{mutation.what:<90} {caught.seconds:5.1f} s  {where[:110]}", flush=True)
+            missed += caught.seed is None
+    print(f"{len(mutations) - missed} of {len(mutations)} mutations are caught")
+    return missed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.mutations", description=__doc__)
+    parser.add_argument("--only", default="", help="those whose name has this in it")
+    parser.add_argument("--most", type=int, default=MOST, help="seeds for one")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        (mutation,) = [mutation for mutation in [UNCHANGED, *MUTATIONS] if mutation.what == args.child]
+        print(json.dumps(_run_mutated(mutation, args.most)))
+        return 0
+    return 1 if try_all((m for m in MUTATIONS if args.only in m.what), args.most) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
