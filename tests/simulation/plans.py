@@ -119,7 +119,7 @@ PROFILES: dict[str, dict[str, int]] = {
     "calm": {},
     "mixed": {},
     "workers": {"worker crashes": 8, "worker hangs": 2, "worker is slow": 3, "worker is interrupted": 3},
-    "late": {"worker hangs": 3, "worker is slow": 4, "node freezes": 1},
+    "late": {"worker hangs": 3, "worker is slow": 6, "node freezes": 1},
     "silence": {"node freezes": 3, "link is down": 4, "master is away": 2, "worker crashes": 1},
     "churn": {"node crashes": 4, "link breaks": 3, "host joins": 2, "host is removed": 2, "worker crashes": 2},
     "errors": {"worker crashes": 3, "no room": 2, "node crashes": 1},
@@ -191,7 +191,7 @@ def _round(rng: random.Random, plan: Plan, profile: str, horizon: float) -> Roun
     round_.params = rng.choice([100, 100, 100, 1000, 5 * MIB])
     if profile == "calm":
         return round_
-    often = {"errors": 5.0, "refs": 2.0, "mixed": 2.0, "late": 1.0}.get(profile, 0.5)
+    often = {"errors": 5.0, "refs": 2.0, "mixed": 2.0, "late": 2.0}.get(profile, 0.5)
     if rng.random() < 0.06 * often:
         round_.cancel = rng.choice([0.0, 0.01, 0.3, 3.0]) * rng.random()
     if rng.random() < 0.06 * often:
@@ -221,7 +221,7 @@ def _incident(rng: random.Random, plan: Plan, kind: str, horizon: float) -> Inci
     elif kind == "link is down":
         incident.seconds = rng.choice([0.1, 2.0, 7.0, 12.0])
     elif kind == "worker is slow":
-        incident.seconds = rng.choice([5.0, 50.0, 200.0])
+        incident.seconds = rng.choice([0.5, 2.0, 5.0, 50.0, 200.0])
     elif kind == "worker hangs":
         incident.seconds = rng.choice([20.0, 100.0])
     elif kind == "master is away":
