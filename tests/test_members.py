@@ -624,10 +624,10 @@ def test_a_start_that_is_never_ready_leaves_no_process(
 ) -> None:
     from qjam_worker.pool import Pool
 
-    monkeypatch.setattr(members_module, "START_TIMEOUT", 0.5)
     with Master(1) as master:
         before = descendants(os.getpid())
         with monkeypatch.context() as patch:
+            patch.setattr(members_module, "START_TIMEOUT", 0.5)
             patch.setattr(Pool, "_on_bell", lambda self, worker, channel: self.selector.unregister(channel.read_fd))
             with Broken(patch):
                 kill_warm_parent(master)
