@@ -18,15 +18,19 @@ Call = Callable[[], None]
 
 
 class Calls:
-    """`post` and `ask` may be used from any thread; all else in the loop, which waits for `fileno` to be readable."""
+    """`post`, `leave`, `ask` and `wake` may be used from any thread; all else in the loop, which waits for `fileno` to
+    be readable. `nudge` has a loop that may stand still look for calls.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, nudge: Callable[[], None]) -> None:
+        self._nudge = nudge
         self.posted: deque[Call] = deque()
         self.timers: list[tuple[float, int, Call]] = []
         self.failed = ""  # why the loop has ended, where that is a defect
         self._numbers = count()
         self._lock = threading.Lock()
-        self._closed = False
+        self._waking = threading.RLock()  # a signal handler may come in between
+        self._closed = self._ended = False
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def fileno(self) -> int:
@@ -35,15 +39,25 @@ class Calls:
 
     def post(self, call: Call) -> bool:
         """Have the loop make a call; False when there is no loop any more."""
+        posted = self.leave(call)
+        self._nudge()
+        return posted
+
+    def leave(self, call: Call) -> bool:
+        """The same, for when the loop next looks."""
         with self._lock:
-            if self._closed:
-                return False
-            self.posted.append(call)
-            try:
-                os.write(self._write, b"!")
-            except BlockingIOError:
-                pass  # the pipe is full of wake-ups already
-        return True
+            if not self._closed:
+                self.posted.append(call)
+            return not self._closed
+
+    def wake(self) -> None:
+        """End the loop's wait."""
+        with self._waking:
+            if not self._ended:
+                try:
+                    os.write(self._write, b"!")
+                except BlockingIOError:
+                    pass  # the pipe is full of wake-ups already
 
     def ask(self, call: Callable[[], T]) -> T:
         """What a call in the loop gives, or raises. OSError when there is no loop any more."""
@@ -74,7 +88,7 @@ class Calls:
         """When the first of the later calls is due."""
         return self.timers[0][0] if self.timers else None
 
-    def wake(self) -> None:
+    def take_wakes(self) -> None:
         """Take the wake-ups; to be called when there are any."""
         os.read(self._read, 4096)
 
@@ -83,13 +97,10 @@ class Calls:
         while self.posted:
             self.posted.popleft()()
 
-    def make_due(self, now: float) -> bool:
-        """Make the later calls whose time has come; whether there were any."""
-        due = False
+    def make_due(self, now: float) -> None:
+        """Make the later calls whose time has come."""
         while self.timers and self.timers[0][0] <= now:
-            due = True
             heapq.heappop(self.timers)[2]()
-        return due
 
     def refuse(self) -> None:
         """No more calls: the loop has ended."""
@@ -98,5 +109,7 @@ class Calls:
 
     def close(self) -> None:
         """Give everything back."""
-        os.close(self._read)
-        os.close(self._write)
+        with self._waking:
+            self._ended = True
+            os.close(self._read)
+            os.close(self._write)

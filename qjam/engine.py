@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import logging
 import selectors
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import zmq
 
 from qjam_worker import flat, wire
+from qjam_worker.link import RANG
 from qjam_worker.wire import Kind
 
 from .calls import Calls
 from .commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
 from .dispatch import Dispatch
+from .guests import Guests, Make
 from .loading import Blob, Loader
 from .pending import Pending, Stats
 from .router import Keys, Router
+from .signals import PutOff
 from .states import PRESENT, NodeState
+from .turns import Turns
 
 # Params up to this size ride in the task; larger ones are pulled in chunks, so that nothing queues behind them.
 PARAMS_INLINE = 4 * 1024 * 1024
@@ -43,19 +50,10 @@ FIRST_WORDS = frozenset({Kind.HELLO, Kind.BYE})
 OnPrint = Callable[[str, str, int, int, bytes], None]  # node, host, worker, stream, data
 T = TypeVar("T")
 
+# Calls within calls that the loop may need.
+CALLS = 100
+
 CLOSED = Failure("closed", "the master was closed while the round was running")
-
-
-class Guest(Protocol):
-    """A node that lives in the engine's loop: the one of this machine. It is reached over inproc like any other."""
-
-    def start(self) -> None: ...
-    def receive(self) -> bool: ...
-    def stir(self) -> None: ...
-    def poll(self, timeout: float | None) -> None: ...
-    def fileno(self) -> int: ...
-    def next_deadline(self) -> float | None: ...
-    def close(self) -> None: ...
 
 
 class Hosts(Protocol):
@@ -80,7 +78,9 @@ class _Node:
 
 
 class Engine:
-    """One thread with the ROUTER. The methods without underscore may be called from any thread."""
+    """One loop with the ROUTER, run by a thread of its own, or by the caller of `run`. The methods without underscore
+    may be called from any thread.
+    """
 
     def __init__(self, endpoint: str, find_module: Callable[[str], bytes], *, speculation: bool = True) -> None:
         self.endpoint = endpoint
@@ -89,18 +89,19 @@ class Engine:
         self._hosts: Hosts | None = None
         self._dispatch = Dispatch(speculation=speculation)
         self._nodes: dict[str, _Node] = {}
-        self._guests: dict[str, Guest] = {}
         self._leaving_nodes: set[str] = set()  # that were removed and have not left yet
         self._pending: dict[int, Pending] = {}
-        self._calls = Calls()
-        self._numbers = 0
-        self._number_lock = threading.Lock()
+        self._calls = Calls(lambda: self._turns.nudge())  # noqa: PLW0108  they need each other
+        self._numbers = count(1)
         self._router = Router(endpoint)
         self._selector = selectors.DefaultSelector()
+        self._guests = Guests(self._selector, self._on_guest_failed)
+        self._turns = Turns(self._calls.wake)
         self._loader = Loader(find_module)
         self._commands: deque[Command] = deque()
         self._acting = False
         self._stopped = False
+        self._error: BaseException | None = None
         self._leaving = False
         self._thread = threading.Thread(target=self._run, name="qjam-engine", daemon=True)
         self._perform: dict[type, Callable[[Any], None]] = {
@@ -152,7 +153,7 @@ class Engine:
                 return self._router.bind(address)
             finally:
                 if self._router.zap is not None and self._router.zap not in self._selector.get_map():
-                    self._selector.register(self._router.zap, selectors.EVENT_READ, self._on_zap)
+                    self._selector.register(self._router.zap, selectors.EVENT_READ, (RANG, self._on_zap, None))
 
         return self.ask(bind)
 
@@ -189,21 +190,17 @@ class Engine:
         self._nodes[name] = _Node()
         self._dispatch.add_node(name, host, workers, asked)
 
-    def host_node(self, name: str, make: Callable[[], Guest]) -> None:
+    def host_node(self, name: str, make: Make) -> None:
         """Make a node that lives in this loop: no thread has to wake another for it, which would take longer than
         a small round does.
         """
 
         def host() -> None:
             try:
-                guest = make()
+                self._guests.host(name, make)
             except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
                 self._set_gone(name)
                 self._act(self._lose(name, f"{type(error).__name__}: {error}"))
-                return
-            self._guests[name] = guest
-            self._selector.register(guest, selectors.EVENT_READ, lambda: self._attend(name, lambda: guest.poll(0)))
-            self._attend(name, guest.start)
 
         self._calls.post(host)
 
@@ -262,13 +259,50 @@ class Engine:
 
     def submit(self, pending: Pending) -> None:
         """Start a round."""
-        with self._number_lock:
-            self._numbers += 1
-            pending.number = self._numbers
+        pending.number = next(self._numbers)
         if not self._calls.post(lambda: self._submit(pending)):
             pending.end(None, CLOSED)
         if self._calls.failed:  # there is no loop to run the call, or it ended in this very moment
             pending.end(None, Failure("crashed", self._calls.failed))
+
+    def run(self, pending: Pending) -> None:
+        """Start a round and block until it is over, running the loop meanwhile if no other caller does. What a signal
+        handler raises (Ctrl-C) comes through.
+        """
+        signals = PutOff(self._calls.wake)
+        begun = False
+        while not pending.over:
+            if not (_has_room() and self._turns.take()):
+                break
+            try:
+                signals.begin()
+                if self._stopped or self._error is not None:
+                    break
+                if not begun:
+                    begun = True
+                    pending.number = next(self._numbers)
+                    self._calls.leave(lambda: self._submit(pending))
+                self._drive(pending, signals)
+            finally:
+                self._turns.leave(self._is_needed)
+                signals.end()
+        if not begun:
+            self.submit(pending)
+        pending.wait()
+
+    def _drive(self, pending: Pending, signals: PutOff) -> None:
+        try:
+            with np.errstate(all="ignore"):  # results are added up in this thread now
+                self._calls.make()
+                self._exchange()
+                while not (pending.over or signals.came or self._stopped):
+                    self._turn()
+        except BaseException as error:  # noqa: BLE001  the loop's own thread tells of it
+            self._crash(error)
+
+    def _is_needed(self) -> bool:
+        """Whether the loop must go on at once."""
+        return bool(self._pending or self._calls.posted or self._error or self._stopped)
 
     def cancel(self, pending: Pending) -> None:
         """End a round that nobody waits for; nothing happens when it is over already."""
@@ -315,26 +349,58 @@ class Engine:
     # The loop
 
     def _run(self) -> None:
-        self._selector.register(self._calls, selectors.EVENT_READ, self._calls.wake)
-        self._selector.register(self._router.link, selectors.EVENT_READ, self._router.link.stir)
+        self._selector.register(self._calls, selectors.EVENT_READ, (RANG, self._calls.take_wakes, None))
+        self._selector.register(self._router.link, selectors.EVENT_READ, (RANG, self._router.link.stir, None))
         try:
-            while not self._stopped:
-                for key, _ in self._selector.select(self._timeout()):
-                    key.data()
-                self._calls.make()
-                self._exchange()
-                if self._on_time(time.monotonic()):
-                    self._exchange()
-        except BaseException as error:
+            self._turns.serve(self._turn, lambda: self._stopped or self._error is not None)
+        except BaseException as error:  # noqa: BLE001  raised below
             self._crash(error)
-            raise
         finally:
-            for name in list(self._guests):
+            for name in self._guests:
                 self._dismiss(name)
             self._selector.close()
+        if self._error is not None:
+            raise self._error
+
+    def _turn(self) -> None:
+        """Wait for something to happen, and do what follows."""
+        deadline = self._next_deadline()
+        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
+        events = self._selector.select(timeout)
+        if len(events) > 1:
+            events.sort(key=_priority)
+        for key, _ in events:
+            _, call, guest = key.data
+            try:
+                call()
+            except Exception as error:
+                if guest is None:
+                    raise
+                self._guests.fail(guest, error)
+        self._calls.make()
+        self._exchange()
+        if deadline is not None and (now := time.monotonic()) >= deadline:
+            self._on_time(now)
+            self._exchange()
+
+    def _on_time(self, now: float) -> None:
+        """Do what is due."""
+        self._guests.on_timer(now)
+        deadline = self._dispatch.next_deadline()
+        if deadline is not None and deadline <= now:
+            self._act(self._dispatch.on_timer(now))
+        self._calls.make_due(now)
+
+    def _next_deadline(self) -> float | None:
+        at, others = self._guests.next_deadline(), (self._dispatch.next_deadline(), self._calls.next_deadline())
+        for other in others:
+            if other is not None and (at is None or other < at):
+                at = other
+        return at
 
     def _crash(self, error: BaseException) -> None:
         """A defect of ours: nobody may wait for a loop that does not run."""
+        self._error = error
         self._calls.failed = f"the engine has failed ({type(error).__name__}: {error}); this is a defect of qjam"
         for pending in self._pending.values():
             pending.end(None, Failure("crashed", self._calls.failed))
@@ -342,62 +408,31 @@ class Engine:
             node.changed.set()
             node.gone.set()
 
-    def _on_time(self, now: float) -> bool:
-        """What is due; whether anything was."""
-        due = False
-        for name, guest in list(self._guests.items()):
-            deadline = guest.next_deadline()
-            if deadline is not None and deadline <= now:
-                due = True
-                self._attend(name, lambda guest=guest: guest.poll(0))  # type: ignore[misc]
-        deadline = self._dispatch.next_deadline()
-        if deadline is not None and deadline <= now:
-            due = True
-            self._act(self._dispatch.on_timer(now))
-        return self._calls.make_due(now) or due
-
-    def _timeout(self) -> float | None:
-        deadlines = [guest.next_deadline() for guest in self._guests.values()]
-        deadlines += [self._dispatch.next_deadline(), self._calls.next_deadline()]
-        due = [deadline for deadline in deadlines if deadline is not None]
-        return min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT) if due else None
-
-    def _attend(self, name: str, call: Callable[[], bool | None]) -> bool | None:
-        """Let a guest act. Whatever goes wrong in it is the end of that node, not of this loop."""
-        try:
-            return call()
-        except Exception as error:  # noqa: BLE001
-            self._act(self._lose(name, f"the node failed: {type(error).__name__}: {error}"))
-            self._dismiss(name)
-            return None
+    def _on_guest_failed(self, name: str, why: str) -> None:
+        self._act(self._lose(name, why))
+        self._dismiss(name)
 
     def _dismiss(self, name: str) -> None:
-        guest = self._guests.pop(name, None)
-        if guest is not None:
-            self._selector.unregister(guest)
-            guest.close()
+        if name in self._guests:
+            for message in self._guests.dismiss(name):
+                self._on_message(name, message)
             self._set_gone(name)
-            self._router.link.stir()
 
     def _exchange(self) -> None:
-        """Hand messages over until there are none. What the guests have sent came through a socket of this thread."""
-        if self._guests:
-            self._router.link.stir()
-        while True:
-            for name, guest in list(self._guests.items()):
-                if self._attend(name, guest.receive) is False:
-                    self._dismiss(name)
-            received = self._router.receive()
-            if received is None:
-                return
-            self._on_frames(*received)
+        """Hand messages over until there are none."""
+        moved = True
+        while moved:
+            moved = self._guests.exchange(self._on_message, self._dismiss)
+            while (received := self._router.receive()) is not None:
+                moved = True
+                self._on_frames(*received)
 
     def _act(self, commands: list[Command]) -> None:
         """Carry commands out in the order in which they were decided: those that follow from carrying one out (a node
         is found to be gone) come after the rest of it.
         """
         self._commands.extend(commands)
-        if self._acting:
+        if self._acting or not self._commands:
             return
         self._acting = True
         try:
@@ -413,12 +448,20 @@ class Engine:
         self._router.answer_zap()
 
     def _on_frames(self, name: str, frames: list[memoryview]) -> None:
+        if self._is_there(name):
+            try:
+                message = wire.unpack(frames)
+            except wire.WireError as error:
+                self._act(self._lose(name, _not_understood(error)))
+            else:
+                self._on_message(name, message)
+
+    def _on_message(self, name: str, message: wire.Message) -> None:
         record = self._dispatch.nodes.get(name)
         if not self._is_there(name):
             return
         commands: list[Command] = []
         try:
-            message = wire.unpack(frames)
             if record is None:  # it was removed
                 if message.kind is Kind.BYE:
                     self._set_gone(name)
@@ -430,8 +473,7 @@ class Engine:
             commands += self._dispatch.on_heard(name, time.monotonic())
             commands += self._receive[message.kind](name, message.header, message.buffers)
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, it is the end of that node alone
-            what = f"{type(error).__name__}: {error}"[:LONGEST_WHY]
-            commands += self._lose(name, f"it sent what this version of qjam does not understand: {what}")
+            commands += self._lose(name, _not_understood(error))
         self._act(commands)
 
     def _lose(self, name: str, why: str) -> list[Command]:
@@ -526,15 +568,14 @@ class Engine:
     def _send(self, command: Send) -> None:
         if not self._is_there(command.node):
             return
-        frames = wire.pack(command.kind, command.header, command.buffers)
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
-        if not self._router.send(command.node, frames):
+        lane = self._guests.lanes.get(command.node)
+        if lane is not None:
+            lane.down.append(wire.Message(command.kind, command.header, list(command.buffers)))
+        elif not self._router.send(command.node, wire.pack(command.kind, command.header, command.buffers)):
             self._set_gone(command.node)  # it cannot say BYE
             self._act(self._lose(command.node, "its connection is gone"))
-        guest = self._guests.get(command.node)
-        if guest is not None:
-            guest.stir()
 
     def _is_there(self, name: str) -> bool:
         record = self._dispatch.nodes.get(name)
@@ -584,3 +625,20 @@ class Engine:
     def _failed(self, command: Fail) -> None:
         self.stats.failed_rounds += 1
         self._pending.pop(command.round).end(None, command.failure)
+
+
+def _not_understood(error: Exception) -> str:
+    return f"it sent what this version of qjam does not understand: {type(error).__name__}: {error}"[:LONGEST_WHY]
+
+
+def _priority(event: tuple[selectors.SelectorKey, int]) -> int:
+    return int(event[0].data[0])
+
+
+def _has_room() -> bool:
+    """Whether this thread is far enough from python's limit of calls within calls to run the loop."""
+    try:
+        sys._getframe(max(0, sys.getrecursionlimit() - CALLS))  # noqa: SLF001  counts them in C
+    except ValueError:  # there are fewer
+        return True
+    return False

@@ -264,8 +264,7 @@ class Master:
         """
         entry, pending = self._prepare(module, params, dataset, timeout, None)
         try:
-            self._engine.submit(pending)
-            pending.wait()
+            self._engine.run(pending)
         except BaseException:
             self._engine.cancel(pending)
             raise

@@ -98,14 +98,7 @@ class Members:
         remote = {}
         for member in members:
             if member.spec.local:
-                local.launch(
-                    self._engine.host_node,
-                    self._engine.context,
-                    self._engine.endpoint,
-                    member.name,
-                    member.spec.workers or 1,
-                    self._memory_limit,
-                )
+                local.launch(self._engine.host_node, member.name, member.spec.workers or 1, self._memory_limit)
             else:
                 remote[member.name] = (member.spec, self._engine.admit(member.name)._asdict())
         if remote:

@@ -67,6 +67,11 @@ class Pending:
         self._over = threading.Lock()  # a bare lock wakes its waiter faster than an Event does
         self._over.acquire()
 
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.roots is not None or self.failure is not None
+
     def wait(self) -> None:
         """Block until the round is over. A signal handler's exception (Ctrl-C) comes through."""
         self._over.acquire()
@@ -74,7 +79,7 @@ class Pending:
 
     def end(self, roots: Roots | None, failure: Failure | None) -> None:
         """Called by the engine; what comes after the first end is ignored."""
-        if self.roots is not None or self.failure is not None:
+        if self.over:
             return
         self.roots, self.failure = roots, failure
         self._over.release()

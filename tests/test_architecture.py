@@ -55,7 +55,13 @@ ALLOWED = {
     "qjam.pending": GROUND | {"qjam.commands", "qjam.rounds"},
     "qjam.loading": GROUND | {"qjam.pending"},
     "qjam.router": GROUND | {"qjam_worker.link"},
-    "qjam.engine": GROUND | DECISIONS | {"qjam.calls", "qjam.pending", "qjam.loading", "qjam.router"},
+    "qjam.guests": GROUND | {"qjam_worker.link"},
+    "qjam.signals": set[str](),
+    "qjam.turns": set[str](),
+    "qjam.engine": GROUND
+    | DECISIONS
+    | {"qjam.calls", "qjam.pending", "qjam.loading", "qjam.router", "qjam.guests", "qjam.signals", "qjam.turns"}
+    | {"qjam_worker.link"},
     "qjam.launch": {"qjam.hosts", "qjam.report", "qjam.notes", "qjam_worker"},  # it starts the bundle
     "qjam.members": GROUND | {"qjam.hosts", "qjam.states", "qjam.engine", "qjam.launch", "qjam.notes"},
     "qjam.checks": GROUND | DATA | {"qjam.launch"},

@@ -9,12 +9,11 @@ from qjam_worker.node import Node
 
 
 def launch(
-    host_node: Callable[[str, Callable[[], Node]], None],
-    context: Any,
-    endpoint: str,
-    name: str,
-    workers: int,
-    memory_limit: int | None,
+    host_node: Callable[[str, Callable[..., Node]], None], name: str, workers: int, memory_limit: int | None
 ) -> None:
-    """Have the engine host a node named `name`, which connects to `endpoint` over the engine's own ZeroMQ context."""
-    host_node(name, lambda: Node.connect(context, endpoint, name, workers, memory_limit=memory_limit))
+    """Have the engine host a node named `name`."""
+
+    def make(lane: Any, selector: Any) -> Node:
+        return Node(lane, workers, selector=selector, memory_limit=memory_limit)
+
+    host_node(name, make)

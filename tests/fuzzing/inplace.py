@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
-
-import zmq
 
 from qjam_worker import codec, flat, wire
 from qjam_worker.node import Node
@@ -21,21 +19,23 @@ from .peer import MODULES, mapped
 
 
 class Uplink:
-    """In place of a Link."""
+    """In place of a Dealer."""
 
     def __init__(self) -> None:
         self.inbox: deque[list[memoryview]] = deque()
         self.out: deque[Frames] = deque()
-        self.socket = self
+        self.on_broken: Callable[[], None] = lambda: None
 
-    def stir(self) -> None: ...
+    def files(self) -> Iterator[Any]:
+        return iter(())
+
     def close(self) -> None: ...
 
-    def send(self, frames: Any) -> None:
-        self.out.append([bytes(frame) for frame in frames])
+    def send(self, kind: wire.Kind, header: dict[str, Any], buffers: Any) -> None:
+        self.out.append([bytes(frame) for frame in wire.pack(kind, header, buffers)])
 
-    def receive(self) -> list[memoryview] | None:
-        return self.inbox.popleft() if self.inbox else None
+    def receive(self) -> wire.Message | None:
+        return wire.unpack(self.inbox.popleft()) if self.inbox else None
 
 
 class Answers:
@@ -88,29 +88,16 @@ class Workers:
         self.pool.close()
 
 
-class Doorway:
-    """In place of the node's socket while it is made: something to wait for."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0)
-
-    def getsockopt(self, option: int) -> int:
-        assert option == zmq.FD
-        return self.fd
-
-
 class InPlace:
     """The node, and what its workers do."""
 
     def __init__(self, name: str, workers: int, rng: Random, base: Path | None = None) -> None:
         self.name = name
         self.rng = rng
-        doorway = Doorway()
-        self.node = Node(doorway, workers, bases=[str(base or tempfile.gettempdir())])  # type: ignore[arg-type]
-        self.uplink = self.node.uplink = Uplink()  # type: ignore[assignment]
+        self.uplink = Uplink()
+        self.node = Node(self.uplink, workers, bases=[str(base or tempfile.gettempdir())])
         self.workers = self.node.pool = self.node.imports._pool = Workers(self.node.pool)  # type: ignore[assignment]
         self.folders = [Path(folder) for folder in self.node.files.directories]
-        self.doorway = doorway.fd
         self.gone = False
         self.node._hello()
         self.ready = False
@@ -119,7 +106,6 @@ class InPlace:
         if not self.gone:
             self.gone = True
             self.node.close()
-            os.close(self.doorway)
             assert not any(folder.exists() for folder in self.folders)
 
     @property

@@ -28,6 +28,9 @@ class Channel:
         self._unpacker = msgpack.Unpacker(
             strict_map_key=False, max_buffer_size=MAX_MESSAGE, unicode_errors="surrogatepass"
         )
+        self._fed = 0  # bytes given to the unpacker
+        self._whole = True  # whether it has no part of a message
+        self._waiting: list[Any] = []
         self._sending = threading.Lock()  # user code may import in a thread while another answers
 
     def send(self, message: Any) -> None:
@@ -42,21 +45,28 @@ class Channel:
 
     def receive(self) -> list[Any]:
         """The messages that have arrived, once the reading end is readable."""
-        self._feed()
-        return list(self._unpacker)
-
-    def wait(self) -> Any:
-        """The next message, waiting for it."""
-        while True:
-            for message in self._unpacker:
-                return message
-            self._feed()
-
-    def _feed(self) -> None:
         data = os.read(self.read_fd, READ)
         if not data:
             raise EOFError
+        if self._whole:
+            try:
+                return [msgpack.unpackb(data, strict_map_key=False, unicode_errors="surrogatepass")]
+            except ValueError:  # several, or only a part of one
+                pass
+        self._fed += len(data)
         self._unpacker.feed(data)
+        messages = []
+        self._whole = False
+        for message in self._unpacker:
+            messages.append(message)
+            self._whole = bool(self._unpacker.tell() == self._fed)
+        return messages
+
+    def wait(self) -> Any:
+        """The next message, waiting for it."""
+        while not self._waiting:
+            self._waiting = self.receive()
+        return self._waiting.pop(0)
 
     def close(self) -> None:
         """Close both ways; the other end sees the end."""

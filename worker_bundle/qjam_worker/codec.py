@@ -412,9 +412,14 @@ def _decode_any(header: Buffer, buffers: Sequence[Buffer], copy: bool, allow_pic
     if lone and (array := _decode_lone(header, buffers, copy)) is not None:
         return array
     value = _decode(memoryview(header), [bytes_view(buffer) for buffer in buffers], copy, allow_pickle)
-    if lone and type(value) is np.ndarray and id(value.dtype) in _LONE and value.flags.c_contiguous:
+    if lone and is_lone(value):
         _remember(bytes(header), value)
     return value
+
+
+def is_lone(value: Any) -> bool:
+    """Whether it is an array of numbers as they lie in memory, of which dtype and shape tell all."""
+    return type(value) is np.ndarray and id(value.dtype) in _LONE and bool(value.flags.c_contiguous)
 
 
 def _remember(header: bytes, value: np.ndarray[Any, Any]) -> None:

@@ -1,14 +1,18 @@
-"""Whole messages through a ZeroMQ socket that lives in an event loop."""
+"""Whole messages through a ZeroMQ socket that lives in an event loop, or from one end to the other of one process."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Optional
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Callable, Optional, Protocol
 
 import zmq
 
-from .wire import Buffer
+from . import wire
+from .wire import Buffer, Kind, Message
 
+# Selector priorities: what a worker printed comes before the bell it rang afterwards.
+PRINTED, RANG = 0, 1
 # Plain ints: each | and & on pyzmq's enums costs as much as sending a frame.
 MORE, READABLE, EVENTS, NOWAIT = int(zmq.SNDMORE), int(zmq.POLLIN), int(zmq.EVENTS), int(zmq.NOBLOCK)
 # Smaller frames are copied: that is cheaper than keeping track of the sender's memory (pyzmq's own threshold).
@@ -67,3 +71,75 @@ class Link:
             frame = socket.recv(NOWAIT, False)
             frames.append(frame.buffer)
         return frames
+
+
+class Uplink(Protocol):
+    """A node's way to its master and back. `on_broken` is called when it turns out that there is none any more."""
+
+    on_broken: Callable[[], None]
+
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Sequence[Buffer]) -> None: ...
+    def receive(self) -> Optional[Message]: ...
+    def files(self) -> Iterator[tuple[Any, Callable[[], None]]]: ...
+    def close(self) -> None: ...
+
+
+class Dealer:
+    """Over a ZeroMQ socket, whose `monitor` tells when the link has broken."""
+
+    def __init__(self, socket: zmq.Socket[bytes], monitor: Optional[zmq.Socket[Any]] = None) -> None:
+        self.link = Link(socket)
+        self.on_broken: Callable[[], None] = lambda: None
+        self._monitor = None if monitor is None else Link(monitor)
+
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Sequence[Buffer]) -> None:
+        self.link.send(wire.pack(kind, header, buffers))
+
+    def receive(self) -> Optional[Message]:
+        """The next message; None when there is none. WireError for what is no message."""
+        frames = self.link.receive()
+        return None if frames is None else wire.unpack(frames)
+
+    def files(self) -> Iterator[tuple[Any, Callable[[], None]]]:
+        """What to wait for, and what to call when it is readable."""
+        yield self.link, self.link.stir
+        if self._monitor is not None:
+            yield self._monitor, self._on_event
+            self._on_event()  # the descriptor tells of nothing before the socket was found empty once
+
+    def _on_event(self) -> None:
+        assert self._monitor is not None
+        self._monitor.stir()
+        if self._monitor.receive() is not None:
+            self.on_broken()
+
+    def close(self) -> None:
+        if self._monitor is not None:
+            self.link.socket.disable_monitor()
+            self._monitor.socket.close()
+        self.link.socket.close()
+
+
+class Lane:
+    """Between a master and a node that live in one thread: messages are handed over as they are.
+
+    Through ZeroMQ's inproc, which this was before, they were packed, checked and unpacked for nobody's sake: of a round
+    of 2 workers (31 KB each way) that took 0.07 of 0.30 ms.
+    """
+
+    def __init__(self) -> None:
+        self.on_broken: Callable[[], None] = lambda: None  # it never breaks
+        self.down: deque[Message] = deque()
+        self.up: deque[Message] = deque()
+
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Sequence[Buffer]) -> None:
+        self.up.append(Message(kind, header, list(buffers)))
+
+    def receive(self) -> Optional[Message]:
+        return self.down.popleft() if self.down else None
+
+    def files(self) -> Iterator[tuple[Any, Callable[[], None]]]:
+        return iter(())
+
+    def close(self) -> None:
+        self.down.clear()

@@ -20,9 +20,9 @@ import zmq
 
 from . import wire
 from .imports import Imports
-from .link import LIVENESS, Link
+from .link import LIVENESS, PRINTED, RANG, Dealer, Uplink
 from .params import ParamsPlaces
-from .pool import PRINTED, RANG, Pool, WorkerHandle
+from .pool import Pool, WorkerHandle
 from .reducing import Span
 from .results import Held
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
@@ -46,24 +46,29 @@ BROKEN = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HA
 class Node:
     """`run` serves the master at the other end of `uplink` until it says BYE, or `leave` is called from `watch`.
 
-    `uplink` is a connected DEALER. `watch` maps file descriptors to functions that are called when they are readable.
+    `selector` is that of the loop which the node lives in, where it has none of its own: what is registered there has
+    (priority, call) as its data. `watch` maps file descriptors to functions that are called when they are readable.
     `paths` are folders in which the workers find packages before they look where their python does. `warm` is a parent
     of workers that has been forked already. `memory_limit`: bytes that each worker may take for itself.
     """
 
     def __init__(
         self,
-        uplink: zmq.Socket[bytes],
+        uplink: Uplink,
         workers: int,
         *,
+        selector: Optional[selectors.BaseSelector] = None,
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
         warm: Optional[Warm] = None,
         memory_limit: Optional[int] = None,
     ) -> None:
-        self.uplink = Link(uplink)
-        self.monitor: Optional[Link] = None
+        self.uplink = uplink
+        self.leaving: Optional[str] = None
+        # What was on its way over a broken link is lost, and nobody can tell what that was.
+        uplink.on_broken = lambda: self.leave("its link to the master broke")
+        self.selector = selectors.DefaultSelector() if selector is None else selector
         self.files = Files.make(bases) if warm is None else warm.files
         self.locks = self.files.lock() if warm is None else warm.locks
         try:
@@ -80,10 +85,10 @@ class Node:
         warm: Optional[Warm],
         memory_limit: Optional[int],
     ) -> None:
-        self.selector = selectors.DefaultSelector()
         for fd, call in watch.items():
             self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
-        self.selector.register(self.uplink, selectors.EVENT_READ, (RANG, self.uplink.stir))
+        for file, stir in self.uplink.files():
+            self.selector.register(file, selectors.EVENT_READ, (RANG, stir))
         self.pool = Pool(workers, self.files, self.selector, self, paths, warm, memory_limit)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.scheduler = Scheduler(workers, self.store)
@@ -91,7 +96,6 @@ class Node:
         self.imports = Imports(self.pool)
         self.print_credit = PRINT_CREDIT
         self.made = 0
-        self.leaving: Optional[str] = None
         self.commands: deque[Command] = deque()
         self.acting = False
         self.perform: dict[type, Callable[[Any], None]] = {
@@ -150,24 +154,9 @@ class Node:
             uplink.setsockopt(zmq.CURVE_SECRETKEY, keys["secret"].encode())
             for sign, value in LIVENESS:
                 uplink.setsockopt(sign, value)
-        monitor = None if keys is None else Link(uplink.get_monitor_socket(BROKEN))
+        dealer = Dealer(uplink, None if keys is None else uplink.get_monitor_socket(BROKEN))
         uplink.connect(endpoint)
-        node = cls(uplink, workers, bases=bases, watch=watch, paths=paths, warm=warm, memory_limit=memory_limit)
-        if monitor is not None:
-            node.leave_when_broken(monitor)
-        return node
-
-    def leave_when_broken(self, monitor: Link) -> None:
-        """Leave when the link has broken: what was on its way is lost, and nobody can tell what that was."""
-        self.monitor = monitor
-
-        def on_event() -> None:
-            monitor.stir()
-            if monitor.receive() is not None:
-                self.leave("its link to the master broke")
-
-        self.selector.register(monitor, selectors.EVENT_READ, (RANG, on_event))
-        on_event()  # the descriptor of a ZeroMQ socket tells of nothing before the socket was found empty once
+        return cls(dealer, workers, bases=bases, watch=watch, paths=paths, warm=warm, memory_limit=memory_limit)
 
     def leave(self, reason: str) -> None:
         self.leaving = reason[:LONGEST_WHY]
@@ -199,16 +188,15 @@ class Node:
         for key, _ in events:
             key.data[1]()
         if deadline is not None:
-            now = time.monotonic()
-            self.pool.on_timer(now)
-            self.act(self.scheduler.on_timer(now))
+            self.on_timer(time.monotonic())
 
-    def fileno(self) -> int:
-        """Readable when `poll` has something to do: for a loop that this node is a guest of."""
-        return self.selector.fileno()
+    def on_timer(self, now: float) -> None:
+        """Do what is due."""
+        self.pool.on_timer(now)
+        self.act(self.scheduler.on_timer(now))
 
     def next_deadline(self) -> Optional[float]:
-        """When `poll` is due even if nothing happens, by time.monotonic(), in seconds."""
+        """When `on_timer` is due, by time.monotonic(), in seconds."""
         kill, check = self.pool.next_deadline(), self.scheduler.next_deadline()
         if kill is None or check is None:
             return check if kill is None else kill
@@ -221,10 +209,7 @@ class Node:
         self._forget_files()
         self._remove_files()
         self.send(Kind.BYE, {"reason": self.leaving or "the node failed"})
-        if self.monitor is not None:
-            self.uplink.socket.disable_monitor()
-            self.monitor.socket.close()
-        self.uplink.socket.close()
+        self.uplink.close()
 
     def _remove_files(self) -> None:
         self.files.remove()
@@ -241,7 +226,7 @@ class Node:
     # The uplink
 
     def send(self, kind: Kind, header: dict[str, Any], buffers: Sequence[Any] = ()) -> None:
-        self.uplink.send(wire.pack(kind, header, buffers))
+        self.uplink.send(kind, header, buffers)
 
     def _hello(self) -> None:
         self.send(
@@ -261,26 +246,21 @@ class Node:
 
     def receive(self) -> bool:
         """Take what the master has sent; False when it is time to leave, as it is when that cannot be meant."""
-        while self.leaving is None and (frames := self.uplink.receive()) is not None:
-            try:
-                message = wire.unpack(frames)
+        try:
+            while self.leaving is None and (message := self.uplink.receive()) is not None:
                 if message.kind not in self.handlers:
                     raise ValueError(f"{message.kind.name} is for the master")
                 self.handlers[message.kind](message.header, message.buffers)
-            except Exception as error:  # noqa: BLE001  whatever is wrong with it, the master hears of it
-                self.leave(f"it was sent what it does not understand: {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001  whatever is wrong with it, the master hears of it
+            self.leave(f"it was sent what it does not understand: {type(error).__name__}: {error}")
         return self.leaving is None
-
-    def stir(self) -> None:
-        """The master has sent something, through a socket of this same thread."""
-        self.uplink.stir()
 
     # Jobs and rounds
 
     def act(self, commands: Iterable[Command]) -> None:
         """Carry out what was decided, in that order: what follows from carrying it out comes after the rest."""
         self.commands.extend(commands)
-        if self.acting:
+        if self.acting or not self.commands:
             return
         self.acting = True
         try:
@@ -442,8 +422,8 @@ class Node:
         return self.scheduler.on_done(worker.index, roots, now)
 
     def _hold(self, worker: WorkerHandle, plain: bool, path: str, offset: int, size: int) -> Held:
-        if path == worker.slot.path:  # the slot is written again with the worker's next task
-            return Held(memoryview(bytes(worker.slot.view[offset : offset + size])), plain)
+        if path == worker.slot.path:
+            return worker.slot.hold(plain, offset, size)
         return Held(map_file(path, size), plain, path)
 
     def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:

@@ -10,14 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Optional, Protocol, Union
 
 from . import forks
 from .channel import Channel
+from .link import PRINTED, RANG
 from .memory import HIGHEST
 from .parent import EXITED, FDS, FORKED, NEWS, REQUEST
-from .results import SLOT
-from .store import Files, Mapped, remove
+from .results import SLOT, Slot
+from .store import Files, remove
 from .warm import Forked, Warm, thread_environment
 from .worker import CANCELLED, RUNNING, SLICE, STATUS_BYTES, out_slot, status_page
 
@@ -36,9 +38,6 @@ LAST_WORDS = 1024 * 1024
 PARENT = -1  # the "worker" whose output is the warm parent's own
 PARENT_TAIL = 4096  # bytes of it that are kept, to tell why it died
 
-# Selector priorities: what a worker printed comes before the bell it rang afterwards.
-PRINTED, RANG = 0, 1
-
 
 class PoolEvents(Protocol):
     """What the node is told."""
@@ -56,7 +55,7 @@ class WorkerHandle:
 
     status: memoryview
     status_path: str
-    slot: Mapped
+    slot: Slot
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -118,7 +117,7 @@ class Pool:
     def _lay_out(self, worker: WorkerHandle) -> None:
         page = self.files.create(status_page(worker.index), STATUS_BYTES)
         worker.status_path, worker.status = page.path, page.view.cast("q")
-        worker.slot = self.files.create(out_slot(worker.index), SLOT)
+        worker.slot = Slot(self.files.create(out_slot(worker.index), SLOT))
 
     # Starting
 
@@ -179,7 +178,7 @@ class Pool:
         worker.ready = False
         worker.pid = None
         worker.jobs.clear()
-        self.selector.register(answer, selectors.EVENT_READ, (RANG, lambda: self._on_bell(worker, channel)))
+        self.selector.register(answer, selectors.EVENT_READ, (RANG, partial(self._on_bell, worker, channel)))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
             os.set_blocking(fd, False)
@@ -359,6 +358,7 @@ class Pool:
     def ring(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         """Give work to an idle worker; `message` gets a `seq`, and the answer will carry it too."""
         assert worker.channel is not None
+        worker.slot.clear()
         for earlier in worker.outbox:
             worker.channel.send(earlier)
         worker.outbox.clear()

@@ -4,42 +4,75 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+import numpy as np
+
 from . import codec, flat
 from .reducing import STAYS, default_reduce
-from .store import Files, remove
+from .store import Files, Mapped, remove
 
 # A value of at most this size is copied through a slot that is used again and again; a larger one gets a file of
 # its own, which user code may hold on to. 256 KiB: a copy takes about 25 us, making and mapping a file about 60.
 SLOT = 256 * 1024
 
 
+class Slot:
+    """What a worker writes its small results to, one task's after the other's. They are read where they lie."""
+
+    def __init__(self, mapped: Mapped) -> None:
+        self.path, self.view = mapped
+        self.lent: list[Held] = []  # results that may lie here still
+
+    def hold(self, plain: bool, offset: int, size: int) -> Held:
+        """A result that the worker has just written here."""
+        held = Held(self.view[offset : offset + size], plain, slotted=True)
+        self.lent.append(held)
+        return held
+
+    def clear(self) -> None:
+        """The worker is about to write here again: what lies here still is copied."""
+        for held in self.lent:
+            held.detach()
+        self.lent.clear()
+
+
 class Held:
-    """A result: flat bytes (the node's own, or a mapped file's), or a value that the node has folded itself.
+    """A result: flat bytes (in a worker's slot, the node's own, or a mapped file's), or a value that the node has folded
+    itself.
 
     `plain`: there is no pickle inside, so the node may open it. `path`: the file to remove when it is used up.
     """
 
-    __slots__ = ("flat", "path", "plain", "value")
+    __slots__ = ("flat", "path", "plain", "slotted", "small", "value")
 
-    def __init__(self, flat: Optional[memoryview], plain: bool, path: Optional[str] = None, value: Any = None) -> None:
+    def __init__(
+        self,
+        flat: Optional[memoryview],
+        plain: bool,
+        path: Optional[str] = None,
+        value: Any = None,
+        slotted: bool = False,
+    ) -> None:
         self.flat = flat
         self.plain = plain
         self.path = path
         self.value = value
+        self.slotted = slotted
+        self.small = flat is None or len(flat) <= SLOT  # whether a node may spend its own time on it
 
-    @property
-    def small(self) -> bool:
-        """Whether a node may spend its own time on it."""
-        return self.flat is None or len(self.flat) <= SLOT
+    def detach(self) -> None:
+        """Copy what lies in a slot."""
+        if self.slotted and self.flat is not None:
+            self.flat, self.value, self.slotted = memoryview(bytes(self.flat)), None, False
 
     def opened(self) -> Any:
         """The value of a plain result; its arrays are views."""
-        if self.flat is not None and self.value is None:
-            self.value = codec.decode(*flat.read(self.flat), allow_pickle=False)
+        if self.value is None and self.flat is not None:
+            self.value = flat.load(self.flat, allow_pickle=False)
         return self.value
 
     def frames(self) -> list[Any]:
         """Header and buffers, for the wire."""
+        self.detach()
         if self.flat is not None:
             header, buffers = flat.read(self.flat)
             return [header, *buffers]
@@ -53,12 +86,13 @@ class Held:
             data = b"".join(pieces)
             mapped = files.create(name, len(data))
             mapped.view[:] = data
-            self.flat, self.path = mapped.view, mapped.path
+            self.flat, self.path, self.slotted = mapped.view, mapped.path, False
         assert self.flat is not None
         return self.path, len(self.flat)
 
     def release(self) -> None:
         """It is used up."""
+        self.flat = None
         if self.path is not None:
             remove(self.path)
 
@@ -68,9 +102,20 @@ def fold_small(left: Held, right: Held) -> Any:
     if not (left.plain and right.plain and left.small and right.small):
         return STAYS
     try:
-        total = default_reduce(left.opened(), right.opened())
+        first, second = left.opened(), right.opened()
+        if left.flat is None and type(first) is type(second) is np.ndarray and _are_alike(first, second):
+            total = np.add(first, second, first)  # it is the node's own
+        else:
+            total = default_reduce(first, second)
     except Exception:  # noqa: BLE001  a worker finds the same, and reports it as any error of user code
         return STAYS
     left.release()
     right.release()
     return Held(None, True, value=total)
+
+
+def _are_alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
+    """Whether their sum is an array like the first of them."""
+    return bool(
+        first.dtype is second.dtype and first.shape == second.shape and first.dtype.kind in "fiuc" and first.shape
+    )

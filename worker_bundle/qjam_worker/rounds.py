@@ -244,10 +244,11 @@ class NodeRound:
 
     def _put(self, span: Span, held: Held) -> None:
         slices = range(*span)
-        if self.owed.isdisjoint(slices):
+        before = len(self.owed)
+        self.owed.difference_update(slices)
+        if len(self.owed) == before:
             held.release()
             return
-        self.owed.difference_update(slices)
         if self._contested:
             for part in [part for part in self.tree.values if span[0] <= part[0] and part[1] <= span[1]]:
                 self.tree.take(part).release()

@@ -249,9 +249,10 @@ class Scheduler:
         commands: list[Command] = [*map(Interrupt, round_.put(worker, roots, now))]
         if not round_.job.user_reduce:
             for span, _ in roots:
-                if span in round_.tree.values:
-                    round_.tree.fold_from(span, fold_small)
-        return [*commands, *self._finish(round_), *self._assign(now)]
+                round_.tree.fold_from(span, fold_small)
+        if not round_.owed:
+            commands += self._finish(round_)
+        return commands + self._assign(now)
 
     def on_error(self, worker: int, message: dict[str, Any], now: float) -> list[Command]:
         """User code has raised. That is an answer, unless somebody else has given another one meanwhile."""

@@ -47,8 +47,9 @@ HIGH_FDS = 200
 RUNNING, SLICE, CANCELLED = range(3)
 STATUS_BYTES = 64
 
-# signal.getsignal looks the handler up among the names of signals first, for 2 us.
-_handler_of: Callable[[int], Any] = getattr(signal.getsignal, "__wrapped__", signal.getsignal)
+# What `signal` wraps in a search for the names of signals, which takes 2 us each time.
+_bare_signal = importlib.import_module("_signal")
+_SIGINT = (int(signal.SIGINT),)
 
 Where = tuple[str, int, int]  # path, offset, size of a flat value
 Results = list[tuple[Span, Any]]
@@ -263,9 +264,9 @@ class Worker:
 
     def _listen(self) -> None:
         """Be interruptible again, whatever user code has done to the signal."""
-        if _handler_of(signal.SIGINT) != self._on_interrupt:
+        if _bare_signal.getsignal(_SIGINT[0]) != self._on_interrupt:
             signal.signal(signal.SIGINT, self._on_interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
+        _bare_signal.pthread_sigmask(_bare_signal.SIG_UNBLOCK, _SIGINT)
 
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         packed = self._params(*message["params"])
@@ -283,15 +284,15 @@ class Worker:
     def _map_one(self, index: int, path: Optional[str], size: int, packed: Any, code: Code) -> tuple[Span, Any]:
         self.status[SLICE] = index
         # Decoded anew for each slice, so that none sees what another has done to the params.
-        params = _decoded(*flat.read(packed))
+        params = _decoded(packed)
         return (index, index + 1), code.mapfunc(params, None if path is None else self._slice(path, size))
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         tree = Tree(job.nslices)
         for lo, hi, path, offset, size in message["items"]:
             self.status[SLICE] = lo
-            header, buffers = flat.read(self._map_file(path, offset + size)[offset:])
-            tree.add((lo, hi), _decoded(header, buffers, copy=code.reduce is not default_reduce))
+            packed = self._map_file(path, offset + size)[offset:]
+            tree.add((lo, hi), _decoded(packed, copy=code.reduce is not default_reduce))
         tree.fold(code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
@@ -302,14 +303,14 @@ class Worker:
         slot = self.slots.get(path)
         if slot is None:
             slot = self.slots[path] = self._map_file(path, SLOT)
-        return bytes(slot[:size])
+        return memoryview(slot[:size].tobytes())
 
     def _slice(self, path: str, size: int) -> Any:
         """A slice; of an array a new view each time, because even a read-only one can be given another shape."""
         known = self.slices.get(path)
         if known is None:
             mapped = self._map_file(path, size)
-            value = _decoded(*flat.read(mapped))
+            value = _decoded(mapped)
             # What holds objects or named fields can be altered through any view of it.
             lasting = type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.names is None
             known = value if lasting else mapped
@@ -318,7 +319,7 @@ class Worker:
                 self.slices.popitem(last=False)
         else:
             self.slices.move_to_end(path)
-        return known.view() if isinstance(known, np.ndarray) else _decoded(*flat.read(known))
+        return known.view() if isinstance(known, np.ndarray) else _decoded(known)
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
@@ -467,9 +468,9 @@ def _end_as_a_fork(error: BaseException) -> NoReturn:
         os._exit(1)
 
 
-def _decoded(header: codec.Buffer, buffers: list[memoryview], copy: bool = False) -> Any:
+def _decoded(packed: memoryview, copy: bool = False) -> Any:
     try:
-        return codec.decode(header, buffers, copy=copy)
+        return flat.load(packed, copy=copy)
     except codec.CodecError as error:
         if isinstance(error.__cause__, MemoryError):  # the value is whole, but too large for what is left
             raise error.__cause__ from None
