@@ -364,7 +364,7 @@ class Node:
         message: dict[str, Any] = {"job": job.number}
         if work.fold is None:
             slices = [self._slice_place(i, job.refs[i]) for i in work.slices]
-            message.update(op="run", params=self.params.where(round_.number), slices=slices)
+            message["op"], message["params"], message["slices"] = "run", self.params.where(round_.number), slices
         else:
             try:
                 message.update(op="fold", items=self._fold_items(work.fold))
@@ -415,16 +415,16 @@ class Node:
         except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
             text = f"the node cannot use the answer of worker {worker.index}: {error!r}"
             commands = self.scheduler.on_failed(worker.index, "node", text, now)
-        self.act(commands)
+        if commands:
+            self.act(commands)
 
     def _on_done(self, worker: WorkerHandle, message: dict[str, Any], now: float) -> list[Command]:
-        roots = [((lo, hi), self._hold(worker, plain, *where)) for lo, hi, plain, where in message["roots"]]
+        slot = worker.slot
+        roots = []
+        for lo, hi, plain, (path, offset, size) in message["roots"]:
+            held = slot.hold(plain, offset, size) if path == slot.path else Held(map_file(path, size), plain, path)
+            roots.append(((lo, hi), held))
         return self.scheduler.on_done(worker.index, roots, now)
-
-    def _hold(self, worker: WorkerHandle, plain: bool, path: str, offset: int, size: int) -> Held:
-        if path == worker.slot.path:
-            return worker.slot.hold(plain, offset, size)
-        return Held(map_file(path, size), plain, path)
 
     def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         ref = self.imports.ask(worker, message["epoch"], message["name"])

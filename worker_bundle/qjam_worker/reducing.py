@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def sibling(span: Span, n: int) -> Span | None:
     return _sibling(_checked(span, n), n)
 
 
+@functools.lru_cache(4096)  # the same ones each round
 def _sibling(span: Span, n: int) -> Span | None:
     lo, hi = span
     width = 1 << (hi - lo - 1).bit_length()
@@ -190,7 +192,8 @@ class Tree:
         The left operand has the lower slices. When `reduce` raises or gives STAYS, both are still here.
         """
         values = self.values
-        while (other := _sibling(span, self.n)) is not None and other in values and span in values:
+        while (other := _sibling(span, self.n)) in values and span in values:
+            assert other is not None
             left, right = (span, other) if span < other else (other, span)
             total = reduce(values[left], values[right])
             if total is STAYS:

@@ -36,8 +36,8 @@ class Slot:
 
 
 class Held:
-    """A result: flat bytes (in a worker's slot, the node's own, or a mapped file's), or a value that the node has folded
-    itself.
+    """A result: flat bytes (in a worker's slot, the node's own, or a mapped file's), or a value that the node has
+    folded itself.
 
     `plain`: there is no pickle inside, so the node may open it. `path`: the file to remove when it is used up.
     """
@@ -102,20 +102,20 @@ def fold_small(left: Held, right: Held) -> Any:
     if not (left.plain and right.plain and left.small and right.small):
         return STAYS
     try:
-        first, second = left.opened(), right.opened()
-        if left.flat is None and type(first) is type(second) is np.ndarray and _are_alike(first, second):
+        first = left.opened() if left.value is None else left.value
+        second = right.opened() if right.value is None else right.value
+        if left.flat is None and codec.is_lone(first) and codec.is_lone(second) and _are_alike(first, second):
             total = np.add(first, second, first)  # it is the node's own
         else:
             total = default_reduce(first, second)
     except Exception:  # noqa: BLE001  a worker finds the same, and reports it as any error of user code
         return STAYS
-    left.release()
     right.release()
-    return Held(None, True, value=total)
+    left.release()
+    left.value, left.path, left.small = total, None, True
+    return left
 
 
 def _are_alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
     """Whether their sum is an array like the first of them."""
-    return bool(
-        first.dtype is second.dtype and first.shape == second.shape and first.dtype.kind in "fiuc" and first.shape
-    )
+    return first.dtype is second.dtype and first.shape == second.shape != () and first.dtype.kind in "fiuc"

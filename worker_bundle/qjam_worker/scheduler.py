@@ -13,6 +13,7 @@ from .results import Held, fold_small
 from .rounds import LATE_LEAST, NodeJob, NodeRound, Work
 from .wire import Kind
 
+_is_small = attrgetter("small")
 # Seconds after which idle workers look again for what others are late with: another round may have such.
 CHECK = 1.0
 
@@ -246,13 +247,13 @@ class Scheduler:
             for _, held in roots:
                 held.release()
             return self._assign(now)
-        commands: list[Command] = [*map(Interrupt, round_.put(worker, roots, now))]
+        commands: list[Command] = [Interrupt(other) for other in round_.put(worker, roots, now)]
         if not round_.job.user_reduce:
             for span, _ in roots:
                 round_.tree.fold_from(span, fold_small)
         if not round_.owed:
             commands += self._finish(round_)
-        return commands + self._assign(now)
+        return self._assign(now, commands)
 
     def on_error(self, worker: int, message: dict[str, Any], now: float) -> list[Command]:
         """User code has raised. That is an answer, unless somebody else has given another one meanwhile."""
@@ -313,16 +314,16 @@ class Scheduler:
         self._check = None
         return self._assign(now)
 
-    def _assign(self, now: float) -> list[Command]:
-        """Give every idle worker something to do, the oldest round first."""
-        commands: list[Command] = []
+    def _assign(self, now: float, before: Iterable[Command] = ()) -> list[Command]:
+        """Give every idle worker something to do, the oldest round first. The commands for that come after others."""
+        commands = list(before)
         for round_ in self.rounds.values():
             if not round_.has_work:
                 continue
             for seat in self.seats:
                 if seat.busy or not seat.ready:
                     continue
-                work = round_.take(seat.index, now, attrgetter("small"))
+                work = round_.take(seat.index, now, _is_small)
                 if work is not None:
                     commands.append(self._give(seat, round_, work))
                 elif round_.job.has_data:
