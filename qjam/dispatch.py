@@ -8,18 +8,18 @@ that cannot come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable
 from typing import Any
 
-from qjam_worker.reducing import is_span
 from qjam_worker.wire import Kind
 
 from .alarms import Alarms
+from .claims import check_given, check_named, check_roots, check_slices, check_worker
 from .commands import Command, Done, Fail, Failure, Note, Send
+from .giving import forget, shares, task, tell
 from .idle import LOOK, LOOK_LEAST, Idle, Take
-from .placement import place, spread
 from .roster import NodeRecord, Roster
-from .rounds import Job, Jobs, JobSpec, Round, Share, share
+from .rounds import Jobs, JobSpec, Round, Share, share
 from .silence import Silence
 from .states import DONE, SENT, NodeState
 from .transfers import gone, is_module
@@ -30,8 +30,6 @@ __all__ = ["Dispatch", "JobSpec"]
 POISON = 3
 # Jobs that nodes remember beside those in use.
 JOBS_KEPT = 64
-
-_NOTHING: Set[int] = frozenset()
 
 
 class Dispatch:
@@ -182,7 +180,7 @@ class Dispatch:
         for name, its in alone.items():
             self._idle.touch(round_, name)
             self._idle.wake(self._roster.idle(len(its)), self._now)
-        return [self._task(name, round_, its, True) for name, its in alone.items()]
+        return [task(name, round_, its, True) for name, its in alone.items()]
 
     def on_close(self) -> list[Command]:
         """The user closes the master."""
@@ -211,7 +209,7 @@ class Dispatch:
         if deadline is not None:
             self._deadlines.set(number, deadline)
         self._silence.begin(now)
-        self._forget_jobs()
+        forget(self._jobs.forget(JOBS_KEPT), self._roster)
         commands = self._send_queued(round_)
         if job.refs is not None:
             self._idle.wake(self._roster.idle(job.nslices), now, job.usual / 2)
@@ -222,17 +220,11 @@ class Dispatch:
         round_ = self._round_of(name, header["round"])
         if round_ is None:
             return []
-        job, given = round_.job, round_.given[name]
-        for lo, hi, _ in header["roots"]:  # before any of it is taken
-            if not is_span(lo, hi, job.nslices):
-                raise ValueError(f"[{lo}, {hi}) is not a node of the reduction tree over {job.nslices} slices")
-            if not given.issuperset(range(lo, hi)):
-                raise ValueError(f"it was not given all of the slices [{lo}, {hi})")
-        if sum(frames for _, _, frames in header["roots"]) != len(buffers):
-            raise ValueError(f"{len(header['roots'])} roots do not go with {len(buffers)} buffers")
+        job, roots = round_.job, header["roots"]
+        check_roots(round_, name, roots, len(buffers))
         beaten: dict[str, list[int]] = {}
         position = 0
-        for lo, hi, frames in header["roots"]:
+        for lo, hi, frames in roots:
             round_.tree.add((lo, hi), buffers[position : position + frames])
             position += frames
             for owner, indices in round_.settle(name, lo, hi).items():
@@ -246,18 +238,18 @@ class Dispatch:
                 for owner, indices in beaten.items()
             ]
         job.usual = header["seconds"] or job.usual
-        roots = [(span, round_.tree.values[span]) for span in round_.tree.spans]
-        has_ended = name if len(roots) == 1 else None  # a node that has sent the root of all has forgotten the round
-        return [Done(round_.number, roots), *self._end(round_, has_ended)]
+        held = [(span, round_.tree.values[span]) for span in round_.tree.spans]
+        has_ended = name if len(held) == 1 else None  # a node that has sent the root of all has forgotten the round
+        return [Done(round_.number, held), *self._end(round_, has_ended)]
 
     def on_error(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         """User code has raised, or a node cannot go on with a round."""
         round_ = self._round_of(name, header["round"])
         if round_ is None:
             return []
-        self._check_worker(name, header["worker"])
+        check_worker(self.nodes[name], header["worker"])
         if header["slice"] is not None:
-            self._check_given(name, round_, [header["slice"]])
+            check_given(round_, name, [header["slice"]])
             if round_.states[header["slice"]] == DONE:
                 return []  # somebody else was sooner; the node goes on with the others
         failure = Failure(
@@ -273,14 +265,14 @@ class Dispatch:
 
     def on_worker_lost(self, name: str, header: dict[str, Any]) -> list[Command]:
         """A worker process has died, and another has taken its place."""
-        self._check_worker(name, header["worker"])
+        check_worker(self.nodes[name], header["worker"])
         round_ = self._round_of(name, header.get("round", 0))
         if round_ is None:
             return []
         if "slices" not in header or "slice" not in header:
             raise ValueError("it does not tell which slices its lost worker had")
         slices = header["slices"]
-        self._check_given(name, round_, slices if header["slice"] is None else [*slices, header["slice"]])
+        check_given(round_, name, slices if header["slice"] is None else [*slices, header["slice"]])
         blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else None
         needed = not slices or blamed is None or round_.states[blamed] != DONE  # without slices it was reducing
         round_.deaths[blamed] += needed
@@ -330,7 +322,7 @@ class Dispatch:
         round_ = found.round
         if isinstance(found, Take):
             return self._send_task(self.nodes[name], round_, share(found.indices))
-        header = {"round": round_.number, "count": found.count, "seconds": round_.job.usual, "for": name}
+        header = {"round": round_.number, "count": found.slices, "seconds": round_.job.usual, "for": name}
         return [Send(found.node, Kind.SHARE, header)]
 
     def on_shared(self, name: str, header: dict[str, Any]) -> list[Command]:
@@ -346,8 +338,7 @@ class Dispatch:
         return commands
 
     def _share_out(self, round_: Round, name: str, indices: list[int], idle: NodeRecord | None) -> list[Command]:
-        if any(type(index) is not int or not 0 <= index < round_.job.nslices for index in indices):
-            raise ValueError(f"{indices} are not slices of the round")
+        check_slices(round_, indices)
         single = sorted(set(round_.single(name)).intersection(indices))
         if idle is not None and (idle.state is not NodeState.READY or idle.name == name):
             idle = None
@@ -368,7 +359,7 @@ class Dispatch:
         transfers.check(wanted)
         round_ = None if number is None else self._round_of(name, number)
         if round_ is not None:
-            self._check_named(name, round_, [ref for ref, _ in wanted])
+            check_named(round_, name, [ref for ref, _ in wanted])
             under_way = {transfer.ref: transfer for transfer in transfers}
             for ref, offset in wanted:  # it had no room for what it was sent, if that was more
                 if ref in under_way:
@@ -400,118 +391,36 @@ class Dispatch:
         """A node has taken this many bytes and may be sent as many again."""
         return self.nodes[name].transfers.taken(granted)
 
-    # Whether a node can mean what it says: ValueError when not. Nothing is changed before.
+    # Inside
 
     def _round_of(self, name: str, number: int) -> Round | None:
-        """The round that a node speaks of; None when it is over."""
+        """The round that a node speaks of; None when it is over. ValueError when it was given nothing of it."""
         round_ = self.rounds.get(number)
         if round_ is not None and name not in round_.given:
             raise ValueError(f"it speaks of round {number}, of which it was given nothing")
         return round_
 
-    def _check_given(self, name: str, round_: Round, indices: Iterable[int]) -> None:
-        if not round_.given[name].issuperset(indices):
-            raise ValueError(f"it speaks of slices of round {round_.number} that it was not given")
-
-    def _check_worker(self, name: str, worker: int | None) -> None:
-        if worker is not None and worker >= self.nodes[name].workers:
-            raise ValueError(f"it speaks of worker {worker} and has {self.nodes[name].workers}")
-
-    def _check_named(self, name: str, round_: Round, refs: list[str]) -> None:
-        """Whether the node was told of these refs with the round; modules may be asked for at any time."""
-        job = round_.job
-        strange = {ref for ref in refs if not is_module(ref)} - {job.entry["code"], round_.params_ref}
-        if strange and job.refs is not None:
-            strange -= {job.refs[index] for index in round_.given[name]}
-        if strange:
-            raise ValueError(f"it asks for {min(strange)!r}, of which round {round_.number} has not told it")
-
-    # Inside
-
-    def _forget_jobs(self) -> None:
-        """The nodes are told with their next one."""
-        for job in self._jobs.forget(JOBS_KEPT):
-            for name in job.told:
-                del self.nodes[name].jobs[job.number]
-                self.nodes[name].forget.append(job.number)
-
     def _send_queued(self, round_: Round) -> list[Command]:
         """Give the queued slices of a round to those that can be given work."""
+        if not round_.queued:
+            return []
         if not self._roster.useful:
             coming = self._roster.somebody_comes
-            return [] if coming else self._fail(round_, Failure("unreachable", self._why_nobody()))
+            return [] if coming else self._fail(round_, Failure("unreachable", self._roster.reasons))
         commands: list[Command] = []
-        for name, its in self._shares(round_).items():
+        for name, its in shares(round_, self._roster).items():
             commands += self._send_task(self.nodes[name], round_, its)
         return commands
 
-    def _shares(self, round_: Round) -> dict[str, Share]:
-        """Which node gets which of the queued slices. A node keeps those it has had, for it has the data, unless others
-        have come.
-        """
-        job, queued = round_.job, round_.queued
-        if len(queued) < job.nslices:
-            return self._places(job, sorted(queued))
-        if job.planned_for != self._roster.version:
-            if job.refs is not None and job.placed_for != self._roster.membership:
-                members = {node.name: node.workers for node in self._roster.present.values()}
-                job.homes, job.placed_for = place(job.nslices, job.homes, members), self._roster.membership
-            job.plan, job.planned_for = self._places(job, range(job.nslices)), self._roster.version
-        return job.plan
-
-    def _places(self, job: Job, indices: Sequence[int]) -> dict[str, Share]:
-        """A silent node keeps what it has, and others do it meanwhile; what a lost one had they keep."""
-        shares: dict[str, list[int]] = {}
-        homeless, useful = [], self._roster.useful
-        homes = {} if job.refs is None else job.homes  # without data: once on each worker, whatever was before
-        for index in indices:
-            home = homes.get(index, "")
-            if home in useful:
-                shares.setdefault(home, []).append(index)
-            else:
-                homeless.append(index)
-        for name, more in spread(homeless, self._roster.turns(len(homeless))).items():
-            shares[name] = sorted([*shares.get(name, ()), *more])
-            homes.update({index: name for index in more if homes.get(index) not in self._roster.present})
-        return {name: share(its) for name, its in shares.items()}
-
     def _send_task(self, node: NodeRecord, round_: Round, its: Share) -> list[Command]:
-        name, job = node.name, round_.job
-        commands: list[Command] = []
-        told = job.told.get(name, _NOTHING)
-        if not told >= its.slices:
-            commands.append(self._send_job(node, job, [index for index in its.indices if index not in told]))
-            job.told[name] = told | its.slices if told else its.slices
-            node.jobs[job.number] = job
+        name = node.name
         if name not in self._roster.owed:
             node.heard, node.pinged = self._now, False
             self._idle.drop(name)
         known = name in round_.debts
         round_.give(name, its)
         self._idle.touch(round_, name)
-        commands.append(self._task(name, round_, its.indices, known))
-        return commands
-
-    def _task(self, name: str, round_: Round, indices: list[int], known: bool) -> Send:
-        """`known`: the node has the params; if not, it has ended the round by itself, and does nothing."""
-        ref, params = (None, ()) if known else (round_.params_ref, round_.params)
-        header = {"job": round_.job.number, "round": round_.number, "indices": indices, "params": ref}
-        return Send(name, Kind.TASK, header, params)
-
-    def _send_job(self, node: NodeRecord, job: Job, indices: list[int]) -> Send:
-        forget, node.forget = node.forget, []
-        header = {
-            "job": job.number,
-            "entry": job.entry,
-            "slices": [[index, job.refs[index] if job.refs else None] for index in indices],
-            "nslices": job.nslices,
-            "reduce": job.entry["reduce"],
-            "forget": forget,
-        }
-        return Send(node.name, Kind.JOB, header)
-
-    def _why_nobody(self) -> str:
-        return "; ".join(f"{node.host}: {node.why or node.state.value}" for node in self.nodes.values())
+        return [*tell(node, round_.job, its), task(name, round_, its.indices, known)]
 
     def _fail(self, round_: Round, failure: Failure) -> list[Command]:
         return [Fail(round_.number, failure), *self._end(round_, None)]

@@ -44,7 +44,7 @@ class Ask(NamedTuple):
 
     round: Round
     node: str
-    count: int
+    slices: int
 
 
 class Laden:
@@ -87,7 +87,8 @@ class Laden:
 
     def first(self, fits: Callable[[str], bool], most: int) -> str | None:
         """The first of them that will do, of the `most` first ones."""
-        passed, found = [], None
+        passed: list[tuple[tuple[bool, float], str]] = []
+        found = None
         while self._heap and found is None and len(passed) < most:
             key, name = heappop(self._heap)
             if self._keys.get(name) != key:

@@ -41,7 +41,7 @@ class NodeRecord:
 
 
 class Roster:
-    """All nodes by name, and the same ones by what they can do. Everything takes the same time whatever their number."""
+    """All nodes by name, and the same ones by what they can do. What it takes does not grow with them."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeRecord] = {}
@@ -69,6 +69,11 @@ class Roster:
     def somebody_comes(self) -> bool:
         """Whether a node may yet be ready."""
         return self._coming > 0
+
+    @property
+    def reasons(self) -> str:
+        """Why there is nobody, of each host."""
+        return "; ".join(f"{node.host}: {node.why or node.state.value}" for node in self.nodes.values())
 
     def add(self, node: NodeRecord) -> None:
         """Take up a node that starts."""

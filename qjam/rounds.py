@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ class Job:
     placed_for: int = -1  # the membership that `homes` was made for
     plan: dict[str, Share] = field(default_factory=dict)  # what each node gets of a new round
     planned_for: int = -1  # the version of the roster that `plan` was made for
-    told: dict[str, Set[int]] = field(default_factory=dict)  # the slices that each node knows of
+    told: dict[str, frozenset[int]] = field(default_factory=dict)  # the slices that each node knows of
     usual: float = 0.0  # seconds that a worker takes for a slice, as the fastest node has told last; 0: unknown
     rounds: int = 0  # in flight
 
@@ -111,7 +111,7 @@ class Round:
         self.owners: list[tuple[str, ...]] = [()] * n  # by slice: the nodes that have been given it and owe it
         self.shared: set[int] = set()  # the slices that several nodes owe
         self.debts: dict[str, set[int]] = {}  # what each node owes; all nodes that know of the round
-        self.given: dict[str, Set[int]] = {}  # what each node may speak of: all that it was ever given
+        self.given: dict[str, frozenset[int]] = {}  # what each node may speak of: all that it was ever given
         self.deaths: defaultdict[int | None, int] = defaultdict(int)  # by the slice at fault; None: while reducing
 
     def __repr__(self) -> str:
@@ -127,7 +127,8 @@ class Round:
         if name in self.debts:
             before = len(self.debts[name])
             self.debts[name] |= slices
-            self.given[name] |= slices
+            if not self.given[name] >= slices:
+                self.given[name] |= slices
             self._owe(name, len(self.debts[name]) - before)
         else:
             self.debts[name], self.given[name] = set(slices), slices

@@ -74,7 +74,8 @@ def _check_roster(dispatch: Dispatch) -> None:
 
 def _check_round(dispatch: Dispatch, round_: Round) -> None:
     number, states, owners = round_.number, round_.states, round_.owners
-    hold(round_.queued == {index for index, state in enumerate(states) if state is QUEUED}, "it is not known what waits")
+    queued = {index for index, state in enumerate(states) if state is QUEUED}
+    hold(round_.queued == queued, f"it is not known what of round {number} waits: {round_.queued} {queued}")
     several = {index for index, its in enumerate(owners) if len(its) > 1}
     hold(round_.shared == several, f"it is not known what of round {number} is shared: {round_.shared} {owners}")
     debts = 0
