@@ -50,6 +50,7 @@ class Dispatch:
         self._deadlines: Alarms[int] = Alarms()  # of rounds
         self._silence = Silence(self._roster)
         self._idle = Idle(self._roster, self.rounds, speculation)
+        self._alarms = (self._deadlines, self._idle.alarms)
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name} {node.state.value}" for node in self.nodes.values())
@@ -72,8 +73,11 @@ class Dispatch:
 
     def next_deadline(self) -> float | None:
         """When `on_timer` is due."""
-        due = [at for at in (self._silence.at, self._deadlines.first, self._idle.alarms.first) if at is not None]
-        return min(due, default=None)
+        first = self._silence.at
+        for alarms in self._alarms:
+            if alarms and (at := alarms.first) is not None and (first is None or at < first):
+                first = at
+        return first
 
     # Nodes
 

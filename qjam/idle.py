@@ -8,7 +8,7 @@ from heapq import heappop, heappush
 from typing import NamedTuple
 
 from .alarms import Alarms
-from .roster import NodeRecord, Roster
+from .roster import Roster
 from .rounds import Round
 from .states import NodeState
 
@@ -172,10 +172,13 @@ class Idle:
         look = self.looks.get(name) or Look(now)
         look.since = since
         for round_ in rounds:
+            late = self._is_late(round_, now)
+            if not (late or self._roster.laden or self._roster.suspect):
+                continue
             laden = self._laden.get(round_.number)
             if laden is None:
                 laden = self._laden[round_.number] = Laden(round_, self._roster)
-            other = laden.first(self._who_can_share(round_, look, now), WIDTH + len(look.asked))
+            other = laden.first(self._who_can_share(round_, look, late, now), WIDTH + len(look.asked))
             if other is None:
                 continue
             if other in self._roster.suspect:
@@ -188,18 +191,21 @@ class Idle:
             return Ask(round_, other, count)
         return None
 
-    def _who_can_share(self, round_: Round, look: Look, now: float) -> Callable[[str], bool]:
-        usual, took = round_.job.usual, now - round_.began
-        late = self._speculation and usual > 0 and took > LATE * usual
-        fetching = took < 2 * (look.since - round_.began)  # what is on its way would have to be sent twice
+    def _is_late(self, round_: Round, now: float) -> bool:
+        usual = round_.job.usual
+        return self._speculation and usual > 0 and now - round_.began > LATE * usual
+
+    def _who_can_share(self, round_: Round, look: Look, late: bool, now: float) -> Callable[[str], bool]:
+        # What is on its way would have to be sent twice.
+        fetching = now - round_.began < 2 * (look.since - round_.began)
 
         def fits(name: str) -> bool:
-            node: NodeRecord = self._roster.nodes[name]
+            node = self._roster.nodes[name]
             if name in self._roster.suspect:
                 return self._speculation
             if (round_.number, name) in look.asked or (fetching and node.transfers):
                 return False
-            return late or self._roster.owed[name] > node.workers
+            return late or name in self._roster.laden
 
         return fits
 

@@ -67,6 +67,8 @@ def _check_roster(dispatch: Dispatch) -> None:
     hold(roster._idle.keys() == roster.ready.keys() - roster.owed.keys(), "it is not known who is idle", roster._idle)
     hold(roster.somebody_comes == any(node.state in COMING for node in nodes), "it is not known whether somebody comes")
     hold(roster.capacity == sum(node.workers for node in dispatch.ready), "it is not known how many workers there are")
+    laden = {node.name for node in nodes if owed[node.name] > node.workers}
+    hold(roster.laden == laden, "it is not known who has much to do:", roster.laden, laden)
     for node in nodes:
         for job in node.jobs.values():
             hold(job.told.keys() <= dispatch.nodes.keys() and node.name in job.told, "jobs are told to", job.told)

@@ -209,7 +209,7 @@ MUTATIONS = [
     Mutation("found: nodes without a part in a round never look for slices of it", DISPATCH,
              "            self._idle.wake(self._roster.idle(job.nslices), now, job.usual / 2)\n", "            pass\n"),
     Mutation("found: what waits behind another round is not shared", IDLE,
-             "late or self._roster.owed[name] > node.workers", "late or len(round_.debts[name]) > node.workers"),
+             "late or name in self._roster.laden", "late or len(round_.debts[name]) > node.workers"),
     Mutation("found: a node that has asked in vain asks nobody else", DISPATCH,
              "            commands = self._find_work(idle.name, look.since)\n", "            pass\n"),
     Mutation("found: idle nodes do not look again when a round ends", DISPATCH,

@@ -89,8 +89,8 @@ def is_span(lo: int, hi: int, n: int) -> bool:
     """Whether [lo, hi) is a node of the tree over n slices."""
     if not 0 <= lo < hi <= n:
         return False
-    width = 1 << _level(hi - lo)
-    return lo % width == 0 and hi == min(lo + width, n)
+    width = 1 << (hi - lo - 1).bit_length()
+    return lo % width == 0 and (hi - lo == width or hi == n)
 
 
 def sibling(span: Span, n: int) -> Span | None:
