@@ -16,7 +16,8 @@ FOLDERS = {"qjam": ROOT / "qjam", "qjam_worker": ROOT / "worker_bundle" / "qjam_
 STANDARD = sys.stdlib_module_names
 
 # Each module of qjam (a package stands for all that is in it) and what of the two packages it may import:
-#   bin, examples -> master -> members -> {launch | engine} -> dispatch -> {rounds, placement, transfers, states}
+#   bin, examples -> master -> members -> {launch | engine} -> dispatch -> {claims, giving, idle, silence}
+#   -> roster -> {rounds, placement, alarms, transfers, states}
 #   -> errors, qjam_worker.{wire, codec, reducing}
 # source (a module, a function -> what is shipped) sits beside dispatch, output (what workers print) and notes apart.
 GROUND = {
@@ -30,8 +31,14 @@ GROUND = {
 DATA = {"qjam.dataset", "qjam.hosts"}
 DECISIONS = {
     "qjam.dispatch",
+    "qjam.claims",
+    "qjam.giving",
+    "qjam.idle",
+    "qjam.silence",
+    "qjam.roster",
     "qjam.rounds",
     "qjam.placement",
+    "qjam.alarms",
     "qjam.transfers",
     "qjam.states",
     "qjam.commands",
@@ -51,6 +58,12 @@ ALLOWED = {
     "qjam.placement": set[str](),
     "qjam.rounds": {"qjam_worker.reducing", "qjam.states"},
     "qjam.transfers": GROUND | {"qjam.commands"},
+    "qjam.alarms": set[str](),
+    "qjam.roster": {"qjam.rounds", "qjam.states", "qjam.transfers"},
+    "qjam.claims": GROUND | {"qjam.roster", "qjam.rounds", "qjam.transfers"},
+    "qjam.giving": GROUND | {"qjam.commands", "qjam.placement", "qjam.roster", "qjam.rounds"},
+    "qjam.idle": {"qjam.alarms", "qjam.roster", "qjam.rounds", "qjam.states"},
+    "qjam.silence": GROUND | {"qjam.commands", "qjam.roster", "qjam.states"},
     "qjam.dispatch": GROUND | DECISIONS - {"qjam.source"},
     "qjam.pending": GROUND | {"qjam.commands", "qjam.rounds"},
     "qjam.loading": GROUND | {"qjam.pending"},
@@ -174,6 +187,9 @@ def test_the_bundle_imports_without_qjam_and_does_not_load_it() -> None:
         ("qjam.dispatch", "from .source import ship"),
         ("qjam.rounds", "from .dispatch import Dispatch"),
         ("qjam.placement", "from .rounds import Job"),
+        ("qjam.roster", "from .giving import shares"),
+        ("qjam.idle", "from .dispatch import Dispatch"),
+        ("qjam.alarms", "from .roster import Roster"),
         ("qjam.notes", "from . import errors"),
         ("qjam.dataset", "from . import hosts"),
         ("qjam.dataset", "from qjam.hosts import parse"),

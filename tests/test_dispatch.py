@@ -9,7 +9,10 @@ import pytest
 
 from qjam import dispatch, transfers
 from qjam.commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
-from qjam.dispatch import LOOK_LEAST, LOST_AFTER, PING_AFTER, POISON, SUSPECT_AFTER, SWEEP, Dispatch, JobSpec
+from qjam.dispatch import POISON, Dispatch, JobSpec
+from qjam.idle import LOOK_LEAST
+from qjam.roster import NodeRecord
+from qjam.silence import LOST_AFTER, PING_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
 from qjam.transfers import CHUNK
 from qjam_worker.wire import Kind
@@ -97,7 +100,7 @@ def failure(commands: list[Command]) -> Failure:
 
 @pytest.mark.parametrize(("state", "event"), NODE_TRANSITIONS)
 def test_a_node_moves_as_its_table_says(state: NodeState, event: str) -> None:
-    node = dispatch.NodeRecord("a", "host-a", 1, state)
+    node = NodeRecord("a", "host-a", 1, state)
     node.move(event)
     assert node.state is NODE_TRANSITIONS[state, event]
 
@@ -112,7 +115,7 @@ def test_a_node_moves_as_its_table_says(state: NodeState, event: str) -> None:
 )
 def test_a_node_makes_no_other_move(state: NodeState, event: str) -> None:
     with pytest.raises(KeyError):
-        dispatch.NodeRecord("a", "host-a", 1, state).move(event)
+        NodeRecord("a", "host-a", 1, state).move(event)
 
 
 def test_a_node_that_is_closed_stays_closed() -> None:

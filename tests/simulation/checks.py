@@ -36,10 +36,12 @@ def check_master(master: Master) -> None:
     for round_ in dispatch.rounds.values():
         _check_round(dispatch, round_)
     hold(dispatch.nodes.keys() == master.members.keys(), "dispatch keeps the nodes", list(dispatch.nodes))
-    hold(dispatch._looks.keys() <= dispatch.nodes.keys(), "nodes that are not there look for work", dispatch._looks)
-    first = min((look.at for look in dispatch._looks.values()), default=None)
-    hold(first is None or (dispatch._next_look or first + 1.0) <= first, "a look is late")
-    hold(dispatch._sweep_at is not None or not dispatch.rounds, "nobody looks at silence")
+    _check_roster(dispatch)
+    looks, alarms = dispatch._idle.looks, dispatch._idle.alarms
+    hold(looks.keys() <= dispatch.nodes.keys(), "nodes that are not there look for work", looks)
+    hold(all(alarms.get(name) is not None for name in looks) and len(looks) == len(alarms), "who looks, and when?")
+    hold(dispatch._idle._laden.keys() <= dispatch.rounds.keys(), "somebody looks for slices of rounds that are over")
+    hold(dispatch._silence.at is not None or not dispatch.rounds, "nobody looks at silence")
     watch = master.cluster.watch
     watch.check_suspicions()
     kept = master.cluster.plan.jobs_kept + watch.rounds + 1
@@ -53,8 +55,31 @@ def check_master(master: Master) -> None:
         watch.look_into_depth()
 
 
+def _check_roster(dispatch: Dispatch) -> None:
+    """What is kept of all nodes together is what a walk through them gives."""
+    roster, nodes, rounds = dispatch._roster, dispatch.nodes.values(), dispatch.rounds.values()
+    owed = Counter({node.name: sum(len(r.debts.get(node.name, ())) for r in rounds) for node in nodes})
+    by_state = {state: {node.name for node in nodes if node.state is state} for state in NodeState}
+    hold(roster.owed == +owed, "it is not known what nodes owe:", roster.owed, owed)
+    hold(roster.ready.keys() == by_state[NodeState.READY], "it is not known who is ready", roster.ready)
+    hold(roster.suspect.keys() == by_state[NodeState.SUSPECT], "it is not known who is suspect", roster.suspect)
+    hold(roster.present.keys() == roster.ready.keys() | roster.suspect.keys(), "it is not known who is there")
+    hold(roster._idle.keys() == roster.ready.keys() - roster.owed.keys(), "it is not known who is idle", roster._idle)
+    hold(roster.somebody_comes == any(node.state in COMING for node in nodes), "it is not known whether somebody comes")
+    hold(roster.capacity == sum(node.workers for node in dispatch.ready), "it is not known how many workers there are")
+    laden = {node.name for node in nodes if owed[node.name] > node.workers}
+    hold(roster.laden == laden, "it is not known who has much to do:", roster.laden, laden)
+    for node in nodes:
+        for job in node.jobs.values():
+            hold(job.told.keys() <= dispatch.nodes.keys() and node.name in job.told, "jobs are told to", job.told)
+
+
 def _check_round(dispatch: Dispatch, round_: Round) -> None:
     number, states, owners = round_.number, round_.states, round_.owners
+    queued = {index for index, state in enumerate(states) if state is QUEUED}
+    hold(round_.queued == queued, f"it is not known what of round {number} waits: {round_.queued} {queued}")
+    several = {index for index, its in enumerate(owners) if len(its) > 1}
+    hold(round_.shared == several, f"it is not known what of round {number} is shared: {round_.shared} {owners}")
     debts = 0
     for name, indices in round_.debts.items():
         record = dispatch.nodes.get(name)
@@ -198,7 +223,7 @@ def check_rest(cluster: Cluster) -> None:
     for run in cluster.runs.values():
         hold(run.end is not None, f"round {run.number} has not ended")
     hold(not dispatch.rounds, "rounds are left:", list(dispatch.rounds))
-    hold(not dispatch._looks and dispatch._sweep_at is None, "dispatch goes on looking for work:", dispatch._looks)
+    hold(dispatch.next_deadline() is None, "dispatch goes on looking for work:", dispatch._idle.looks)
     for name, record in dispatch.nodes.items():
         hold(not record.transfers, f"{name} still waits for", record.transfers)
         hold(not master.blobs[name], f"contents are kept for {name}:", master.blobs[name])

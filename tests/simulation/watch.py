@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
-from qjam.dispatch import LOST_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.rounds import Round
+from qjam.silence import LOST_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.states import PRESENT, NodeState
 from qjam_worker.wire import Kind
 

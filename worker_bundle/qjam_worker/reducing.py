@@ -90,8 +90,8 @@ def is_span(lo: int, hi: int, n: int) -> bool:
     """Whether [lo, hi) is a node of the tree over n slices."""
     if not 0 <= lo < hi <= n:
         return False
-    width = 1 << _level(hi - lo)
-    return lo % width == 0 and hi == min(lo + width, n)
+    width = 1 << (hi - lo - 1).bit_length()
+    return lo % width == 0 and (hi - lo == width or hi == n)
 
 
 def sibling(span: Span, n: int) -> Span | None:
@@ -162,15 +162,35 @@ class Tree:
         """
         lo, hi = _checked(span, self.n)
         if self._seen.find(1, lo, hi) >= 0:
-            for held in list(self.values):
-                if held[0] <= lo and hi <= held[1]:
-                    return False
-                if lo <= held[0] and held[1] <= hi:
-                    self.take(held)
+            if self._is_covered(lo, hi):
+                return False
+            for part in self._parts(lo, hi):
+                self.take(part)
         self._seen[lo:hi] = b"\x01" * (hi - lo)
         self.covered += hi - lo
         self.values[span] = value
         return True
+
+    def _is_covered(self, lo: int, hi: int) -> bool:
+        """Whether this node, or one above it, is held."""
+        width = 1 << _level(hi - lo)
+        while (lo, hi) not in self.values and hi - lo < self.n:
+            width *= 2
+            lo -= lo % width
+            hi = min(lo + width, self.n)
+        return (lo, hi) in self.values
+
+    def _parts(self, lo: int, hi: int) -> list[Span]:
+        """The nodes below this one that are held."""
+        found, below = [], [(lo, hi)]
+        while below:
+            lo, hi = below.pop()
+            if (lo, hi) in self.values:
+                found.append((lo, hi))
+            elif hi - lo > 1 and self._seen.find(1, lo, hi) >= 0:
+                middle = lo + (1 << (_level(hi - lo) - 1))
+                below += [(lo, middle), (middle, hi)]
+        return found
 
     def take(self, span: Span) -> Any:
         """Give the result of `span` away, as if it had never come."""
