@@ -182,7 +182,9 @@ def growth(figures: Iterable[Figure]) -> dict[int, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--nodes", type=_numbers, default=SIZES, metavar="N,N", help="default 10,100,1000,10000")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="of each kind of play; the median counts (3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="of each kind of play; the median counts (3)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with machine facts")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (PNG)")
 

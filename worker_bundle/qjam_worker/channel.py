@@ -1,4 +1,4 @@
-"""Doorbells: small msgpack messages over a pair of pipes, between a node and each of its workers."""
+"""Small msgpack messages over a pair of pipes, between a node and each of its workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import msgpack
 
 READ = 16 * 1024
-MAX_MESSAGE = 256 * 1024 * 1024  # a module's source or a traceback; data never rings, it lies in mapped files
+MAX_MESSAGE = 256 * 1024 * 1024  # a module's source or a traceback; data lies in mapped files
 
 
 class Channel:
@@ -42,6 +42,10 @@ class Channel:
                     data = data[os.write(self.write_fd, data) :]
             except BrokenPipeError:
                 pass
+
+    def ring(self) -> None:
+        """Send a message that says nothing: None."""
+        self.send(None)
 
     def receive(self) -> list[Any]:
         """The messages that have arrived, once the reading end is readable."""

@@ -25,6 +25,7 @@ from .params import ParamsPlaces
 from .pool import Pool, WorkerHandle
 from .reducing import Span
 from .results import Held
+from .rounds import NodeJob
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from .store import Files, NoRoom, Store, map_file, remove
 from .warm import Warm, usable_cores
@@ -269,6 +270,7 @@ class Node:
                 self.perform[type(command)](command)
         finally:
             self.acting = False
+        self.pool.call()
 
     def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.imports.begin(header["entry"]["epoch"])
@@ -363,8 +365,8 @@ class Node:
         worker, job = self.pool.workers[index], round_.job
         message: dict[str, Any] = {"job": job.number}
         if work.fold is None:
-            slices = [self._slice_place(i, job.refs[i]) for i in work.slices]
-            message["op"], message["params"], message["slices"] = "run", self.params.where(round_.number), slices
+            message["op"], message["params"] = "run", self.params.where(round_.number)
+            message["slices"] = self._slice_places(job, work.slices)
         else:
             try:
                 message.update(op="fold", items=self._fold_items(work.fold))
@@ -381,8 +383,11 @@ class Node:
             )
         self.pool.ring(worker, message)
 
-    def _slice_place(self, index: int, ref: Optional[str]) -> tuple[int, Optional[str], int]:
-        return (index, None, 0) if ref is None else (index, self.store.path(ref), self.store.size(ref))
+    def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Optional[str], int]]:
+        if not job.has_data:
+            return [(index, None, 0) for index in slices]
+        refs = [(index, str(job.refs[index])) for index in slices]
+        return [(index, self.store.path(ref), self.store.size(ref)) for index, ref in refs]
 
     def _fold_items(self, fold: dict[Span, Held]) -> list[tuple[int, int, str, int, int]]:
         """Where a worker finds the results to fold."""

@@ -20,7 +20,9 @@ from .store import Files
 REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
-FDS = 5  # of the worker to be: its bell, its answers, answers to its imports, stdout, stderr
+FDS = (
+    7  # of the worker to be: its bell, the gong, its answers, what counts them, answers to its imports, stdout, stderr
+)
 
 
 def main(control_fd: int, directories: list[str]) -> NoReturn:
@@ -155,8 +157,7 @@ def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Opti
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        bell, answer, modules, out, err = fds
-        status = work(worker, bell, answer, modules, out, err, files, memory_limit)
+        status = work(worker, fds, files, memory_limit)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")

@@ -31,7 +31,8 @@ class Slot:
     def clear(self) -> None:
         """The worker is about to write here again: what lies here still is copied."""
         for held in self.lent:
-            held.detach()
+            if held.flat is not None:
+                held.detach()
         self.lent.clear()
 
 
@@ -110,9 +111,11 @@ def fold_small(left: Held, right: Held) -> Any:
             total = default_reduce(first, second)
     except Exception:  # noqa: BLE001  a worker finds the same, and reports it as any error of user code
         return STAYS
-    right.release()
-    left.release()
-    left.value, left.path, left.small = total, None, True
+    for held in (left, right):
+        if held.path is not None:
+            held.release()
+        held.flat = held.path = held.value = None
+    left.value, left.small = total, True
     return left
 
 

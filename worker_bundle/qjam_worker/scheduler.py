@@ -247,7 +247,8 @@ class Scheduler:
             for _, held in roots:
                 held.release()
             return self._assign(now)
-        commands: list[Command] = [Interrupt(other) for other in round_.put(worker, roots, now)]
+        superseded = round_.put(worker, roots, now)
+        commands: list[Command] = [Interrupt(other) for other in superseded] if superseded else []
         if not round_.job.user_reduce:
             for span, _ in roots:
                 round_.tree.fold_from(span, fold_small)
@@ -314,9 +315,9 @@ class Scheduler:
         self._check = None
         return self._assign(now)
 
-    def _assign(self, now: float, before: Iterable[Command] = ()) -> list[Command]:
+    def _assign(self, now: float, before: Optional[list[Command]] = None) -> list[Command]:
         """Give every idle worker something to do, the oldest round first. The commands for that come after others."""
-        commands = list(before)
+        commands = [] if before is None else before
         for round_ in self.rounds.values():
             if not round_.has_work:
                 continue

@@ -12,6 +12,7 @@ import os
 import pickle
 import random
 import resource
+import select
 import signal
 import sys
 import threading
@@ -25,6 +26,7 @@ from . import codec, flat
 from .channel import Channel
 from .memory import Allowance
 from .modules import Shipped
+from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page
 from .reducing import Span, Tree, default_reduce
 from .results import SLOT
 from .store import Files, NoRoom, map_file, remove
@@ -42,10 +44,6 @@ LEAST_CALLS = 200
 # Our own files get numbers from here on: user code does not close them by accident, and where it has closed them, none
 # that it opens later gets the number of one that we write to.
 HIGH_FDS = 200
-
-# A worker's status page, 64-bit words: what it runs (0: nothing), at which slice, and what it shall stop.
-RUNNING, SLICE, CANCELLED = range(3)
-STATUS_BYTES = 64
 
 # What `signal` wraps in a search for the names of signals, which takes 2 us each time.
 _bare_signal = importlib.import_module("_signal")
@@ -66,24 +64,39 @@ def result_prefix(worker: int, pid: int) -> str:
     return f"result{worker}-{pid}-"
 
 
-def status_page(worker: int) -> str:
-    return f"status{worker}"
+def page_name(worker: int) -> str:
+    return f"page{worker}"
 
 
-def main(
-    index: int,
-    bell: int,
-    answer: int,
-    modules: int,
-    out: int,
-    err: int,
-    files: Files,
-    memory_limit: Optional[int] = None,
-) -> int:
-    """Serve one node until it closes the bell; gives the exit status. `modules` is where answers to imports come."""
-    _settle(out, err)
-    bell, answer, modules = (_out_of_the_way(fd) for fd in (bell, answer, modules))
-    return Worker(index, Channel(bell, answer), Channel(modules, -1), files, memory_limit).serve()
+def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
+    """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls all
+    workers at once, where answers go, a counter of answers in pages, where answers to imports come, stdout and stderr.
+    """
+    _settle(*fds[5:])
+    bell, gong, answer, answered, modules = map(_out_of_the_way, fds[:5])
+    bells = Bells(bell, gong, answered)
+    return Worker(index, Channel(bell, answer), Channel(modules, -1), files, bells, memory_limit).serve()
+
+
+class Bells:
+    """What calls a worker, and with what it calls its node."""
+
+    def __init__(self, bell: int, gong: int, answered: int) -> None:
+        self._bell = bell
+        self._answered = answered
+        made = select.epoll()
+        self._poll = select.epoll.fromfd(_out_of_the_way(os.dup(made.fileno())))
+        made.close()
+        self._poll.register(bell, select.EPOLLIN)
+        self._poll.register(gong, select.EPOLLIN | select.EPOLLET)  # each beat of it, without taking it from the others
+
+    def wait(self) -> bool:
+        """Block until one of them rings; whether there are messages."""
+        return any(fd == self._bell for fd, _ in self._poll.poll())
+
+    def answer(self) -> None:
+        """Call the node: an answer is in the page."""
+        os.write(self._answered, ONE)
 
 
 def _settle(out: int, err: int) -> None:
@@ -148,15 +161,25 @@ class Code(NamedTuple):
 
 class Worker:
     def __init__(
-        self, index: int, channel: Channel, answers: Channel, files: Files, memory_limit: Optional[int] = None
+        self,
+        index: int,
+        channel: Channel,
+        answers: Channel,
+        files: Files,
+        bells: Bells,
+        memory_limit: Optional[int] = None,
     ) -> None:
         self.channel = channel
         self.answers = answers
         self.pid = os.getpid()
         self.files = files
         self.index = index
-        status = next(path for path in self._paths(status_page(index)) if os.path.exists(path))
-        self.status = map_file(status, STATUS_BYTES, write=True).cast("q")
+        page = next(path for path in self._paths(page_name(index)) if os.path.exists(path))
+        self.page = Page(map_file(page, PAGE, write=True))
+        self.status = self.page.words
+        self.bells = bells
+        self.heard = 0  # messages
+        self.seq = 0  # of the task in the page that was done last
         slot = next(path for path in self._paths(out_slot(index)) if os.path.exists(path))
         self.slot = map_file(slot, SLOT, write=True)
         self.slot_path = slot
@@ -188,12 +211,29 @@ class Worker:
     def serve(self) -> int:
         signal.signal(signal.SIGINT, self._on_interrupt)
         self.channel.send({"op": "ready", "pid": self.pid})
+        words, task = self.page.words, self.page.task
         try:
             while True:
-                message = self.channel.wait()
-                self.operations[message["op"]](message)
+                seq = words[TASK]
+                if seq == self.seq:
+                    if self.bells.wait():
+                        self._hear()
+                    continue
+                while self.heard < words[TOLD]:
+                    self._hear()
+                self.seq = seq
+                self._do({**task.read(), "seq": seq})
         except EOFError:
             return 0
+
+    def _hear(self) -> None:
+        for message in self.channel.receive():
+            if message is not None:
+                self.heard += 1
+                self._do(message)
+
+    def _do(self, message: dict[str, Any]) -> None:
+        self.operations[message["op"]](message)
 
     # What the node says
 
@@ -232,7 +272,7 @@ class Worker:
             code = self.codes.get(number) or self._code(number, job)
             roots = [self._root(span, value) for span, value in work(message, job, code)]
             self.interruptible = False
-            answer = {"op": "done", "seq": seq, "roots": roots}
+            answer: dict[str, Any] = {"op": "done", "roots": roots}
         except SystemExit:
             raise
         except BaseException as error:  # noqa: BLE001  whatever user code raises is the answer
@@ -241,10 +281,10 @@ class Worker:
                 _end_as_a_fork(error)
             self.memory.relax()
             if status[CANCELLED] == seq:
-                answer = {"op": "cancelled", "seq": seq}
+                answer = {"op": "cancelled"}
             else:
                 at = status[SLICE] if status[SLICE] >= 0 else None
-                answer = {"op": "error", "seq": seq, "slice": at, **describe(error, self.memory.limit)}
+                answer = {"op": "error", "slice": at, **describe(error, self.memory.limit)}
         self.memory.relax()
         if answer["op"] != "done":
             self._remove_results()
@@ -255,7 +295,11 @@ class Worker:
         try:
             restore_streams()
             status[RUNNING] = 0
-            self.channel.send(answer)
+            if answer["op"] == "done" and not leaving and self.page.answer.write(answer):
+                status[DONE] = seq
+                self.bells.answer()
+            else:
+                self.channel.send({**answer, "seq": seq})
         except OSError as error:  # user code has closed all files
             self._give_up(error)
         if leaving:
