@@ -171,8 +171,10 @@ class Dispatch:
     def _take_back(self, round_: Round, name: str, indices: list[int]) -> list[Command]:
         """A node will not bring these slices. Whoever has shared one with it is alone with it now."""
         shared = [index for index in indices if round_.owners[index] and round_.owners[index][0] != name]
+        others = {owner for index in round_.shared.intersection(indices) for owner in round_.owners[index]}
         self.resent += len(round_.take_back(name, indices))
-        self._idle.touch(round_, name)
+        for owner in others:
+            self._idle.touch(round_, owner)
         return self._leave_alone(round_, shared)
 
     def _leave_alone(self, round_: Round, indices: Iterable[int]) -> list[Command]:
@@ -181,8 +183,7 @@ class Dispatch:
         for index in indices:
             if len(round_.owners[index]) == 1:
                 alone.setdefault(round_.owners[index][0], []).append(index)
-        for name, its in alone.items():
-            self._idle.touch(round_, name)
+        for its in alone.values():
             self._idle.wake(self._roster.idle(len(its)), self._now)
         return [task(name, round_, its, True) for name, its in alone.items()]
 
@@ -336,9 +337,10 @@ class Dispatch:
         if round_ is None:
             return []
         commands = self._share_out(round_, name, header["indices"], idle)
-        if not commands and look is not None and idle is not None:  # somebody else may have something
-            look.asked.add((round_.number, name))
-            commands = self._find_work(idle.name, look.since)
+        if not commands:
+            self._idle.refused(round_, name, self._now)
+            if look is not None and idle is not None:  # somebody else may have something
+                commands = self._find_work(idle.name, look.since)
         return commands
 
     def _share_out(self, round_: Round, name: str, indices: list[int], idle: NodeRecord | None) -> list[Command]:

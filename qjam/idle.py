@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ LOOK, LOOK_LEAST = 0.1, 0.005
 LATE = 2.0
 # Seconds that a node waits for the answer of the last one that it asked.
 PATIENCE = 1.0
-# Of how many that seem to have too much to do a node finds out whether they can share it, each time that it looks.
+# Of how many that have the most to do a node finds out whether they can share it, each time that it looks.
 WIDTH = 32
 
 
@@ -28,8 +28,7 @@ class Look:
     """A node that has nothing to do looks for what others owe."""
 
     since: float
-    asked: set[tuple[int, str]] = field(default_factory=set)  # rounds and nodes since it began to look
-    waits_for: str | None = None  # the last of these nodes, as long as it has not answered
+    waits_for: str | None = None  # whom it has asked, as long as there is no answer
 
 
 class Take(NamedTuple):
@@ -55,6 +54,7 @@ class Laden:
     def __init__(self, round_: Round, roster: Roster) -> None:
         self._round, self._roster = round_, roster
         self._asked: dict[str, dict[str, int]] = {}  # node -> who waits for its answer -> how many slices
+        self._resting: Alarms[str] = Alarms()  # nodes that had nothing to share, until they are asked again
         self._keys: dict[str, tuple[bool, float]] = {}
         self._heap: list[tuple[tuple[bool, float], str]] = []
         for name in round_.debts:
@@ -77,19 +77,26 @@ class Laden:
             heappush(self._heap, (key, name))
 
     def ask(self, name: str, idle: str, count: int) -> None:
-        """A node is asked for so many slices for another one."""
+        """A node is asked for so many slices for another one; what it was asked for before may never come."""
         self._asked.setdefault(name, {})[idle] = count
+        self.touch(name)
 
     def answered(self, name: str, idle: str) -> None:
         """It has answered."""
         if self._asked.get(name, {}).pop(idle, None) is not None:
             self.touch(name)
 
-    def first(self, fits: Callable[[str], bool], most: int) -> str | None:
-        """The first of them that will do, of the `most` first ones."""
+    def refused(self, name: str, now: float) -> None:
+        """It had nothing to share: for a while nobody asks it, or all that are idle would ask all that are not."""
+        self._resting.set(name, now + max(LOOK_LEAST, LOOK * (now - self._round.began)))
+
+    def first(self, fits: Callable[[str], bool], now: float) -> str | None:
+        """The first of them that will do, if one of the first `WIDTH` will."""
+        for name in self._resting.due(now):
+            self.touch(name)
         passed: list[tuple[tuple[bool, float], str]] = []
         found = None
-        while self._heap and found is None and len(passed) < most:
+        while self._heap and found is None and len(passed) < WIDTH:
             key, name = heappop(self._heap)
             if self._keys.get(name) != key:
                 continue
@@ -104,9 +111,11 @@ class Laden:
         return found
 
     def _key(self, name: str) -> tuple[bool, float] | None:
-        node = self._roster.present.get(name)
+        node, silent = self._roster.present.get(name), name in self._roster.suspect
+        if node is None or (self._resting.get(name) is not None and not silent):
+            return None
         free = self.free(name)
-        return (node.state is not NodeState.SUSPECT, -free / node.workers) if node is not None and free > 0 else None
+        return (not silent, -free / node.workers) if free > 0 else None
 
 
 class Idle:
@@ -160,8 +169,8 @@ class Idle:
         return found
 
     def find(self, name: str, since: float, now: float) -> Take | Ask | None:
-        """What others owe, for a node that owes nothing: of silent ones without asking them, else of the first that
-        has not been asked since the node began to look. It is idle since then.
+        """What others owe, for a node that owes nothing since then: of silent ones without asking them, else of who
+        has most.
         """
         node = self._roster.nodes[name]
         if node.state is not NodeState.READY or name in self._roster.owed:
@@ -175,15 +184,12 @@ class Idle:
             late = self._is_late(round_, now)
             if not (late or self._roster.laden or self._roster.suspect):
                 continue
-            laden = self._laden.get(round_.number)
-            if laden is None:
-                laden = self._laden[round_.number] = Laden(round_, self._roster)
-            other = laden.first(self._who_can_share(round_, look, late, now), WIDTH + len(look.asked))
+            laden = self._laden_of(round_)
+            other = laden.first(self._who_can_share(round_, since, late, now), now)
             if other is None:
                 continue
             if other in self._roster.suspect:
                 return Take(round_, round_.single(other)[: node.workers])
-            look.asked.add((round_.number, other))
             look.waits_for = other
             both = node.workers + self._roster.nodes[other].workers
             count = max(1, laden.free(other) * node.workers // both)
@@ -191,19 +197,24 @@ class Idle:
             return Ask(round_, other, count)
         return None
 
+    def _laden_of(self, round_: Round) -> Laden:
+        if round_.number not in self._laden:
+            self._laden[round_.number] = Laden(round_, self._roster)
+        return self._laden[round_.number]
+
     def _is_late(self, round_: Round, now: float) -> bool:
         usual = round_.job.usual
         return self._speculation and usual > 0 and now - round_.began > LATE * usual
 
-    def _who_can_share(self, round_: Round, look: Look, late: bool, now: float) -> Callable[[str], bool]:
+    def _who_can_share(self, round_: Round, since: float, late: bool, now: float) -> Callable[[str], bool]:
         # What is on its way would have to be sent twice.
-        fetching = now - round_.began < 2 * (look.since - round_.began)
+        fetching = now - round_.began < 2 * (since - round_.began)
 
         def fits(name: str) -> bool:
             node = self._roster.nodes[name]
             if name in self._roster.suspect:
                 return self._speculation
-            if (round_.number, name) in look.asked or (fetching and node.transfers):
+            if fetching and node.transfers:
                 return False
             return late or name in self._roster.laden
 
@@ -217,3 +228,7 @@ class Idle:
         if round_ is not None and round_.number in self._laden:
             self._laden[round_.number].answered(name, idle)
         return look
+
+    def refused(self, round_: Round, name: str, now: float) -> None:
+        """A node that was asked has nothing to share."""
+        self._laden_of(round_).refused(name, now)

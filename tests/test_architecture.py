@@ -82,10 +82,11 @@ ALLOWED = {
     | DATA
     | DECISIONS
     | {"qjam.pending", "qjam.checks", "qjam.engine", "qjam.launch", "qjam.members", "qjam.output"},
+    "qjam.bench": GROUND | DECISIONS - {"qjam.source"},
     "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
 }
 THIRD_PARTY = {
-    "qjam": {"cloudpickle", "msgpack", "numpy", "paramiko", "xxhash", "zmq"},
+    "qjam": {"cloudpickle", "matplotlib", "msgpack", "numpy", "paramiko", "xxhash", "zmq"},
     "qjam_worker": {
         "cloudpickle",
         "msgpack",
@@ -95,6 +96,7 @@ THIRD_PARTY = {
 }
 # sshconfig reads ssh_config with it where there is no ssh to ask.
 ONLY_USERS = {
+    "matplotlib": {"qjam.bench"},
     "zmq": {"qjam.engine", "qjam.router"},
     "paramiko": {"qjam.launch.ssh", "qjam.launch.keys", "qjam.launch.session"},
 }

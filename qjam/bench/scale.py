@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..dispatch import JobSpec
+from qjam.dispatch import JobSpec
+
 from .swarm import ENTRY, Swarm
 
 SIZES = (10, 100, 1_000, 10_000)
@@ -102,6 +103,19 @@ def _stragglers(swarm: Swarm, spec: JobSpec) -> None:
     swarm.settle()
 
 
+def _at_it(swarm: Swarm, spec: JobSpec) -> None:
+    """Some are late and have nothing to share, and all others ask them."""
+    swarm.submit(spec)
+    names = [name for name, _ in swarm.tasks]
+    late = set(random.Random(4).sample(names, max(1, int(LATE * len(names)))))
+    swarm.shares = False
+    swarm.deliver(swarm.results(name for name in names if name not in late))
+    swarm.wait(2.0)
+    swarm.shares = True
+    swarm.deliver(swarm.results())
+    swarm.settle()
+
+
 def _silence(swarm: Swarm, spec: JobSpec) -> None:
     """Everybody is at work and answers when asked for a sign of life, for three seconds."""
     swarm.submit(spec)
@@ -117,6 +131,7 @@ PLAYS: dict[str, Play] = {
     f"{IN_FLIGHT} rounds in flight": _several,
     f"{LOST:.0%} lost, as many join": _churn,
     f"{LATE:.0%} do not answer": _stragglers,
+    f"{LATE:.0%} are late, share nothing": _at_it,
     "at work for 3 s": _silence,
 }
 

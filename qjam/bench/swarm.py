@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from qjam.commands import Command, Done, Fail, Lose, Send
+from qjam.dispatch import Dispatch, JobSpec
 from qjam_worker import wire
 from qjam_worker.reducing import Span, parent
 from qjam_worker.wire import Kind
-
-from ..commands import Command, Done, Fail, Lose, Send
-from ..dispatch import Dispatch, JobSpec
 
 PARAMS = (b"header", bytes(3934 * 8))  # as many as the paper's autoencoder has
 CREDIT = 16 * 1024 * 1024
@@ -36,6 +36,7 @@ class Swarm:
     Attributes:
         frames: gives the frames of the result over slices [lo, hi) of a round.
         spent: seconds of CPU in Dispatch so far.
+        shares: whether nodes have something to share when they are asked.
         wired: seconds of CPU for packing and unpacking messages so far; counted where `wire` is true.
         given, taken: slices so far that were given out; whose result was taken.
         messages: that went out or came in so far.
@@ -44,6 +45,7 @@ class Swarm:
     workers: int
     frames: Callable[[int, int, int], list[Any]] = nothing
     wire: bool = False
+    shares: bool = True
     spent: float = 0.0
     wired: float = 0.0
     given: int = 0
@@ -58,6 +60,7 @@ class Swarm:
     def __post_init__(self) -> None:
         self.dispatch = Dispatch()
         self._rounds = self._names = 0
+        self._shared: defaultdict[tuple[str, int], set[int]] = defaultdict(set)  # by node and round
         self._take: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
             Kind.HELLO: lambda name, header, buffers: self.dispatch.on_hello(name, header),
             Kind.RESULT: self.dispatch.on_result,
@@ -222,6 +225,7 @@ class Swarm:
 
     def _cancelled(self, send: Send) -> None:
         key = send.node, send.header["round"]
+        self._shared.pop(key, None)
         left = self.tasks.get(key, set()).difference(send.header.get("indices", self.tasks.get(key, ())))
         if left:
             self.tasks[key] = left
@@ -229,9 +233,11 @@ class Swarm:
             self.tasks.pop(key, None)
 
     def _asked(self, send: Send) -> None:
-        """It has begun nothing yet."""
+        """It has begun nothing yet, and shares nothing twice."""
         number, count = send.header["round"], send.header["count"]
-        indices = sorted(self.tasks.get((send.node, number), ()))[-count:]
+        key = send.node, number
+        indices = sorted(self.tasks.get(key, set()).difference(self._shared[key]))[-count:] if self.shares else []
+        self._shared[key].update(indices)
         header = {"state": "shared", "round": number, "for": send.header["for"], "indices": indices}
         self.answers.append((Kind.STATE, send.node, header, []))
 

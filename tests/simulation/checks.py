@@ -41,6 +41,7 @@ def check_master(master: Master) -> None:
     hold(looks.keys() <= dispatch.nodes.keys(), "nodes that are not there look for work", looks)
     hold(all(alarms.get(name) is not None for name in looks) and len(looks) == len(alarms), "who looks, and when?")
     hold(dispatch._idle._laden.keys() <= dispatch.rounds.keys(), "somebody looks for slices of rounds that are over")
+    _check_laden(dispatch)
     hold(dispatch._silence.at is not None or not dispatch.rounds, "nobody looks at silence")
     watch = master.cluster.watch
     watch.check_suspicions()
@@ -72,6 +73,15 @@ def _check_roster(dispatch: Dispatch) -> None:
     for node in nodes:
         for job in node.jobs.values():
             hold(job.told.keys() <= dispatch.nodes.keys() and node.name in job.told, "jobs are told to", job.told)
+
+
+def _check_laden(dispatch: Dispatch) -> None:
+    """Who could share something is ranked by at least as much."""
+    for number, laden in dispatch._idle._laden.items():
+        for name in dispatch.rounds[number].debts:
+            key, known = laden._key(name), laden._keys.get(name)
+            hold(key is None or (known is not None and known <= key), f"{name} could share {key}, it is known {known}")
+            hold(known is None or (known, name) in laden._heap, f"{name} is not among those that could share")
 
 
 def _check_round(dispatch: Dispatch, round_: Round) -> None:

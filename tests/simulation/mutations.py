@@ -211,7 +211,7 @@ MUTATIONS = [
     Mutation("found: what waits behind another round is not shared", IDLE,
              "late or name in self._roster.laden", "late or len(round_.debts[name]) > node.workers"),
     Mutation("found: a node that has asked in vain asks nobody else", DISPATCH,
-             "            commands = self._find_work(idle.name, look.since)\n", "            pass\n"),
+             "                commands = self._find_work(idle.name, look.since)\n", "                pass\n"),
     Mutation("found: idle nodes do not look again when a round ends", DISPATCH,
              "        if self.rounds:\n            self._idle.wake(round_.debts, self._now)\n", ""),
     Mutation("found: what was shared with a node that is lost is not shared again", DISPATCH,
@@ -229,22 +229,16 @@ MUTATIONS = [
              "                    under_way[ref].offset = min(under_way[ref].offset, offset)\n",
              "                    pass\n", "refs"),
     Mutation("found: jobs are kept as long as no node is ready", DISPATCH,
-             "        forget(self._jobs.forget(JOBS_KEPT), self._roster)\n        commands = self._send_queued(round_)\n",
+             "        forget(self._jobs.forget(JOBS_KEPT), self._roster)\n"
+             "        commands = self._send_queued(round_)\n",
              "        commands = self._send_queued(round_)\n        if self.ready:\n"
              "            forget(self._jobs.forget(JOBS_KEPT), self._roster)\n"),
     Mutation("found: a removed node that was closed before goes on looking for work", DISPATCH,
              "        if node.state is NodeState.CLOSED:\n            return self._let_go(node)\n",
              "        if node.state is NodeState.CLOSED:\n            return []\n", "churn"),
     Mutation("plans anew for nobody who goes silent", ROSTER, "        self.version += 1\n", ""),
-    Mutation("leaves alone who is alone with a slice again", DISPATCH,
-             "        for name, its in alone.items():\n            self._idle.touch(round_, name)\n",
-             "        for name, its in alone.items():\n"),
-    Mutation("found: second attempts of one round wait for a check that is of another", SCHEDULER,
-             "        due = [(at, round_.number) for round_ in at_work if",
-             "            at = round_.late_at() if idle else None\n"
-             "            if at is not None and (self._check is None or at < self._check[0]):\n"
-             "                self._check = min(at, now + CHECK), round_.number\n"
-             "        due = [(at, round_.number) for round_ in () if"),
+    Mutation("found: nobody asks who is alone with what it had helped with", DISPATCH,
+             "        for owner in others:\n            self._idle.touch(round_, owner)\n", ""),
 ]  # fmt: skip
 
 
