@@ -17,7 +17,7 @@ from .alarms import Alarms
 from .claims import check_given, check_named, check_roots, check_slices, check_worker
 from .commands import Command, Done, Fail, Failure, Note, Send
 from .giving import forget, shares, task, tell
-from .idle import LOOK, LOOK_LEAST, Idle, Take
+from .idle import LOOK, Idle, Take
 from .roster import NodeRecord, Roster
 from .rounds import Jobs, JobSpec, Round, Share, share
 from .silence import Silence
@@ -107,7 +107,7 @@ class Dispatch:
             raise ValueError(f"{len(pids)} of its {node.workers} workers are ready")
         node.pids = list(pids)
         self._roster.move(node, "ready")
-        self._idle.look_in(name, self._now, LOOK_LEAST)
+        self._idle.look_in(name, self._now)
         return self._send_all_queued()
 
     def _send_all_queued(self) -> list[Command]:
@@ -122,7 +122,7 @@ class Dispatch:
         if node.state is not NodeState.SUSPECT:
             return []
         self._roster.move(node, "heard")
-        self._idle.look_in(name, now, LOOK_LEAST)
+        self._idle.look_in(name, now)
         return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self._send_all_queued()]
 
     def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:

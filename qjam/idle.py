@@ -127,11 +127,11 @@ class Idle:
         self.alarms: Alarms[str] = Alarms()
         self._laden: dict[int, Laden] = {}  # of the rounds of which somebody has looked for slices
 
-    def look_in(self, name: str, now: float, delay: float) -> None:
-        """Have a node look for something to do."""
+    def look_in(self, name: str, now: float, delay: float = 0.0) -> None:
+        """Have a node look for something to do, in `LOOK_LEAST` seconds or later."""
         if name not in self.looks:
             self.looks[name] = Look(now)
-        at, before = now + delay, self.alarms.get(name)
+        at, before = now + max(LOOK_LEAST, delay), self.alarms.get(name)
         if before is None or at < before:
             self.alarms.set(name, at)
 
@@ -140,7 +140,7 @@ class Idle:
         if len(self._roster.nodes) > 1:
             for name in names:
                 if name not in self._roster.owed and name in self._roster.useful:
-                    self.look_in(name, now, max(LOOK_LEAST, delay))
+                    self.look_in(name, now, delay)
 
     def drop(self, name: str) -> None:
         """It has something to do, or is gone."""
@@ -177,7 +177,7 @@ class Idle:
             return None
         rounds = [round_ for round_ in self._rounds.values() if round_.job.refs is not None]
         for round_ in rounds:
-            self.look_in(name, now, max(LOOK_LEAST, (now - round_.began) / 2))
+            self.look_in(name, now, (now - round_.began) / 2)
         look = self.looks.get(name) or Look(now)
         look.since = since
         for round_ in rounds:

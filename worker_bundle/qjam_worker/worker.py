@@ -69,8 +69,8 @@ def page_name(worker: int) -> str:
 
 
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
-    """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls all
-    workers at once, where answers go, a counter of answers in pages, where answers to imports come, stdout and stderr.
+    """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls
+    all workers at once, where answers go, a counter of those in pages, where answers to imports come, stdout, stderr.
     """
     _settle(*fds[5:])
     bell, gong, answer, answered, modules = map(_out_of_the_way, fds[:5])
