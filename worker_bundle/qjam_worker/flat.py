@@ -47,20 +47,32 @@ def size(enc: Encoded) -> int:
     return end
 
 
-def write(enc: Encoded, out: memoryview) -> int:
-    """Write the flat form to the beginning of `out`, best aligned to 64 bytes; gives the bytes written."""
+def put(enc: Encoded, out: memoryview) -> int | None:
+    """Write the flat form to the beginning of `out`, best aligned to 64 bytes, if there is room; gives the bytes that
+    it takes, None where there is too little room.
+    """
     if len(enc.buffers) == 1:
         (buffer,) = enc.buffers
         head = _heads.get((enc.header, buffer.nbytes)) or _padded(enc)
-        start, end = len(head), len(head) + buffer.nbytes
-        if len(out) >= end:
-            out[:start] = head
-            out[start:end] = buffer
-            return end
-    out = out.cast("B")
-    needed = size(enc)
-    if len(out) < needed:
-        raise CodecError(f"the flat form takes {needed} bytes, and there is room for {len(out)}")
+        start = len(head)
+        end = start + buffer.nbytes
+        if len(out) < end:
+            return None
+        out[:start] = head
+        out[start:end] = buffer
+        return end
+    return None if len(out) < size(enc) else _write(enc, out)
+
+
+def write(enc: Encoded, out: memoryview) -> int:
+    """The same; CodecError where there is too little room."""
+    written = put(enc, out.cast("B"))
+    if written is None:
+        raise CodecError(f"the flat form takes {size(enc)} bytes, and there is room for {len(out)}")
+    return written
+
+
+def _write(enc: Encoded, out: memoryview) -> int:
     head = _head(enc)
     end = len(head)
     out[:end] = head

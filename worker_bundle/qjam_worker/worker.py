@@ -82,17 +82,17 @@ class Bells:
     """What calls a worker, and with what it calls its node."""
 
     def __init__(self, bell: int, gong: int, answered: int) -> None:
-        self._bell = bell
         self._answered = answered
         made = select.epoll()
         self._poll = select.epoll.fromfd(_out_of_the_way(os.dup(made.fileno())))
         made.close()
         self._poll.register(bell, select.EPOLLIN)
         self._poll.register(gong, select.EPOLLIN | select.EPOLLET)  # each beat of it, without taking it from the others
+        self._beat = [(gong, select.EPOLLIN)]
 
     def wait(self) -> bool:
         """Block until one of them rings; whether there are messages."""
-        return any(fd == self._bell for fd, _ in self._poll.poll())
+        return self._poll.poll() != self._beat
 
     def answer(self) -> None:
         """Call the node: an answer is in the page."""
@@ -222,7 +222,7 @@ class Worker:
                 while self.heard < words[TOLD]:
                     self._hear()
                 self.seq = seq
-                self._do({**task.read(), "seq": seq})
+                self._do(task.read())
         except EOFError:
             return 0
 
@@ -230,6 +230,7 @@ class Worker:
         for message in self.channel.receive():
             if message is not None:
                 self.heard += 1
+                self.seq = message.get("seq", self.seq)
                 self._do(message)
 
     def _do(self, message: dict[str, Any]) -> None:
@@ -258,12 +259,13 @@ class Worker:
 
     def _answer(self, message: dict[str, Any], work: Callable[[dict[str, Any], Job, Code], Results]) -> None:
         """Do the work and ring: done with the roots, cancelled, or the error that user code raised."""
-        status, seq, number = self.status, message["seq"], message["job"]
+        status, seq, number = self.status, self.seq, message["job"]
         status[SLICE] = -1
         status[RUNNING] = seq
         self.slot_used = 0
         self.untold.clear()
-        self.memory.hold()
+        if self.memory.holds:
+            self.memory.hold()
         try:
             self.interruptible = True
             if status[CANCELLED] == seq:
@@ -285,7 +287,8 @@ class Worker:
             else:
                 at = status[SLICE] if status[SLICE] >= 0 else None
                 answer = {"op": "error", "slice": at, **describe(error, self.memory.limit)}
-        self.memory.relax()
+        if self.memory.holds:
+            self.memory.relax()
         if answer["op"] != "done":
             self._remove_results()
         flush_streams()
@@ -376,12 +379,12 @@ class Worker:
         return span[0], span[1], encoded.plain, self._put(encoded)
 
     def _put(self, encoded: codec.Encoded) -> Where:
-        size = flat.size(encoded)
-        if self.slot_used + size <= SLOT:
-            offset = self.slot_used
-            flat.write(encoded, self.slot[offset:])
+        offset = self.slot_used
+        size = flat.put(encoded, self.slot[offset:])
+        if size is not None:
             self.slot_used += (size + 63) & ~63
             return self.slot_path, offset, size
+        size = flat.size(encoded)
         self.made += 1
         self.untold.append(f"{result_prefix(self.index, self.pid)}{self.made}")
         try:
