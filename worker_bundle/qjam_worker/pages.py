@@ -1,0 +1,101 @@
+"""Memory maps of shared files, and large pages for them where the kernel gives some.
+
+A file of 4 KiB pages costs far more to make than to fill: on Linux 6.18, 512 MiB in /dev/shm took 135 ms to reserve,
+80 ms to fill with pwrite and 38 ms to fault in at each reader. With pages of 2 MiB it is 30 ms, 27 ms through a map,
+and nothing. They need no setting and no rights, only a kernel from 6.1 on; where they cannot be had all goes as before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import sys
+from functools import partial
+from typing import Any, Optional
+
+import numpy as np
+
+LARGE = 2 * 1024 * 1024
+_MADV_COLLAPSE = 25  # Linux 6.1
+_MAP_FIXED = 0x10
+
+
+def _functions() -> Any:
+    if not sys.platform.startswith("linux") or sys.maxsize < 1 << 32:
+        return None
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+_libc = _functions()
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def map_shared(fd: int, size: int, write: bool = False) -> memoryview:
+    """The first `size` bytes of a file as a memory map, which lives as long as views of it do. Raises OSError.
+
+    Where large pages can lie it begins at a multiple of them; python's own maps do not, and keep a descriptor each.
+    """
+    if _libc is None or size < LARGE:
+        access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
+        return memoryview(mmap.mmap(fd, max(size, 1), access=access))[:size]
+    return np.asarray(_Map(_map_aligned(fd, size, write), size, write)).data
+
+
+class _Map:
+    """Owns a map. Memory that ctypes owns would not do: arrays over it can be made writable, and then to write to them
+    is a SIGSEGV.
+    """
+
+    def __init__(self, address: int, size: int, write: bool) -> None:
+        self.__array_interface__ = {"version": 3, "data": (address, not write), "shape": (size,), "typestr": "|u1"}
+        self._unmap = partial(_libc.munmap, address, size)
+
+    def __del__(self) -> None:
+        self._unmap()
+
+
+def _map_aligned(fd: int, size: int, write: bool) -> int:
+    """The address of a map that begins at a multiple of LARGE."""
+    if os.fstat(fd).st_size < size:  # a page beyond the end is a SIGBUS
+        raise ValueError(f"the file has less than {size} bytes")
+    prot = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
+    room = _checked(_libc.mmap(None, size + LARGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
+    start = -(-room // LARGE) * LARGE
+    mapped = None
+    try:
+        mapped = _checked(_libc.mmap(start, size, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
+    finally:
+        end = start if mapped is None else -(-(start + size) // mmap.PAGESIZE) * mmap.PAGESIZE
+        for first, after in ((room, start), (end, room + size + LARGE)):
+            if after > first:
+                _libc.munmap(first, after - first)
+    return mapped
+
+
+def _checked(address: Optional[int]) -> int:
+    if address is None or address == _FAILED:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+    return address
+
+
+def make_large(fd: int, size: int) -> bool:
+    """Whether a new file in shared memory now has large pages, as far as whole ones fit into `size` bytes.
+
+    Those that lack are still to be reserved.
+    """
+    whole = size // LARGE * LARGE
+    if _libc is None or not whole:
+        return False
+    os.ftruncate(fd, size)
+    for offset in range(0, whole, LARGE):  # an empty stretch is not collapsed
+        os.pwrite(fd, b"\0", offset)
+    view = map_shared(fd, whole, write=True)
+    failed: int = _libc.madvise(ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), whole, _MADV_COLLAPSE)
+    return not failed
