@@ -45,7 +45,9 @@ def in_large_pages(view: memoryview) -> int:
 
 
 @pytest.fixture
-def gives_large_pages(fd: int) -> None:
+def gives_large_pages(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "_resting_until", 0.0)
+    monkeypatch.setattr(pages, "SLOW", 1.0)
     if not make_large(fd, LARGE):
         pytest.skip("this kernel gives no large pages")
     os.ftruncate(fd, 0)
@@ -109,6 +111,19 @@ def test_whole_large_pages_of_a_new_file_are_made_and_read_as_such(fd: int) -> N
     view = map_shared(fd, ODD)
     assert not any(view[LARGE - 5 : LARGE + 5])
     assert in_large_pages(view) == ODD // LARGE * LARGE
+
+
+@pytest.mark.usefixtures("gives_large_pages")
+def test_large_pages_that_are_slow_are_not_asked_for_again_at_once(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "SLOW", 0.0)
+    assert not make_large(fd, ODD)
+    assert os.fstat(fd).st_blocks * 512 < LARGE + LARGE  # the first one alone
+    monkeypatch.setattr(pages, "SLOW", 1.0)
+    os.ftruncate(fd, 0)
+    assert not make_large(fd, ODD)
+    assert os.fstat(fd).st_blocks == 0
+    monkeypatch.setattr(pages, "_resting_until", 0.0)
+    assert make_large(fd, ODD)
 
 
 def test_a_small_file_gets_none(fd: int) -> None:

@@ -11,12 +11,18 @@ import ctypes
 import mmap
 import os
 import sys
+import time
 from functools import partial
 from typing import Any, Optional
 
 import numpy as np
 
 LARGE = 2 * 1024 * 1024
+# Seconds a byte that large pages may take: as long as small ones.
+SLOW = 0.25e-9
+# Seconds for which no more of them are asked for when they took longer.
+REST = 1.0
+MOST_AT_ONCE = 8  # pages in one call, for each call has all processors hand in what they have set aside
 _MADV_COLLAPSE = 25  # Linux 6.1
 _MAP_FIXED = 0x10
 
@@ -33,6 +39,7 @@ def _functions() -> Any:
 
 
 _libc = _functions()
+_resting_until = 0.0
 _FAILED = ctypes.c_void_p(-1).value
 
 
@@ -88,14 +95,26 @@ def _checked(address: Optional[int]) -> int:
 def make_large(fd: int, size: int) -> bool:
     """Whether a new file in shared memory now has large pages, as far as whole ones fit into `size` bytes.
 
-    Those that lack are still to be reserved.
+    Those that lack are still to be reserved. Large pages may be slow to come: memory is in pieces that have to be moved
+    first, or a hypervisor has taken free memory back, of which large pages find more than small ones do. Then it is
+    left at that for a while.
     """
+    global _resting_until
     whole = size // LARGE * LARGE
-    if _libc is None or not whole:
+    if _libc is None or not whole or time.monotonic() < _resting_until:
         return False
     os.ftruncate(fd, size)
     for offset in range(0, whole, LARGE):  # an empty stretch is not collapsed
         os.pwrite(fd, b"\0", offset)
     view = map_shared(fd, whole, write=True)
-    failed: int = _libc.madvise(ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), whole, _MADV_COLLAPSE)
-    return not failed
+    address, start, count = ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), 0, 1
+    while start < whole:
+        length = min(count * LARGE, whole - start)
+        began = time.thread_time()
+        if _libc.madvise(address + start, length, _MADV_COLLAPSE):
+            return False
+        if time.thread_time() - began > SLOW * length:
+            _resting_until = time.monotonic() + REST
+            return False
+        start, count = start + length, min(2 * count, MOST_AT_ONCE)
+    return True
