@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -153,3 +156,34 @@ def test_a_ref_that_comes_in_chunks_is_read_as_it_was(
         assert store.have("ref") == start
         store.write("ref", start, size, memoryview(content)[start : start + LARGE // 2])
     assert bytes(map_file(store.path("ref"), size)) == content
+
+
+FAULTS = """
+import ctypes, resource
+from qjam_worker import pages
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        blocks = [libc.malloc(4 << 20) for _ in range(4)]
+        for block in blocks:
+            ctypes.memset(block, 1, 4 << 20)
+        for block in blocks:
+            libc.free(block)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(faults(5))
+pages.keep_freed()
+faults(1)
+print(faults(5))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives freed memory back at once")
+def test_freed_memory_is_used_again_where_it_is_kept() -> None:
+    faults = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True).stdout.split()
+    assert int(faults[0]) >= 10 * 1024
+    assert int(faults[1]) < 1024
