@@ -553,7 +553,7 @@ class Dispatch:
         job = self._jobs.get(spec.key)
         if job is None:
             self._made += 1
-            job = self._jobs[spec.key] = Job(self._made, spec.entry, spec.refs, spec.nslices)
+            job = self._jobs[spec.key] = Job(self._made, spec.entry, spec.refs, spec.nslices, spec.file)
         self._jobs.move_to_end(spec.key)
         return job
 
@@ -631,6 +631,7 @@ class Dispatch:
             "nslices": job.nslices,
             "reduce": job.entry["reduce"],
             "forget": forget,
+            **({} if job.file is None else {"file": job.file.told(indices)}),
         }
         return Send(node.name, Kind.JOB, header)
 

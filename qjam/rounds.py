@@ -9,6 +9,7 @@ from typing import Any
 
 from qjam_worker.reducing import Tree
 
+from .infile import InFile
 from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
 
 
@@ -20,6 +21,7 @@ class JobSpec:
     entry: dict[str, Any]
     refs: list[str] | None
     nslices: int
+    file: InFile | None = None
 
 
 @dataclass
@@ -30,6 +32,7 @@ class Job:
     entry: dict[str, Any]
     refs: list[str] | None
     nslices: int
+    file: InFile | None = None  # where slices lie that a host may have without being sent them
     homes: dict[int, str] = field(default_factory=dict)  # slice -> the node that has its data, or will have
     placed_for: int = -1  # the membership that `homes` was made for
     usual: float = 0.0  # seconds that a worker takes for a slice, as the fastest node has told last; 0: unknown

@@ -27,7 +27,7 @@ GROUND = {
     "qjam_worker.flat",
     "qjam_worker.reducing",
 }
-DATA = {"qjam.dataset", "qjam.hosts"}
+DATA = {"qjam.dataset", "qjam.hosts", "qjam.infile"}
 DECISIONS = {
     "qjam.dispatch",
     "qjam.rounds",
@@ -44,12 +44,13 @@ ALLOWED = {
     "qjam.calls": set[str](),
     "qjam.output": set[str](),
     "qjam.hosts": GROUND,
-    "qjam.dataset": GROUND,
+    "qjam.infile": GROUND | {"qjam_worker.infile"},
+    "qjam.dataset": GROUND | {"qjam.infile", "qjam_worker.infile"},
     "qjam.source": GROUND | DATA,
     "qjam.states": GROUND,
     "qjam.commands": GROUND,
     "qjam.placement": set[str](),
-    "qjam.rounds": {"qjam_worker.reducing", "qjam.states"},
+    "qjam.rounds": {"qjam_worker.reducing", "qjam.states", "qjam.infile"},
     "qjam.transfers": GROUND | {"qjam.commands"},
     "qjam.dispatch": GROUND | DECISIONS - {"qjam.source"},
     "qjam.pending": GROUND | {"qjam.commands", "qjam.rounds"},

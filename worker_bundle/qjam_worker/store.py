@@ -254,6 +254,10 @@ class Store:
         """Keep the ref while a round needs it."""
         self._pins[ref] = self._pins.get(ref, 0) + 1
 
+    def is_pinned(self, ref: str) -> bool:
+        """Whether a round needs the ref."""
+        return ref in self._pins
+
     def unpin(self, ref: str) -> None:
         """A round needs it no longer."""
         left = self._pins.pop(ref, 0) - 1

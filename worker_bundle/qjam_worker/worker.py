@@ -21,7 +21,7 @@ from typing import Any, Callable, NamedTuple, NoReturn, Optional
 
 import numpy as np
 
-from . import codec, flat
+from . import codec, flat, infile
 from .channel import Channel
 from .memory import Allowance
 from .modules import Shipped
@@ -163,7 +163,7 @@ class Worker:
         self.jobs: dict[int, Job] = {}
         self.codes: dict[int, Code] = {}
         self.slots: dict[str, memoryview] = {}
-        self.slices: OrderedDict[str, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
+        self.slices: OrderedDict[Any, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
         self.modules = Shipped(self.ask)
         self.modules.install()
         self.memory = Allowance(memory_limit)
@@ -280,7 +280,7 @@ class Worker:
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _map_one(self, index: int, path: Optional[str], size: int, packed: Any, code: Code) -> tuple[Span, Any]:
+    def _map_one(self, index: int, path: Any, size: int, packed: Any, code: Code) -> tuple[Span, Any]:
         self.status[SLICE] = index
         # Decoded anew for each slice, so that none sees what another has done to the params.
         params = _decoded(*flat.read(packed))
@@ -304,21 +304,27 @@ class Worker:
             slot = self.slots[path] = self._map_file(path, SLOT)
         return bytes(slot[:size])
 
-    def _slice(self, path: str, size: int) -> Any:
-        """A slice; of an array a new view each time, because even a read-only one can be given another shape."""
+    def _slice(self, path: Any, size: int) -> Any:
+        """A slice; of an array a new view each time, because even a read-only one can be given another shape. `path` is
+        that of its flat form, or a place in a file that is not of the node's making.
+        """
+        in_file = type(path) is list
+        if in_file:
+            path = infile.Place.of(path)
+            infile.check(path)
         known = self.slices.get(path)
         if known is None:
-            mapped = self._map_file(path, size)
-            value = _decoded(*flat.read(mapped))
+            parts = infile.read(path) if in_file else flat.read(self._map_file(path, size))
+            value = _decoded(*parts)
             # What holds objects or named fields can be altered through any view of it.
             lasting = type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.names is None
-            known = value if lasting else mapped
+            known = value if lasting else parts
             self.slices[path] = known
             if len(self.slices) > SLICES_MAPPED:
                 self.slices.popitem(last=False)
         else:
             self.slices.move_to_end(path)
-        return known.view() if isinstance(known, np.ndarray) else _decoded(*flat.read(known))
+        return known.view() if isinstance(known, np.ndarray) else _decoded(*known)
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
