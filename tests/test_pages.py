@@ -89,6 +89,7 @@ def test_a_map_lives_as_long_as_a_view_of_it_and_leaves_nothing(fd: int, size: i
             return sum(line.rstrip().endswith("/file") for line in lines)
 
     os.ftruncate(fd, size)
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     view = map_shared(fd, size)
     array = np.frombuffer(view, np.uint8)[5:]

@@ -46,15 +46,16 @@ _resting_until = 0.0
 _FAILED = ctypes.c_void_p(-1).value
 
 
-def map_shared(fd: int, size: int, write: bool = False) -> memoryview:
-    """The first `size` bytes of a file as a memory map, which lives as long as views of it do. Raises OSError.
+def map_shared(fd: int, size: int, write: bool = False, offset: int = 0) -> memoryview:
+    """So many bytes of a file, from a multiple of LARGE on, as a memory map, which lives as long as views of it do.
+    Raises OSError.
 
     Where large pages can lie it begins at a multiple of them; python's own maps do not, and keep a descriptor each.
     """
     if _libc is None or size < LARGE:
         access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
-        return memoryview(mmap.mmap(fd, max(size, 1), access=access))[:size]
-    return np.asarray(_Map(_map_aligned(fd, size, write), size, write)).data
+        return memoryview(mmap.mmap(fd, max(size, 1), access=access, offset=offset))[:size]
+    return np.asarray(_Map(_map_aligned(fd, size, write, offset), size, write)).data
 
 
 class _Map:
@@ -70,16 +71,16 @@ class _Map:
         self._unmap()
 
 
-def _map_aligned(fd: int, size: int, write: bool) -> int:
+def _map_aligned(fd: int, size: int, write: bool, offset: int) -> int:
     """The address of a map that begins at a multiple of LARGE."""
-    if os.fstat(fd).st_size < size:  # a page beyond the end is a SIGBUS
-        raise ValueError(f"the file has less than {size} bytes")
+    if os.fstat(fd).st_size < offset + size:  # a page beyond the end is a SIGBUS
+        raise ValueError(f"the file has less than {offset + size} bytes")
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
     room = _checked(_libc.mmap(None, size + LARGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
     start = -(-room // LARGE) * LARGE
     mapped = None
     try:
-        mapped = _checked(_libc.mmap(start, size, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, 0))
+        mapped = _checked(_libc.mmap(start, size, prot, mmap.MAP_SHARED | _MAP_FIXED, fd, offset))
     finally:
         end = start if mapped is None else -(-(start + size) // mmap.PAGESIZE) * mmap.PAGESIZE
         for first, after in ((room, start), (end, room + size + LARGE)):
@@ -109,18 +110,25 @@ def make_large(fd: int, size: int) -> bool:
     os.ftruncate(fd, size)
     for offset in range(0, whole, LARGE):  # an empty stretch is not collapsed
         os.pwrite(fd, b"\0", offset)
-    view = map_shared(fd, whole, write=True)
-    address, start, count = ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), 0, 1
+    start, count = 0, 1
     while start < whole:
         length = min(count * LARGE, whole - start)
+        view = map_shared(fd, length, write=True, offset=start)  # not all of it: this may be the user's own process
         began = time.thread_time()
-        if _libc.madvise(address + start, length, _MADV_COLLAPSE):
+        if _libc.madvise(ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), length, _MADV_COLLAPSE):
             return False
         if time.thread_time() - began > SLOW * length:
             _resting_until = time.monotonic() + REST
             return False
         start, count = start + length, min(2 * count, MOST_AT_ONCE)
     return True
+
+
+def write(fd: int, data: memoryview, offset: int) -> int:
+    """As os.pwrite, for files in large pages: through a map of the place, a third of the time of the system call."""
+    start = offset // LARGE * LARGE
+    map_shared(fd, offset + len(data) - start, write=True, offset=start)[offset - start :] = data
+    return len(data)
 
 
 def keep_freed() -> None:

@@ -179,27 +179,24 @@ def _reserve(fd: int, size: int) -> None:
 
 class Entry:
     """One ref's content: the first `have` of `size` bytes are in the file. It is open only while it is being filled:
-    descriptors are few, in a process that is the user's own, and slices may be many. Large pages are filled through a
-    map, which takes a third of the time of pwrite.
+    descriptors are few, in a process that is the user's own, and slices may be many. Large pages are filled through
+    maps, which takes a third of the time of pwrite.
     """
 
-    __slots__ = ("fd", "have", "path", "size", "view")
+    __slots__ = ("fd", "have", "large", "path", "size")
 
     def __init__(self, path: str, size: int, fd: int, large: bool = False) -> None:
         self.path = path
         self.size = size
         self.have = 0
         self.fd: Optional[int] = fd
-        self.view = pages.map_shared(fd, size, write=True) if large else None
+        self.large = large
 
     def write(self, data: memoryview) -> None:
         assert self.fd is not None
-        if self.view is not None:
-            self.view[self.have : self.have + len(data)] = data
-            self.have += len(data)
-            data = data[:0]
         while data:
-            written = os.pwrite(self.fd, data, self.have)
+            write = pages.write if self.large else os.pwrite
+            written = write(self.fd, data, self.have)
             self.have += written
             data = data[written:]
         if self.have == self.size:
@@ -208,7 +205,7 @@ class Entry:
     def close(self) -> None:
         if self.fd is not None:
             os.close(self.fd)
-            self.fd = self.view = None
+            self.fd = None
 
 
 class Store:
