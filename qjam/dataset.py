@@ -10,6 +10,7 @@ import struct
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, overload
 
@@ -23,6 +24,8 @@ from qjam_worker.infile import stamp
 from . import infile
 
 _ACCEPTED = "a list, a tuple, a range, a numpy array of one dimension or more (cut by rows), or a BaseDataSet"
+PARALLEL_HASH = 4 * 1024 * 1024  # bytes of a slice that is worth a thread
+HASH_THREADS = min(8, os.cpu_count() or 1)
 _EMPTY = (
     "so there is nothing to map over and no result; leave the data set out of run() to call "
     "mapfunc(params, None) once on each worker"
@@ -101,9 +104,12 @@ class BaseDataSet(ABC):
         # Every round asks for this; only the first one has work to do.
         hash_at = self._known.hash_at
         if len(hash_at) < len(slices):
-            for index in slices:
-                self.hash(index)
+            self._hash_all(slices)
         return [hash_at[index] for index in slices]
+
+    def _hash_all(self, slices: range) -> None:
+        for index in slices:
+            self.hash(index)
 
     def slice_from_hash(self, hash: str) -> Any:
         """The data of a slice that has this hash. Raises KeyError where there is none."""
@@ -200,6 +206,14 @@ class _CutDataSet(BaseDataSet):
         if "_in_file" not in vars(self):
             self._in_file = infile.find(self._array, self)
         return self._in_file
+
+    def _hash_all(self, slices: range) -> None:
+        """On all cores where that is worth it: nothing is sent before all of them are known."""
+        array = self._array
+        if array is not None and _is_bare(array) and array.nbytes >= PARALLEL_HASH * len(slices):
+            with ThreadPoolExecutor(min(HASH_THREADS, len(slices))) as pool:
+                list(pool.map(self.hash, slices))
+        super()._hash_all(slices)
 
     def slice(self, index: int) -> Any:
         index = self._index(index)
@@ -397,6 +411,11 @@ def _mapped(file: str) -> npt.NDArray[Any]:
     if matrix.ndim == 0:
         raise ValueError(f"{file} holds one value, not a matrix; use params for it")
     return matrix
+
+
+def _is_bare(array: npt.NDArray[Any]) -> bool:
+    """Whether to encode slices of it runs no user code and copies nothing."""
+    return type(array) in (np.ndarray, np.memmap) and array.flags.c_contiguous and not array.dtype.hasobject
 
 
 def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
