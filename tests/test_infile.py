@@ -15,7 +15,7 @@ from ssh_hosts import home, ssh_host  # noqa: F401
 from sshd import Sshd, write_config
 
 from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet, NumpyMatrixFileDataSet
-from qjam_worker import codec, infile
+from qjam_worker import infile
 from qjam_worker.infile import PAGE, SAMPLES, Place, Shelf, identify
 from qjam_worker.store import Files, Store
 
@@ -212,7 +212,7 @@ def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(shelf: Shelf, fil
     place, size = shelf.where("b")
     assert isinstance(place, Place)
     assert size == MATRIX.nbytes // 2
-    assert np.array_equal(codec.decode(*infile.read(place)), MATRIX[1000:])
+    assert np.array_equal(infile.loader(place)(), MATRIX[1000:])
 
 
 def test_what_else_may_be_at_its_path_is_nothing_to_a_node(shelf: Shelf, file: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_file_that_changes_has_no_slices_any_more(shelf: Shelf, file: Path) ->
     assert "a" not in shelf
     assert isinstance(place, Place)
     with pytest.raises(RuntimeError, match=r"matrix\.npy has changed"):
-        infile.read(place)
+        infile.loader(place)
 
 
 def test_slices_are_forgotten_with_the_last_job_that_has_them(shelf: Shelf, file: Path) -> None:

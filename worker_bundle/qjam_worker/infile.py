@@ -13,8 +13,10 @@ import mmap
 import os
 import stat
 import struct
-from typing import Any, NamedTuple, Union
+from functools import partial
+from typing import Any, Callable, NamedTuple, Union
 
+from . import codec
 from .store import Store
 
 SAMPLES, PAGE = 64, 4096
@@ -77,9 +79,9 @@ def check(place: Place) -> None:
         raise RuntimeError(f"{place.path} has changed since its data set was made")
 
 
-def read(place: Place) -> tuple[bytes, list[memoryview]]:
-    """Header and buffers, for `codec.decode`, as `flat.read` gives them. Raises RuntimeError when the file has changed,
-    OSError when it cannot be mapped.
+def loader(place: Place) -> Callable[[], Any]:
+    """What gives the slice each time that it is called. Raises RuntimeError when the file has changed, OSError when it
+    cannot be mapped.
     """
     fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -89,7 +91,7 @@ def read(place: Place) -> tuple[bytes, list[memoryview]]:
         mapped = mmap.mmap(fd, before + place.size, offset=place.offset - before, access=mmap.ACCESS_READ)
     finally:
         os.close(fd)
-    return place.head, [memoryview(mapped)[before:]]
+    return partial(codec.decode, place.head, [memoryview(mapped)[before:]])
 
 
 class Shelf:

@@ -308,23 +308,30 @@ class Worker:
         """A slice; of an array a new view each time, because even a read-only one can be given another shape. `path` is
         that of its flat form, or a place in a file that is not of the node's making.
         """
-        in_file = type(path) is list
-        if in_file:
+        if type(path) is not str:
             path = infile.Place.of(path)
             infile.check(path)
         known = self.slices.get(path)
         if known is None:
-            parts = infile.read(path) if in_file else flat.read(self._map_file(path, size))
-            value = _decoded(*parts)
+            load = self._loader(path, size)
+            value = load()
             # What holds objects or named fields can be altered through any view of it.
             lasting = type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.names is None
-            known = value if lasting else parts
-            self.slices[path] = known
+            known = self.slices[path] = value if lasting else load
             if len(self.slices) > SLICES_MAPPED:
                 self.slices.popitem(last=False)
         else:
             self.slices.move_to_end(path)
-        return known.view() if isinstance(known, np.ndarray) else _decoded(*known)
+        return known.view() if isinstance(known, np.ndarray) else known()
+
+    def _loader(self, path: Any, size: int) -> Callable[[], Any]:
+        """What gives a slice whenever it is called."""
+        if isinstance(path, infile.Place):
+            try:
+                return infile.loader(path)
+            except OSError as error:
+                self._give_up(error)
+        return functools.partial(_decoded, *flat.read(self._map_file(path, size)))
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
