@@ -15,8 +15,6 @@ import time
 from functools import partial
 from typing import Any, Optional
 
-import numpy as np
-
 LARGE = 2 * 1024 * 1024
 # Seconds a byte that large pages may take: as long as small ones.
 SLOW = 0.25e-9
@@ -55,6 +53,8 @@ def map_shared(fd: int, size: int, write: bool = False, offset: int = 0) -> memo
     if _libc is None or size < LARGE:
         access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
         return memoryview(mmap.mmap(fd, max(size, 1), access=access, offset=offset))[:size]
+    import numpy as np  # not before it is looked whether the host's own numpy can be imported
+
     return np.asarray(_Map(_map_aligned(fd, size, write, offset), size, write)).data
 
 
