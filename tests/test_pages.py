@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -188,3 +189,24 @@ def test_freed_memory_is_used_again_where_it_is_kept() -> None:
     faults = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True, text=True).stdout.split()
     assert int(faults[0]) >= 10 * 1024
     assert int(faults[1]) < 1024
+
+
+@pytest.mark.parametrize("size", [10, ODD])
+def test_an_interrupt_is_not_lost_when_a_map_goes(fd: int, size: int) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    def map_for_long() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        for _ in range(100_000):
+            map_shared(fd, size)
+
+    os.ftruncate(fd, size)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(50):
+            with pytest.raises(KeyboardInterrupt):
+                map_for_long()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -12,6 +12,7 @@ import mmap
 import os
 import sys
 import time
+import weakref
 from functools import partial
 from typing import Any, Optional
 
@@ -40,6 +41,10 @@ def _functions() -> Any:
 
 
 _libc = _functions()
+_unmap: Any = None
+if _libc is not None:
+    _unmap = _libc["munmap"]  # once more, for it gets the weak reference as well
+    _unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.py_object]
 _resting_until = 0.0
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -60,15 +65,12 @@ def map_shared(fd: int, size: int, write: bool = False, offset: int = 0) -> memo
 
 class _Map:
     """Owns a map. Memory that ctypes owns would not do: arrays over it can be made writable, and then to write to them
-    is a SIGSEGV.
+    is a SIGSEGV. Nor would __del__, in which a KeyboardInterrupt is lost: what is called here is C alone.
     """
 
     def __init__(self, address: int, size: int, write: bool) -> None:
         self.__array_interface__ = {"version": 3, "data": (address, not write), "shape": (size,), "typestr": "|u1"}
-        self._unmap = partial(_libc.munmap, address, size)
-
-    def __del__(self) -> None:
-        self._unmap()
+        self._unmap = weakref.ref(self, partial(_unmap, address, size))
 
 
 def _map_aligned(fd: int, size: int, write: bool, offset: int) -> int:
