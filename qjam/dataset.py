@@ -10,6 +10,7 @@ import struct
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, BinaryIO, NamedTuple, overload
 
@@ -18,8 +19,13 @@ import numpy.typing as npt
 import xxhash
 
 from qjam_worker import codec
+from qjam_worker.infile import stamp
+
+from . import infile
 
 _ACCEPTED = "a list, a tuple, a range, a numpy array of one dimension or more (cut by rows), or a BaseDataSet"
+PARALLEL_HASH = 4 * 1024 * 1024  # bytes of a slice that is worth a thread
+HASH_THREADS = min(8, os.cpu_count() or 1)
 _EMPTY = (
     "so there is nothing to map over and no result; leave the data set out of run() to call "
     "mapfunc(params, None) once on each worker"
@@ -74,6 +80,10 @@ class BaseDataSet(ABC):
         """One slice as it goes over the wire; arrays stay in the memory where they are. Not kept."""
         return codec.encode(self[index])
 
+    def in_file(self) -> infile.InFile | None:
+        """The slices that lie in a file as they would be sent: hosts that see it map them. None: none do."""
+        return None
+
     def hash(self, index: int) -> str:
         """The hash of one slice: 32 hexadecimal digits (xxh3-128) over types, dtypes, shapes and bytes.
 
@@ -94,9 +104,12 @@ class BaseDataSet(ABC):
         # Every round asks for this; only the first one has work to do.
         hash_at = self._known.hash_at
         if len(hash_at) < len(slices):
-            for index in slices:
-                self.hash(index)
+            self._hash_all(slices)
         return [hash_at[index] for index in slices]
+
+    def _hash_all(self, slices: range) -> None:
+        for index in slices:
+            self.hash(index)
 
     def slice_from_hash(self, hash: str) -> Any:
         """The data of a slice that has this hash. Raises KeyError where there is none."""
@@ -155,6 +168,7 @@ class _CutDataSet(BaseDataSet):
     """Data of which any run of chunks can be taken, so that the slicing may stay open until `bind`."""
 
     _bound: int | None = None
+    _array: npt.NDArray[Any] | None = None  # the data, where it is one that may lie in a file
 
     def __init__(self, data: Any, count: int, slice_size: int | None) -> None:
         super().__init__(slice_size)
@@ -181,9 +195,25 @@ class _CutDataSet(BaseDataSet):
         if wanted not in self._bindings:
             bound = copy.copy(self)
             vars(bound).update(_bound=wanted, _slices_known=_Known({}, {}))
+            vars(bound).pop("_in_file", None)
             # Two threads may come here at once; both must leave with the same object.
             self._bindings.setdefault(wanted, bound)
         return self._bindings[wanted]
+
+    def in_file(self) -> infile.InFile | None:
+        if self._array is None:
+            return None
+        if "_in_file" not in vars(self):
+            self._in_file = infile.find(self._array, self)
+        return self._in_file
+
+    def _hash_all(self, slices: range) -> None:
+        """On all cores where that is worth it: nothing is sent before all of them are known."""
+        array = self._array
+        if array is not None and _is_bare(array) and array.nbytes >= PARALLEL_HASH * len(slices):
+            with ThreadPoolExecutor(min(HASH_THREADS, len(slices))) as pool:
+                list(pool.map(self.hash, slices))
+        super()._hash_all(slices)
 
     def slice(self, index: int) -> Any:
         index = self._index(index)
@@ -231,6 +261,7 @@ class NumpyMatrixDataSet(_CutDataSet):
                 f"pass an array of at least {axis + 1}; for one value alone use params"
             )
         super().__init__(data, data.shape[axis], slice_size)
+        self._array = data
         self._row_major = row_major
 
     def _cut(self, start: int, stop: int) -> Any:
@@ -241,8 +272,9 @@ class NumpyMatrixDataSet(_CutDataSet):
 class NumpyMatrixFileDataSet(_CutDataSet):
     """The rows of a matrix in a file, which may be larger than memory; a slice is an array of some rows.
 
-    A `.npy` file is mapped into memory, and slices are views of that. Any other file is text, one row a line,
-    with `#` comments and empty lines left out: one pass over it finds the lines, and a slice reads its own.
+    A `.npy` file is mapped into memory, and slices are views of that; hosts that have the same file at the same path
+    map it as well and are sent nothing. Any other file is text, one row a line, with `#` comments and empty lines left
+    out: one pass over it finds the lines, and a slice reads its own.
     """
 
     def __init__(
@@ -263,12 +295,12 @@ class NumpyMatrixFileDataSet(_CutDataSet):
             raise TypeError(f"path must be the name of a file, not {_named(path)}")
         # What is read later must be this file, wherever the user's program has gone by then.
         self._file = os.path.abspath(os.fspath(path))
-        self._stamp = _stamp(self._file)
+        self._stamp = stamp(self._file)
         self._matrix: npt.NDArray[Any] | _TextMatrix
         if _is_npy(self._file):
             if delimiter is not None or dtype is not None:
                 raise ValueError(f"{self._file} is a .npy file; delimiter and dtype are for text files only")
-            self._matrix = _mapped(self._file)
+            self._array = self._matrix = _mapped(self._file)
         else:
             self._matrix = _TextMatrix(self._file, delimiter, np.dtype(dtype))
         if len(self._matrix) == 0:
@@ -276,7 +308,7 @@ class NumpyMatrixFileDataSet(_CutDataSet):
         super().__init__(path, len(self._matrix), slice_size)
 
     def _cut(self, start: int, stop: int) -> Any:
-        if _stamp(self._file) != self._stamp:
+        if stamp(self._file) != self._stamp:
             raise RuntimeError(
                 f"{self._file} has changed since its data set was made; "
                 "make a new NumpyMatrixFileDataSet to work on what it holds now"
@@ -381,9 +413,9 @@ def _mapped(file: str) -> npt.NDArray[Any]:
     return matrix
 
 
-def _stamp(file: str) -> tuple[int, int, int, int]:
-    status = os.stat(file)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _is_bare(array: npt.NDArray[Any]) -> bool:
+    """Whether to encode slices of it runs no user code and copies nothing."""
+    return type(array) in (np.ndarray, np.memmap) and array.flags.c_contiguous and not array.dtype.hasobject
 
 
 def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -52,13 +52,15 @@ def tell(node: NodeRecord, job: Job, its: Share) -> list[Send]:
     job.told[node.name] = told | its.slices if told else its.slices
     node.jobs[job.number] = job
     forget, node.forget = node.forget, []
+    indices = [index for index in its.indices if index not in told]
     header = {
         "job": job.number,
         "entry": job.entry,
-        "slices": [[index, job.refs[index] if job.refs else None] for index in its.indices if index not in told],
+        "slices": [[index, job.refs[index] if job.refs else None] for index in indices],
         "nslices": job.nslices,
         "reduce": job.entry["reduce"],
         "forget": forget,
+        **({} if job.file is None else {"file": job.file.told(indices)}),
     }
     return [Send(node.name, Kind.JOB, header)]
 

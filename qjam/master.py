@@ -316,12 +316,13 @@ class Master:
             spec = JobSpec((entry.key, capacity), entry.header, None, capacity)
         else:
             data = DataSet(dataset).bind(capacity)
+            file = data.in_file()  # before the hashes: once it changes it is not the file that hosts look for
             refs = _hashes(data)
             if not refs:
                 raise ValueError(
                     "dataset has no slices, so there is nothing to map over; None runs once on each worker"
                 )
-            spec = JobSpec((entry.key, tuple(refs)), entry.header, refs, len(refs))
+            spec = JobSpec((entry.key, tuple(refs)), entry.header, refs, len(refs), file)
         try:
             encoded = codec.encode(params)
         except codec.CodecError as error:

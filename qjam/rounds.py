@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from qjam_worker.reducing import Tree
 
+from .infile import InFile
 from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
 
 _RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items() if event == "result"}
@@ -22,6 +23,7 @@ class JobSpec:
     entry: dict[str, Any]
     refs: list[str] | None
     nslices: int
+    file: InFile | None = None
 
 
 class Share(NamedTuple):
@@ -47,6 +49,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.entry, self.refs, self.nslices = self.spec.entry, self.spec.refs, self.spec.nslices
+        self.file = self.spec.file  # where slices lie that a host may have without being sent them
 
     def move_home(self, indices: Iterable[int], name: str) -> None:
         """These slices are to be done there from now on."""

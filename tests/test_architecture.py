@@ -28,7 +28,7 @@ GROUND = {
     "qjam_worker.flat",
     "qjam_worker.reducing",
 }
-DATA = {"qjam.dataset", "qjam.hosts"}
+DATA = {"qjam.dataset", "qjam.hosts", "qjam.infile"}
 DECISIONS = {
     "qjam.dispatch",
     "qjam.claims",
@@ -51,12 +51,13 @@ ALLOWED = {
     "qjam.calls": set[str](),
     "qjam.output": set[str](),
     "qjam.hosts": GROUND,
-    "qjam.dataset": GROUND,
+    "qjam.infile": GROUND | {"qjam_worker.infile"},
+    "qjam.dataset": GROUND | {"qjam.infile", "qjam_worker.infile"},
     "qjam.source": GROUND | DATA,
     "qjam.states": GROUND,
     "qjam.commands": GROUND,
     "qjam.placement": set[str](),
-    "qjam.rounds": {"qjam_worker.reducing", "qjam.states"},
+    "qjam.rounds": {"qjam_worker.reducing", "qjam.states", "qjam.infile"},
     "qjam.transfers": GROUND | {"qjam.commands"},
     "qjam.alarms": set[str](),
     "qjam.roster": {"qjam.rounds", "qjam.states", "qjam.transfers"},

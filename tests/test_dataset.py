@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qjam import dataset
 from qjam.dataset import (
     BaseDataSet,
     DataSet,
@@ -293,6 +294,12 @@ def test_a_hash_is_32_hexadecimal_digits_and_hash_list_has_them_in_order() -> No
     assert made.hash_list() == [made.hash(0), made.hash(1), made.hash(2)]
     assert made.hash(-1) == made.hash(2)
     assert all(len(found) == 32 and set(found) <= set("0123456789abcdef") for found in made.hash_list())
+
+
+def test_hashes_taken_by_many_threads_are_those_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = DataSet(MATRIX, slice_size=1).hash_list()
+    monkeypatch.setattr(dataset, "PARALLEL_HASH", 1)
+    assert DataSet(MATRIX, slice_size=1).hash_list() == alone
 
 
 @pytest.mark.parametrize("data", [[1, "a", (2.5, None)], MATRIX, np.arange(5), (b"x" * 5000, {"k": [1]})])

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 import zmq
 
-from . import lease
+from . import lease, pages
 from .node import Node
 from .warm import Warm
 
@@ -29,6 +29,7 @@ def serve(
         whys.append(why)
         os.write(end, b"!")
 
+    pages.keep_freed()
     context = zmq.Context()
     node = Node.connect(
         context,

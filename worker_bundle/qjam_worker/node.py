@@ -12,7 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import msgpack
 import numpy as np
@@ -20,6 +20,7 @@ import zmq
 
 from . import wire
 from .imports import Imports
+from .infile import Place, Shelf
 from .link import LIVENESS, PRINTED, RANG, Dealer, Uplink
 from .params import ParamsPlaces
 from .pool import Pool, WorkerHandle
@@ -92,7 +93,8 @@ class Node:
             self.selector.register(file, selectors.EVENT_READ, (RANG, stir))
         self.pool = Pool(workers, self.files, self.selector, self, paths, warm, memory_limit)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
-        self.scheduler = Scheduler(workers, self.store)
+        self.shelf = Shelf(self.store)
+        self.scheduler = Scheduler(workers, self.shelf)
         self.params = ParamsPlaces(self.files, self.store)
         self.imports = Imports(self.pool)
         self.print_credit = PRINT_CREDIT
@@ -274,9 +276,13 @@ class Node:
 
     def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.imports.begin(header["entry"]["epoch"])
-        self.act(self.scheduler.on_job(header))
+        commands = self.scheduler.on_job(header)
+        if "file" in header:
+            self.shelf.learn(header["job"], header["file"], dict(header["slices"]))
+        self.act(commands)
 
     def _forget(self, command: Forget) -> None:
+        self.shelf.forget(command.job)
         for worker in self.pool.workers:
             if command.job in worker.jobs:
                 worker.jobs.discard(command.job)
@@ -383,11 +389,10 @@ class Node:
             )
         self.pool.ring(worker, message)
 
-    def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Optional[str], int]]:
+    def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Union[str, Place, None], int]]:
         if not job.has_data:
             return [(index, None, 0) for index in slices]
-        refs = [(index, str(job.refs[index])) for index in slices]
-        return [(index, self.store.path(ref), self.store.size(ref)) for index, ref in refs]
+        return [(index, *self.shelf.where(str(job.refs[index]))) for index in slices]
 
     def _fold_items(self, fold: dict[Span, Held]) -> list[tuple[int, int, str, int, int]]:
         """Where a worker finds the results to fold."""

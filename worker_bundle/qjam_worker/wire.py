@@ -145,6 +145,15 @@ def _are_missing(items: Sequence[Any]) -> bool:
     return columns is not None and _are_names(columns[0]) and _are_counts(columns[1])
 
 
+def _are_parts(items: Sequence[Any]) -> bool:
+    columns = _columns(items, 4)
+    return columns is not None and all(map(_are_counts, columns))
+
+
+def _are_in_file(value: dict[Any, Any]) -> bool:
+    return _misfit(value, FILE) is None and all(head < len(value["heads"]) for _, head, _, _ in value["parts"])
+
+
 def _are_roots(items: Sequence[Any]) -> bool:
     for item in items:
         if type(item) not in _LISTS or len(item) != 3:
@@ -168,6 +177,12 @@ ENTRY = {
     "function": _optional(_or_none(NAME)), "shipped": _optional(FLAG), "python": _optional(_or_none(NAME)),
 }  # fmt: skip
 
+FILE = {
+    "path": NAME, "identity": _one("bytes", lambda value: True, bytes),
+    "heads": _many("a list of bytes", lambda items: frozenset([bytes]).issuperset(map(type, items))),
+    "parts": _many("a list of [index, head, offset, size]", _are_parts),
+}  # fmt: skip
+
 # The fields that somebody reads. More may be there, and are kept.
 HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.HELLO: {
@@ -181,6 +196,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
         "slices": _some("a list of [index, ref or None]", _are_slices),
         "nslices": _one("a number of slices", range(1, MOST_SLICES + 1).__contains__, int),
         "reduce": FLAG, "forget": COUNTS,
+        "file": _optional(_one("slices in a file", _are_in_file, dict)),
     },
     Kind.TASK: {"job": COUNT, "round": COUNT, "indices": COUNTS, "params": _or_none(NAME)},
     Kind.STATE: {"state": _one("the word for a state", lambda value: value in STATES, str)},

@@ -22,7 +22,7 @@ from typing import Any, Callable, NamedTuple, NoReturn, Optional
 
 import numpy as np
 
-from . import codec, flat
+from . import codec, flat, infile
 from .channel import Channel
 from .memory import Allowance
 from .modules import Shipped
@@ -187,7 +187,7 @@ class Worker:
         self.jobs: dict[int, Job] = {}
         self.codes: dict[int, Code] = {}
         self.slots: dict[str, memoryview] = {}
-        self.slices: OrderedDict[str, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
+        self.slices: OrderedDict[Any, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
         self.modules = Shipped(self.ask)
         self.modules.install()
         self.memory = Allowance(memory_limit)
@@ -292,22 +292,25 @@ class Worker:
         if answer["op"] != "done":
             self._remove_results()
         flush_streams()
-        leaving = not _sound() or (answer["op"] != "done" and not self.memory.come_back())
-        if leaving:
+        if not _sound() or (answer["op"] != "done" and not self.memory.come_back()):
             answer["leaving"] = True
         try:
             restore_streams()
             status[RUNNING] = 0
-            if answer["op"] == "done" and not leaving and self.page.answer.write(answer):
-                status[DONE] = seq
-                self.bells.answer()
-            else:
-                self.channel.send({**answer, "seq": seq})
+            self._tell(answer)
         except OSError as error:  # user code has closed all files
             self._give_up(error)
-        if leaving:
+        if "leaving" in answer:
             raise SystemExit
         self._listen()
+
+    def _tell(self, answer: dict[str, Any]) -> None:
+        """Give the answer to the task: in the page, if it is like most."""
+        if answer["op"] == "done" and "leaving" not in answer and self.page.answer.write(answer):
+            self.status[DONE] = self.seq
+            self.bells.answer()
+        else:
+            self.channel.send({**answer, "seq": self.seq})
 
     def _listen(self) -> None:
         """Be interruptible again, whatever user code has done to the signal."""
@@ -328,7 +331,7 @@ class Worker:
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _map_one(self, index: int, path: Optional[str], size: int, packed: Any, code: Code) -> tuple[Span, Any]:
+    def _map_one(self, index: int, path: Any, size: int, packed: Any, code: Code) -> tuple[Span, Any]:
         self.status[SLICE] = index
         # Decoded anew for each slice, so that none sees what another has done to the params.
         params = _decoded(packed)
@@ -352,21 +355,34 @@ class Worker:
             slot = self.slots[path] = self._map_file(path, SLOT)
         return memoryview(slot[:size].tobytes())
 
-    def _slice(self, path: str, size: int) -> Any:
-        """A slice; of an array a new view each time, because even a read-only one can be given another shape."""
+    def _slice(self, path: Any, size: int) -> Any:
+        """A slice; of an array a new view each time, because even a read-only one can be given another shape. `path` is
+        that of its flat form, or a place in a file that is not of the node's making.
+        """
+        if type(path) is not str:
+            path = infile.Place.of(path)
+            infile.check(path)
         known = self.slices.get(path)
         if known is None:
-            mapped = self._map_file(path, size)
-            value = _decoded(mapped)
+            load = self._loader(path, size)
+            value = load()
             # What holds objects or named fields can be altered through any view of it.
             lasting = type(value) is np.ndarray and not value.dtype.hasobject and value.dtype.names is None
-            known = value if lasting else mapped
-            self.slices[path] = known
+            known = self.slices[path] = value if lasting else load
             if len(self.slices) > SLICES_MAPPED:
                 self.slices.popitem(last=False)
         else:
             self.slices.move_to_end(path)
-        return known.view() if isinstance(known, np.ndarray) else _decoded(known)
+        return known.view() if isinstance(known, np.ndarray) else known()
+
+    def _loader(self, path: Any, size: int) -> Callable[[], Any]:
+        """What gives a slice whenever it is called."""
+        if isinstance(path, infile.Place):
+            try:
+                return infile.loader(path)
+            except OSError as error:
+                self._give_up(error)
+        return functools.partial(_decoded, self._map_file(path, size))
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
