@@ -472,6 +472,9 @@ class Engine:
             return []
         if header["state"] == "shared":
             return self._dispatch.on_shared(name, header)
+        if header["state"] == "note":
+            self._note(f"{self._dispatch.nodes[name].host}: {header['text'][:LONGEST_WHY]}")
+            return []
         if header["state"] == "lost":
             commands = self._dispatch.on_worker_lost(name, header)
             self.stats.resent_slices = self._dispatch.resent

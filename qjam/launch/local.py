@@ -15,6 +15,11 @@ def launch(
     name: str,
     workers: int,
     memory_limit: int | None,
+    keep_data: int | None,
 ) -> None:
     """Have the engine host a node named `name`, which connects to `endpoint` over the engine's own ZeroMQ context."""
-    host_node(name, lambda: Node.connect(context, endpoint, name, workers, memory_limit=memory_limit))
+
+    def make() -> Node:
+        return Node.connect(context, endpoint, name, workers, memory_limit=memory_limit, keep_data=keep_data)
+
+    host_node(name, make)

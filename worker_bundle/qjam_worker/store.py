@@ -178,13 +178,14 @@ class Entry:
     descriptors are few, in a process that is the user's own, and slices may be many.
     """
 
-    __slots__ = ("fd", "have", "path", "size")
+    __slots__ = ("fd", "have", "path", "size", "takes")
 
-    def __init__(self, path: str, size: int, fd: int) -> None:
+    def __init__(self, path: str, size: int, fd: Optional[int]) -> None:
         self.path = path
         self.size = size
         self.have = 0
-        self.fd: Optional[int] = fd
+        self.fd = fd
+        self.takes = 0 if fd is None else size  # bytes of what the store may take
 
     def write(self, data: memoryview) -> None:
         assert self.fd is not None
@@ -272,12 +273,18 @@ class Store:
             entry.write(data[entry.have - offset :])
         return dropped
 
+    def adopt(self, ref: str, path: str, size: int) -> None:
+        """Take in a file on disk that holds all of a ref. The system can take its memory back: it does not count."""
+        self.drop(ref)
+        entry = self._entries[ref] = Entry(path, size, None)
+        entry.have = size
+
     def drop(self, ref: str) -> None:
         """Remove a ref; workers that have mapped it keep their map."""
         entry = self._entries.pop(ref, None)
         if entry is not None:
             entry.close()
-            self.bytes -= entry.size
+            self.bytes -= entry.takes
             remove(entry.path)
 
     def clear(self) -> None:
@@ -288,7 +295,7 @@ class Store:
     def _make_room(self, size: int) -> list[str]:
         dropped: list[str] = []
         while self.bytes + size > self.limit:
-            ref = next((ref for ref in self._entries if ref not in self._pins), None)
+            ref = next((ref for ref, entry in self._entries.items() if entry.takes and ref not in self._pins), None)
             if ref is None:
                 break
             dropped.append(self._entries[ref].path)

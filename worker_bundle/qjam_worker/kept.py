@@ -1,0 +1,298 @@
+"""Slices on disk by content hash, for the programs that come after: within a quota, the least recently used go first.
+
+All programs of a user share one directory, and no process owns it:
+
+    slices/<ref>   content and trailer of a kept slice: never written again; its mtime is when it was used last
+    used           the bytes that are kept, or more; whoever changes what is kept holds its lock
+    qjam-.../      of one node that runs: links to the slices that it uses, and what it is writing now
+
+A node maps its own link, so that a slice stays for it whatever becomes of the name, and others see that it is in use.
+The directory of a node that was killed goes when the next one starts.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from typing import NamedTuple, Optional
+
+from .store import PREFIX, Files, map_file, remove
+
+# After the content: a sign, the ref, the size and the CRC of the content. The node cannot compute a ref, which is an
+# xxh3 hash, but what was written as one content under one name is found to be that again. CRC-32 is for what disks and
+# crashes do, at 4 to 6 GB/s, where the fastest hash of the standard library that a forger could not beat makes 1.4:
+# a forger who can write here is the user.
+TRAILER = struct.Struct("<8s32sQI")
+SIGN = b"qjamkept"
+REF = re.compile(r"[0-9a-f]{32}")
+NEW = "new-"  # of a file that is being written
+PIECE = 1024 * 1024  # bytes that are read at once: they stay in the processor's cache
+BLOCK = 4096  # what the smallest file takes
+# How much of the allowed room is made free beyond what is needed, so that not every slice has to look for more.
+SPARE = 16
+# The free disk is shared with everybody else: of what would be free without slices, this part may be taken.
+DISK_SHARE = 2
+# What keeps a file from being read without its being at fault.
+SHORTAGES = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+
+
+class Damaged(Exception):
+    """A kept slice was not what had been written, and is removed."""
+
+
+class Stopped(Exception):
+    """There is no time left for this."""
+
+
+class Room(NamedTuple):
+    """What is kept: bytes in all, and the slices that nobody uses as (mtime, bytes, path)."""
+
+    used: int
+    idle: list[tuple[int, int, str]]
+
+
+def default_folder() -> str:
+    """Where slices of this user are kept."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    home = cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(home, "qjam", "data")
+
+
+class Kept:
+    """The directory, for one node. `quota`: bytes for all that is kept there. OSError where nothing can be kept."""
+
+    def __init__(self, folder: str, quota: int) -> None:
+        self.folder = folder
+        self.slices = os.path.join(folder, "slices")
+        self.quota = quota
+        self.stopped = False
+        self._refused: Optional[int] = None  # bytes for which no room could be made
+        os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)
+        for path, barred in ((os.path.dirname(folder), 0o022), (folder, 0o077), (self.slices, 0o077)):
+            _check_private(path, barred)
+        files = Files.make([folder])
+        try:
+            self._locks = files.lock()
+        except OSError:
+            files.remove()
+            raise
+        self._files = files
+        self._links = files.directories[0]
+
+    def close(self) -> None:
+        """Let go of all slices: they were used until now."""
+        with suppress(OSError):
+            for name in filter(REF.fullmatch, os.listdir(self._links)):
+                os.utime(os.path.join(self._links, name))
+        self._files.remove()
+        for lock in self._locks:
+            os.close(lock)
+        self._locks = []
+
+    def __contains__(self, ref: str) -> bool:
+        """Whether it looks as if a slice were kept."""
+        return REF.fullmatch(ref) is not None and os.path.lexists(self._name(ref))
+
+    def take(self, ref: str) -> Optional[tuple[str, int]]:
+        """The path and the size of a slice, all of which has been read and compared; None when it is not kept.
+
+        The file stays as long as this is not closed. Raises Damaged, and Stopped once `stopped` is set.
+        """
+        name, link = self._name(ref), self._link(ref)
+        try:
+            os.link(name, link, follow_symlinks=False)
+        except FileExistsError:
+            pass  # it was used before
+        except OSError:
+            return None
+        try:
+            size = self._check(ref, link)
+            os.utime(link)
+        except (Damaged, OSError) as error:
+            if isinstance(error, OSError) and error.errno in SHORTAGES:
+                return None
+            with suppress(OSError):
+                if os.path.samestat(os.lstat(name), os.lstat(link)):  # else somebody has kept it anew
+                    os.unlink(name)
+            remove(link)
+            raise Damaged(f"{name} {error}") from error
+        return link, size
+
+    def put(self, ref: str, source: str, size: int) -> bool:
+        """Keep a copy of the first `size` bytes of a file, if it is still there; False when there is no room.
+
+        Raises OSError when it cannot be written, and Stopped once `stopped` is set.
+        """
+        name, link, new = self._name(ref), self._link(ref), os.path.join(self._links, NEW + ref)
+        with suppress(OSError):
+            os.link(name, link, follow_symlinks=False)  # somebody has kept it already, and now it is in use here too
+        if os.path.lexists(link):
+            return True
+        try:
+            content = map_file(source, size)
+        except FileNotFoundError:
+            return True
+        fd = self._begin(new, size + TRAILER.size)
+        if fd is None:
+            return False
+        try:
+            with FileIO(fd, "wb") as out:
+                self._copy(ref, content, out)
+            with suppress(FileExistsError):
+                os.link(new, name)  # whole or not at all
+            os.rename(new, link)
+        except BaseException:
+            remove(new)
+            raise
+        return True
+
+    def trim(self) -> None:
+        """Have what is kept, perhaps under a larger quota, fit in this one."""
+        with self._counting() as count:
+            self._make_room(count, 0)
+
+    # Files
+
+    def _name(self, ref: str) -> str:
+        return os.path.join(self.slices, ref)
+
+    def _link(self, ref: str) -> str:
+        return os.path.join(self._links, ref)
+
+    def _check(self, ref: str, path: str) -> int:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
+                raise Damaged("is not a file of this user")
+            left = size = status.st_size - TRAILER.size
+            if size < 0:
+                raise Damaged("is cut short")
+            checksum, buffer = 0, memoryview(bytearray(min(size, PIECE)))
+            while left:
+                self._go_on()
+                piece = buffer[: file.readinto(buffer[: min(left, PIECE)])]
+                if not piece:
+                    raise Damaged("is cut short")
+                checksum = zlib.crc32(piece, checksum)
+                left -= len(piece)
+            if file.read(TRAILER.size) != TRAILER.pack(SIGN, ref.encode(), size, checksum):
+                raise Damaged("is not what was kept under this name")
+            return size
+
+    def _copy(self, ref: str, content: memoryview, out: FileIO) -> None:
+        checksum = 0
+        for start in range(0, len(content), PIECE):
+            self._go_on()
+            piece = content[start : start + PIECE]
+            checksum = zlib.crc32(piece, checksum)
+            _write(out, piece)
+        _write(out, memoryview(TRAILER.pack(SIGN, ref.encode(), len(content), checksum)))
+
+    def _go_on(self) -> None:
+        if self.stopped:
+            raise Stopped
+
+    # Room
+
+    def _begin(self, new: str, size: int) -> Optional[int]:
+        """A file that counts from now on; None where there is no room for it."""
+        need = _taken(size)
+        if self._refused is not None and need >= self._refused:
+            return None  # what is in use fills the quota
+        with self._counting() as count:
+            used = _read(count)
+            if used is None or used + need > self._allowed(used):
+                used = self._make_room(count, need)
+                if used is None:
+                    self._refused = need
+                    return None
+            fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+            os.ftruncate(fd, size)
+            _note(count, used + need)
+            return fd
+
+    @contextmanager
+    def _counting(self) -> Iterator[int]:
+        """The file that holds the count, locked."""
+        path = os.path.join(self.folder, "used")
+        count = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(count, fcntl.LOCK_EX)
+            yield count
+        finally:
+            os.close(count)
+
+    def _make_room(self, count: int, need: int) -> Optional[int]:
+        """Count anew, and remove what was used least recently until `need` bytes fit; None, and nothing is removed,
+        where they cannot. Gives the bytes that are kept then.
+        """
+        used, idle = self._look()
+        allowed = self._allowed(used)
+        if used + need > allowed:
+            if need and used - sum(size for _, size, _ in idle) + need > allowed:
+                _note(count, used)
+                return None
+            for _, size, path in sorted(idle):
+                if used + need <= allowed - (allowed // SPARE):
+                    break
+                remove(path)
+                used -= size
+        _note(count, used)
+        return used
+
+    def _look(self) -> Room:
+        used, idle = 0, []
+        for entry in os.scandir(self.slices):
+            with suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                taken = _taken(status.st_size)
+                used += taken
+                if status.st_nlink == 1:
+                    idle.append((status.st_mtime_ns, taken, entry.path))
+        for entry in os.scandir(self.folder):
+            if entry.name.startswith(PREFIX):
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    for file in os.scandir(entry.path):
+                        if file.name.startswith(NEW):
+                            used += _taken(file.stat(follow_symlinks=False).st_size)
+        return Room(used, idle)
+
+    def _allowed(self, used: int) -> int:
+        room = os.statvfs(self.folder)
+        return min(self.quota, (used + room.f_bavail * room.f_frsize) // DISK_SHARE)
+
+
+def _check_private(path: str, barred: int) -> None:
+    """Make a directory of this user, or see that it is one, and that it gives nobody else the `barred` rights."""
+    with suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & barred:
+        raise PermissionError(errno.EACCES, "it must be a directory that is yours alone (mode 700)", path)
+
+
+def _taken(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _read(count: int) -> Optional[int]:
+    text = os.pread(count, 32, 0)
+    return int(text) if text.isdigit() else None
+
+
+def _note(count: int, used: int) -> None:
+    os.pwrite(count, b"%d" % used, 0)
+    os.ftruncate(count, len(b"%d" % used))
+
+
+def _write(out: FileIO, data: memoryview) -> None:
+    while data:
+        data = data[out.write(data) :]
