@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import select
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from qjam_worker.keeper import Found, Keeper
 from qjam_worker.kept import Kept
 
 QUOTA = 1 << 30
+MOST = 5000
 
 
 def ref(number: int) -> str:
@@ -42,7 +44,7 @@ def source(folder: Path, number: int) -> Path:
 
 @pytest.fixture
 def keeper(folder: Path) -> Iterator[Keeper]:
-    with closing(Keeper(Kept(str(folder), QUOTA))) as keeper:
+    with closing(Keeper(Kept(str(folder), QUOTA), MOST)) as keeper:
         yield keeper
 
 
@@ -103,8 +105,24 @@ def test_a_defect_of_the_disk_is_an_answer(keeper: Keeper, monkeypatch: pytest.M
     assert "MemoryError" in notes(keeper)[0]
 
 
+def test_writing_begins_when_it_is_to_or_when_much_is_held_back(
+    folder: Path, tmp_path: Path, keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(Kept, "put", lambda self, ref, path, size: written.put(ref) or True)
+    for number in range(10, 15):
+        keeper.keep(ref(number), str(source(tmp_path, number)), 1000)
+    assert written.empty()
+    assert not keeper._writers
+    keeper.keep(ref(15), str(source(tmp_path, 15)), 1000)
+    assert [written.get(timeout=10.0) for _ in range(6)] == [ref(number) for number in range(10, 16)]
+    keeper.keep(ref(16), str(source(tmp_path, 16)), 1000)
+    keeper.write()
+    assert written.get(timeout=10.0) == ref(16)
+
+
 def test_at_the_end_what_waits_is_written(folder: Path, tmp_path: Path) -> None:
-    keeper = Keeper(Kept(str(folder), QUOTA))
+    keeper = Keeper(Kept(str(folder), QUOTA), MOST)
     for number in range(10, 60):
         keeper.keep(ref(number), str(source(tmp_path, number)), 1000)
     keeper.close()
@@ -122,8 +140,9 @@ def test_the_end_does_not_wait_for_ever(folder: Path, tmp_path: Path, monkeypatc
         check(self)
 
     monkeypatch.setattr(Kept, "_go_on", wait)
-    keeper = Keeper(Kept(str(folder), QUOTA))
+    keeper = Keeper(Kept(str(folder), QUOTA), MOST)
     keeper.keep(ref(10), str(source(tmp_path, 10)), 1000)
+    keeper.write()
     writing.wait()
     threading.Timer(0.2, go_on.set).start()
     keeper.close()
@@ -140,6 +159,7 @@ def test_a_disk_that_takes_no_more_is_told_of_once(
     monkeypatch.setattr(Kept, "put", fail)
     for number in range(10, 13):
         keeper.keep(ref(number), str(source(tmp_path, number)), 1000)
+    keeper.write()
     assert select.select([keeper], [], [], 10.0)[0]
     assert notes(keeper) == ["slices are kept no longer: [Errno 28] No space left on device"]
 
@@ -154,7 +174,7 @@ def test_to_write_has_the_lowest_priority(folder: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Kept, "put", note)
     before = os.getpriority(os.PRIO_PROCESS, 0)
-    keeper = Keeper(Kept(str(folder), QUOTA))
+    keeper = Keeper(Kept(str(folder), QUOTA), MOST)
     keeper.keep(ref(10), str(source(tmp_path, 10)), 1000)
     keeper.close()
     assert priorities == [19]

@@ -32,10 +32,13 @@ class Found(NamedTuple):
 
 
 class Keeper:
-    """Looks for slices and keeps them. `fileno` is readable when `found` or `notes` has something."""
+    """Looks for slices and keeps them. `fileno` is readable when `found` or `notes` has something. `most`: bytes of
+    slices that may be held back.
+    """
 
-    def __init__(self, kept: Kept) -> None:
+    def __init__(self, kept: Kept, most: int) -> None:
         self.kept = kept
+        self.most = most
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()  # for the user
         self._wake_fd, self._bell_fd = os.pipe()
         os.set_blocking(self._wake_fd, False)
@@ -44,6 +47,8 @@ class Keeper:
         self._read: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[Found] = queue.SimpleQueue()
         self._write: queue.SimpleQueue[Optional[tuple[str, str, int]]] = queue.SimpleQueue()
+        self._arrived: list[tuple[str, str, int]] = []
+        self._held_back = 0
         self._readers: list[threading.Thread] = []
         self._writers: list[threading.Thread] = []
         self._damaged = 0
@@ -73,12 +78,25 @@ class Keeper:
         return found
 
     def keep(self, ref: str, path: str, size: int) -> None:
-        """Keep a copy of a slice when there is time; if its file is gone by then, it is not kept."""
-        if self._start(self._writers, 1, self._writing):
-            self._write.put((ref, path, size))
+        """Have a copy of a slice written, if its file is there still when that begins: with `write`, or when there are
+        many. What comes meanwhile would take longer (512 MiB 0.34 s and not 0.29 s, on 2 cores).
+        """
+        self._arrived.append((ref, path, size))
+        self._held_back += size
+        if self._held_back > self.most:
+            self.write()
+
+    def write(self) -> None:
+        """Begin to write: all that is to come has come."""
+        if self._arrived and self._start(self._writers, 1, self._writing):
+            for item in self._arrived:
+                self._write.put(item)
+            self._arrived.clear()
+            self._held_back = 0
 
     def close(self) -> None:
         """End the threads; what is still to be kept has LINGER seconds."""
+        self.write()
         deadline = time.monotonic() + LINGER
         for _ in self._readers:
             self._read.put(None)

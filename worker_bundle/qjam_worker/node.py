@@ -348,6 +348,8 @@ class Node:
         if self.keeper is not None and is_slice(ref):
             self.keeper.keep(ref, self.store.path(ref), self.store.size(ref))
         self.act(self.scheduler.on_arrived(ref, time.monotonic()))
+        if self.keeper is not None and not self.scheduler.asked:
+            self.keeper.write()
         if ref in self.imports:
             self._on_module(ref)
 
@@ -394,7 +396,7 @@ class Node:
     def _keep(self, quota: int) -> None:
         """From now on. Where that cannot be, the user is told, and all goes on as it would without."""
         try:
-            self.keeper = Keeper(Kept(default_folder(), quota))
+            self.keeper = Keeper(Kept(default_folder(), quota), self.store.limit // 2)
         except OSError as error:
             self._say(f"slices are not kept (keep_data): {error}")
         else:
