@@ -235,6 +235,7 @@ class Node:
     def close(self) -> None:
         """Stop the workers, remove the files, say BYE."""
         if self.keeper is not None:
+            self.selector.unregister(self.keeper)
             self.keeper.close()  # first: the files that it still copies from go with the workers' parent
         self.pool.close()
         self.selector.close()

@@ -178,14 +178,13 @@ class Entry:
     descriptors are few, in a process that is the user's own, and slices may be many.
     """
 
-    __slots__ = ("fd", "have", "path", "size", "takes")
+    __slots__ = ("fd", "have", "path", "size")
 
-    def __init__(self, path: str, size: int, fd: Optional[int]) -> None:
+    def __init__(self, path: str, size: int, fd: int) -> None:
         self.path = path
         self.size = size
         self.have = 0
-        self.fd = fd
-        self.takes = 0 if fd is None else size  # bytes of what the store may take
+        self.fd: Optional[int] = fd
 
     def write(self, data: memoryview) -> None:
         assert self.fd is not None
@@ -200,6 +199,17 @@ class Entry:
         if self.fd is not None:
             os.close(self.fd)
             self.fd = None
+
+
+class OnDisk(Entry):
+    """All of a ref in a file that was there before: the system can take its memory back, so that it does not count."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = self.have = size
+        self.fd = None
 
 
 class Store:
@@ -274,17 +284,16 @@ class Store:
         return dropped
 
     def adopt(self, ref: str, path: str, size: int) -> None:
-        """Take in a file on disk that holds all of a ref. The system can take its memory back: it does not count."""
+        """Take in a file on disk that holds all of a ref. It goes with the ref."""
         self.drop(ref)
-        entry = self._entries[ref] = Entry(path, size, None)
-        entry.have = size
+        self._entries[ref] = OnDisk(path, size)
 
     def drop(self, ref: str) -> None:
         """Remove a ref; workers that have mapped it keep their map."""
         entry = self._entries.pop(ref, None)
         if entry is not None:
             entry.close()
-            self.bytes -= entry.takes
+            self.bytes -= 0 if isinstance(entry, OnDisk) else entry.size
             remove(entry.path)
 
     def clear(self) -> None:
@@ -295,9 +304,12 @@ class Store:
     def _make_room(self, size: int) -> list[str]:
         dropped: list[str] = []
         while self.bytes + size > self.limit:
-            ref = next((ref for ref, entry in self._entries.items() if entry.takes and ref not in self._pins), None)
+            ref = next((ref for ref in self._entries if self._can_go(ref)), None)
             if ref is None:
                 break
             dropped.append(self._entries[ref].path)
             self.drop(ref)
         return dropped
+
+    def _can_go(self, ref: str) -> bool:
+        return ref not in self._pins and not isinstance(self._entries[ref], OnDisk)
