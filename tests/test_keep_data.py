@@ -22,7 +22,7 @@ from processes import all_end, start
 from ssh_hosts import home, ssh_host  # noqa: F401
 from sshd import Sshd, write_config
 
-from qjam import DataSet, Master, dispatch
+from qjam import DataSet, HostSpec, Master, dispatch
 from qjam.checks import keep_data_bytes
 
 NSLICES = 8
@@ -271,6 +271,19 @@ def test_a_lost_host_that_comes_back_finds_its_slices(tmp_path, ssh_host, cache)
         assert np.array_equal(master.run(usercode.scaled, 3.0, data, timeout=BACK_S), result)
         assert before.isdisjoint(worker.pid for worker in master.workers)
         assert master.stats().dataset_sent == sent
+
+
+def test_a_host_may_have_another_place_for_what_it_keeps(tmp_path, ssh_host):
+    sshd = ssh_host(home=tmp_path / "home")
+    host = HostSpec("testhost", env={"XDG_CACHE_HOME": str(tmp_path / "scratch")})
+    sent = []
+    for _ in range(2):
+        with Master(host, ssh_config=sshd.config, keep_data=True) as master:
+            assert master.run(usercode.add_up, 2, [1, 2, 3]) == 12
+            sent.append(master.stats().dataset_sent > 0)
+    assert sent == [True, False]
+    assert len(os.listdir(tmp_path / "scratch" / "qjam" / "data" / "slices")) == 1
+    assert os.listdir(sshd.home) == []
 
 
 def test_hosts_that_share_a_home_share_what_is_kept(tmp_path, ssh_host, cache, monkeypatch):

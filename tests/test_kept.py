@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from needs import need
 
+from qjam_worker import flat
 from qjam_worker import kept as module
 from qjam_worker.kept import TRAILER, Damaged, Kept, Stopped
 
@@ -445,9 +446,16 @@ def test_the_place_is_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, 
     for nothing in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", nothing)
         assert module.default_folder() == "/somewhere/.cache/qjam/data"
+    monkeypatch.setenv("HOME", "nowhere")
+    with pytest.raises(FileNotFoundError, match="there is no home"):
+        module.default_folder()
+
+
+def test_what_is_kept_in_another_layout_of_values_is_not_taken_for_ours() -> None:
+    assert module.SIGN == b"kept" + flat._FLAT_MAGIC
 
 
 def test_the_trailer_is_the_format(open_kept: Open, folder: Path) -> None:
     put(open_kept(), A, b"content")
-    expected = b"content" + TRAILER.pack(b"qjamkept", A.encode(), 7, zlib.crc32(b"content"))
+    expected = b"content" + TRAILER.pack(b"keptqjv1", A.encode(), 7, zlib.crc32(b"content"))
     assert (folder / "slices" / A).read_bytes() == expected

@@ -29,9 +29,9 @@ from .store import PREFIX, Files, map_file, remove
 # After the content: a sign, the ref, the size and the CRC of the content. The node cannot compute a ref, which is an
 # xxh3 hash, but what was written as one content under one name is found to be that again. CRC-32 is for what disks and
 # crashes do, at 4 to 6 GB/s, where the fastest hash of the standard library that a forger could not beat makes 1.4:
-# a forger who can write here is the user.
+# a forger who can write here is the user. The sign ends with that of flat values, for a ref does not tell their layout.
 TRAILER = struct.Struct("<8s32sQI")
-SIGN = b"qjamkept"
+SIGN = b"keptqjv1"
 REF = re.compile(r"[0-9a-f]{32}")
 NEW = "new-"  # of a file that is being written
 PIECE = 1024 * 1024  # bytes that are read at once: they stay in the processor's cache
@@ -60,10 +60,12 @@ class Room(NamedTuple):
 
 
 def default_folder() -> str:
-    """Where slices of this user are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    home = cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache")
-    return os.path.join(home, "qjam", "data")
+    """Where slices of this user are kept. OSError where nobody tells of a home."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    cache = named if os.path.isabs(named) else os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(cache):
+        raise FileNotFoundError(errno.ENOENT, "there is no home", cache)
+    return os.path.join(cache, "qjam", "data")
 
 
 class Kept:
