@@ -145,7 +145,7 @@ DAMAGE = {
     "longer": lambda path: overwrite(path, path.read_bytes() + b"X"),
     "zeros, as after a power cut": lambda path: overwrite(path, bytes(path.stat().st_size)),
     "another slice": swap_with_another,
-    "a symbolic link": in_place_of(lambda path: path.symlink_to(path.with_name(B))),
+    "a symbolic link": lambda path: path.symlink_to(path.rename(path.parent / "elsewhere")),
     "a pipe": in_place_of(os.mkfifo),
 }
 
@@ -220,6 +220,23 @@ def test_what_another_is_writing_counts(open_kept: Open, folder: Path) -> None:
     assert not put(other, C, b"c" * 8000)
 
 
+def test_who_counts_and_makes_room_is_alone(open_kept: Open, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    look = Kept._look
+
+    def look_at_the_lock(self: Kept) -> module.Room:
+        with open(folder / "used") as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        looks.append(self)
+        return look(self)
+
+    monkeypatch.setattr(Kept, "_look", look_at_the_lock)
+    kept = open_kept()
+    assert put(kept, A, b"a")
+    kept.trim()
+    assert looks == [kept, kept]
+
+
 def test_a_program_that_wrote_the_same_slice_meanwhile_changes_nothing(open_kept: Open, folder: Path) -> None:
     one, other = open_kept(), open_kept()
 
@@ -277,6 +294,14 @@ def test_beyond_the_quota_what_was_used_least_recently_goes(open_kept: Open, fol
     with closing(open_kept(quota=30_000)) as second:
         assert put(second, D, b"x" * 8000)
     assert names(folder) == {A, C, D}
+
+
+def test_a_program_that_is_killed_has_used_what_it_took(open_kept: Open, folder: Path) -> None:
+    with closing(open_kept()) as first:
+        put(first, A, b"a")
+    used(folder, A, 0)
+    open_kept().take(A)
+    assert os.stat(folder / "slices" / A).st_mtime > 0
 
 
 def test_to_be_taken_is_to_be_used(open_kept: Open, folder: Path) -> None:
