@@ -131,25 +131,63 @@ def test_at_the_end_what_waits_is_written(folder: Path, tmp_path: Path) -> None:
     assert set(os.listdir(folder / "slices")) == set(map(ref, range(60)))
 
 
-def test_the_end_does_not_wait_for_ever(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LINGER", 0.05)
-    writing, go_on = threading.Event(), threading.Event()
-    check = Kept._go_on
+class Slow:
+    """Every piece that is written waits here."""
 
-    def wait(self: Kept) -> None:
-        writing.set()
-        go_on.wait()
-        check(self)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.writing, self.go_on = threading.Event(), threading.Event()
+        check = Kept._go_on
 
-    monkeypatch.setattr(Kept, "_go_on", wait)
+        def wait(kept: Kept) -> None:
+            self.writing.set()
+            self.go_on.wait()
+            check(kept)
+
+        monkeypatch.setattr(Kept, "_go_on", wait)
+
+
+def test_what_is_being_written_at_the_end_is_written(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(monkeypatch)
     keeper = Keeper(Kept(str(folder), QUOTA), MOST)
     keeper.keep(ref(10), str(source(tmp_path, 10)), 1000)
     keeper.write()
-    writing.wait()
-    threading.Timer(0.2, go_on.set).start()
+    slow.writing.wait()
+    keeper.keep(ref(11), str(source(tmp_path, 11)), 1000)
+    threading.Timer(0.1, slow.go_on.set).start()
+    keeper.close()
+    assert set(os.listdir(folder / "slices")) == set(map(ref, range(12)))
+
+
+def test_the_end_does_not_wait_for_ever(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LINGER", -1.0)
+    slow = Slow(monkeypatch)
+    keeper = Keeper(Kept(str(folder), QUOTA), MOST)
+    keeper.keep(ref(10), str(source(tmp_path, 10)), 1000)
+    keeper.write()
+    slow.writing.wait()
+    threading.Timer(0.1, slow.go_on.set).start()
     keeper.close()
     assert set(os.listdir(folder / "slices")) == set(map(ref, range(10)))
     assert set(os.listdir(folder)) == {"slices", "used"}
+
+
+def test_a_thread_that_is_stuck_in_the_disk_is_left_behind(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STOP", 0.05)
+    slow = Slow(monkeypatch)
+    keeper = Keeper(Kept(str(folder), QUOTA), MOST)
+    assert keeper.look(ref(1), 1)
+    slow.writing.wait()
+    keeper.close()
+    threads = [thread for thread in threading.enumerate() if thread.name == "qjam-keep"]
+    assert threads
+    slow.go_on.set()
+    for thread in threads:
+        thread.join()
+    os.close(keeper._bell_fd)
 
 
 def test_a_disk_that_takes_no_more_is_told_of_once(
@@ -167,19 +205,22 @@ def test_a_disk_that_takes_no_more_is_told_of_once(
 
 
 def test_to_write_has_the_lowest_priority(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    priorities: list[int] = []
+    priorities: queue.SimpleQueue[int] = queue.SimpleQueue()
     put = Kept.put
 
     def note(self: Kept, *slice_: Any) -> bool:
-        priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        priorities.put(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         return put(self, *slice_)
 
     monkeypatch.setattr(Kept, "put", note)
     before = os.getpriority(os.PRIO_PROCESS, 0)
     keeper = Keeper(Kept(str(folder), QUOTA), MOST)
     keeper.keep(ref(10), str(source(tmp_path, 10)), 1000)
+    keeper.write()
+    assert priorities.get(timeout=10.0) == 19
+    keeper.keep(ref(11), str(source(tmp_path, 11)), 1000)
     keeper.close()
-    assert priorities == [19]
+    assert priorities.get(timeout=10.0) == before  # who waits for the end writes as the others do
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 

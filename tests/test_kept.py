@@ -455,7 +455,7 @@ def test_what_cannot_be_finished_is_not_kept(open_kept: Open, folder: Path) -> N
     with closing(open_kept()) as first:
         put(first, A, b"a")
     kept = open_kept()
-    kept.stopped = True
+    kept.until = 0.0
     with pytest.raises(Stopped):
         put(kept, B, b"b")
     with pytest.raises(Stopped):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import queue
 import threading
@@ -20,6 +21,9 @@ LINGER = 2.0
 # Seconds for a thread to see that it is to stop.
 STOP = 0.5
 LOWEST_PRIORITY = 19
+
+
+Item = tuple[str, str, int]  # ref, file, size
 
 
 class Found(NamedTuple):
@@ -46,12 +50,13 @@ class Keeper:
         self._rounds: dict[str, Optional[int]] = {}  # of the refs that are looked for
         self._read: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         self._found: queue.SimpleQueue[Found] = queue.SimpleQueue()
-        self._write: queue.SimpleQueue[Optional[tuple[str, str, int]]] = queue.SimpleQueue()
-        self._arrived: list[tuple[str, str, int]] = []
+        self._write: queue.SimpleQueue[Optional[Item]] = queue.SimpleQueue()
+        self._arrived: list[Optional[Item]] = []
         self._held_back = 0
         self._readers: list[threading.Thread] = []
         self._writers: list[threading.Thread] = []
         self._damaged = 0
+        self._full = False
 
     def fileno(self) -> int:
         return self._wake_fd
@@ -95,17 +100,23 @@ class Keeper:
             self._held_back = 0
 
     def close(self) -> None:
-        """End the threads; what is still to be kept has LINGER seconds."""
-        self.write()
-        deadline = time.monotonic() + LINGER
+        """End the threads; what is still to be kept has LINGER seconds, here: one of the lowest priority may get no
+        time on a busy machine.
+        """
+        self.kept.until = -math.inf
         for _ in self._readers:
             self._read.put(None)
-        for writer in self._writers:
+        for _ in self._writers:
             self._write.put(None)
-            writer.join(max(0.0, deadline - time.monotonic()))
-        self.kept.stopped = True
         for thread in (*self._readers, *self._writers):
             thread.join(STOP)  # one that is stuck in the disk is left behind
+        self.kept.until = time.monotonic() + LINGER
+        with suppress(queue.Empty):
+            while True:
+                self._arrived.append(self._write.get_nowait())
+        with suppress(Stopped, OSError):
+            for item in filter(None, self._arrived):
+                self._put(item)
         self.kept.close()
         if not any(thread.is_alive() for thread in (*self._readers, *self._writers)):
             os.close(self._bell_fd)
@@ -147,17 +158,21 @@ class Keeper:
     def _writing(self) -> None:
         with suppress(OSError):  # one of this thread alone, on Linux
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-        told = False
         try:
             self.kept.trim()
             while (item := self._write.get()) is not None:
-                if not self.kept.put(*item) and not told:
-                    told = True
-                    self._say(f"{self.kept.folder} has no room for more slices (keep_data); the others are not kept")
-        except Stopped:
-            pass
+                try:
+                    self._put(item)
+                except Stopped:
+                    self._write.put(item)
+                    return
         except OSError as error:
             self._say(f"slices are kept no longer: {error}")
+
+    def _put(self, item: Item) -> None:
+        if not self.kept.put(*item) and not self._full:
+            self._full = True
+            self._say(f"{self.kept.folder} has no room for more slices (keep_data); the others are not kept")
 
     def _say(self, text: str) -> None:
         self.notes.put(text)

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import re
 import stat
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,7 +77,7 @@ class Kept:
         self.folder = folder
         self.slices = os.path.join(folder, "slices")
         self.quota = quota
-        self.stopped = False
+        self.until = math.inf  # what takes longer, by time.monotonic(), is given up
         self._refused: Optional[int] = None  # bytes for which no room could be made
         os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)
         for path, barred in ((os.path.dirname(folder), 0o022), (folder, 0o077), (self.slices, 0o077)):
@@ -106,7 +108,7 @@ class Kept:
     def take(self, ref: str) -> Optional[tuple[str, int]]:
         """The path and the size of a slice, all of which has been read and compared; None when it is not kept.
 
-        The file stays as long as this is not closed. Raises Damaged, and Stopped once `stopped` is set.
+        The file stays as long as this is not closed. Raises Damaged, and Stopped when it is later than `until`.
         """
         name, link = self._name(ref), self._link(ref)
         try:
@@ -131,7 +133,7 @@ class Kept:
     def put(self, ref: str, source: str, size: int) -> bool:
         """Keep a copy of the first `size` bytes of a file, if it is still there; False when there is no room.
 
-        Raises OSError when it cannot be written, and Stopped once `stopped` is set.
+        Raises OSError when it cannot be written, and Stopped when it is later than `until`.
         """
         name, link, new = self._name(ref), self._link(ref), os.path.join(self._links, NEW + ref)
         with suppress(OSError):
@@ -199,7 +201,7 @@ class Kept:
         _write(out, memoryview(TRAILER.pack(SIGN, ref.encode(), len(content), checksum)))
 
     def _go_on(self) -> None:
-        if self.stopped:
+        if time.monotonic() > self.until:
             raise Stopped
 
     # Room

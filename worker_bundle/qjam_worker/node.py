@@ -237,6 +237,7 @@ class Node:
         if self.keeper is not None:
             self.selector.unregister(self.keeper)
             self.keeper.close()  # first: the files that it still copies from go with the workers' parent
+            self._pass_on_notes(self.keeper)
         self.pool.close()
         self.selector.close()
         self._forget_files()
@@ -428,8 +429,11 @@ class Node:
                 lacking.setdefault(number, []).append([ref, self.store.have(ref)])
         for number, missing in lacking.items():
             self.send(Kind.STATE, {"state": "blocked", "round": number, "missing": missing})
-        while not self.keeper.notes.empty():
-            self._say(self.keeper.notes.get())
+        self._pass_on_notes(self.keeper)
+
+    def _pass_on_notes(self, keeper: Keeper) -> None:
+        while not keeper.notes.empty():
+            self._say(keeper.notes.get())
 
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
         if self.print_credit + header["bytes"] > PRINT_CREDIT:
