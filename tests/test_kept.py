@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -96,6 +97,14 @@ def test_a_slice_that_is_put_again_is_not_written_again(open_kept: Open, folder:
 
 def test_a_source_that_has_gone_is_not_kept(open_kept: Open, folder: Path, tmp_path: Path) -> None:
     assert open_kept().put(A, str(tmp_path / "nowhere"), 3)
+    assert names(folder) == set()
+
+
+def test_a_source_that_is_too_short_is_not_kept(open_kept: Open, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "short").write_bytes(b"ab")
+    kept = open_kept()
+    with pytest.raises(OSError, match="cut short"):
+        kept.put(A, str(tmp_path / "short"), 3)
     assert names(folder) == set()
 
 
@@ -237,16 +246,26 @@ def test_who_counts_and_makes_room_is_alone(open_kept: Open, folder: Path, monke
     assert looks == [kept, kept]
 
 
+def test_nobody_waits_for_ever_for_one_that_is_stopped_while_it_counts(open_kept: Open, folder: Path) -> None:
+    kept = open_kept()
+    put(kept, A, b"a")
+    with open(folder / "used") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        kept.until = time.monotonic() + 0.02
+        with pytest.raises(Stopped):
+            put(kept, B, b"b")
+    assert names(folder) == {A}
+
+
 def test_a_program_that_wrote_the_same_slice_meanwhile_changes_nothing(open_kept: Open, folder: Path) -> None:
     one, other = open_kept(), open_kept()
+    begin = one._begin
 
-    copy = one._copy
-
-    def write_meanwhile(ref: str, content: memoryview, out: object) -> None:
+    def write_meanwhile(new: str, size: int) -> int | None:
         put(other, A, b"same")
-        copy(ref, content, out)  # type: ignore[arg-type]
+        return begin(new, size)
 
-    one._copy = write_meanwhile  # type: ignore[method-assign,assignment]
+    one._begin = write_meanwhile  # type: ignore[method-assign]
     assert put(one, A, b"same")
     assert taken(one, A) == taken(other, A) == b"same"
 

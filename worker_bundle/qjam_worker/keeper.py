@@ -18,10 +18,9 @@ from .warm import usable_cores
 READERS = min(4, usable_cores())
 # Seconds, at the end, for what is not written yet; what then lacks is sent to the next program, which keeps it.
 LINGER = 2.0
-# Seconds for a thread to see that it is to stop.
+# Seconds for the threads to see that they are to stop.
 STOP = 0.5
 LOWEST_PRIORITY = 19
-
 
 Item = tuple[str, str, int]  # ref, file, size
 
@@ -108,8 +107,9 @@ class Keeper:
             self._read.put(None)
         for _ in self._writers:
             self._write.put(None)
+        deadline = time.monotonic() + STOP
         for thread in (*self._readers, *self._writers):
-            thread.join(STOP)  # one that is stuck in the disk is left behind
+            thread.join(max(0.0, deadline - time.monotonic()))  # one that is stuck in the disk is left behind
         self.kept.until = time.monotonic() + LINGER
         with suppress(queue.Empty):
             while True:

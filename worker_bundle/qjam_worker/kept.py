@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import NamedTuple, Optional
 
-from .store import PREFIX, Files, map_file, remove
+from .store import PREFIX, Files, remove
 
 # After the content: a sign, the ref, the size and the CRC of the content. The node cannot compute a ref, which is an
 # xxh3 hash, but what was written as one content under one name is found to be that again. CRC-32 is for what disks and
@@ -37,6 +37,7 @@ SIGN = b"keptqjv1"
 REF = re.compile(r"[0-9a-f]{32}")
 NEW = "new-"  # of a file that is being written
 PIECE = 1024 * 1024  # bytes that are read at once: they stay in the processor's cache
+PAUSE = 0.005  # seconds between two attempts at a lock
 BLOCK = 4096  # what the smallest file takes
 # How much of the allowed room is made free beyond what is needed, so that not every slice has to look for more.
 SPARE = 16
@@ -46,7 +47,7 @@ DISK_SHARE = 2
 SHORTAGES = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 
 
-class Damaged(Exception):
+class Damaged(OSError):
     """A kept slice was not what had been written, and is removed."""
 
 
@@ -120,8 +121,8 @@ class Kept:
         try:
             size = self._check(ref, link)
             os.utime(link)
-        except (Damaged, OSError) as error:
-            if isinstance(error, OSError) and error.errno in SHORTAGES:
+        except OSError as error:
+            if error.errno in SHORTAGES:
                 return None
             with suppress(OSError):
                 if os.path.samestat(os.lstat(name), os.lstat(link)):  # else somebody has kept it anew
@@ -135,28 +136,16 @@ class Kept:
 
         Raises OSError when it cannot be written, and Stopped when it is later than `until`.
         """
-        name, link, new = self._name(ref), self._link(ref), os.path.join(self._links, NEW + ref)
-        with suppress(OSError):
-            os.link(name, link, follow_symlinks=False)  # somebody has kept it already, and now it is in use here too
-        if os.path.lexists(link):
+        with suppress(OSError):  # somebody has kept it already, and now it is in use here too
+            os.link(self._name(ref), self._link(ref), follow_symlinks=False)
+        if os.path.lexists(self._link(ref)):
             return True
         try:
-            content = map_file(source, size)
+            content = FileIO(source)  # not mapped: that would count as memory of the user's own process
         except FileNotFoundError:
             return True
-        fd = self._begin(new, size + TRAILER.size)
-        if fd is None:
-            return False
-        try:
-            with FileIO(fd, "wb") as out:
-                self._copy(ref, content, out)
-            with suppress(FileExistsError):
-                os.link(new, name)  # whole or not at all
-            os.rename(new, link)
-        except BaseException:
-            remove(new)
-            raise
-        return True
+        with content:
+            return self._copy(ref, content, size)
 
     def trim(self) -> None:
         """Have what is kept, perhaps under a larger quota, fit in this one."""
@@ -172,33 +161,50 @@ class Kept:
         return os.path.join(self._links, ref)
 
     def _check(self, ref: str, path: str) -> int:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", 0) as file:
+        with FileIO(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
                 raise Damaged("is not a file of this user")
-            left = size = status.st_size - TRAILER.size
+            size = status.st_size - TRAILER.size
             if size < 0:
                 raise Damaged("is cut short")
-            checksum, buffer = 0, memoryview(bytearray(min(size, PIECE)))
-            while left:
-                self._go_on()
-                piece = buffer[: file.readinto(buffer[: min(left, PIECE)])]
-                if not piece:
-                    raise Damaged("is cut short")
+            checksum = 0
+            for piece in self._pieces(file, size):
                 checksum = zlib.crc32(piece, checksum)
-                left -= len(piece)
             if file.read(TRAILER.size) != TRAILER.pack(SIGN, ref.encode(), size, checksum):
                 raise Damaged("is not what was kept under this name")
             return size
 
-    def _copy(self, ref: str, content: memoryview, out: FileIO) -> None:
-        checksum = 0
-        for start in range(0, len(content), PIECE):
+    def _copy(self, ref: str, content: FileIO, size: int) -> bool:
+        name, new = self._name(ref), os.path.join(self._links, NEW + ref)
+        fd = self._begin(new, size + TRAILER.size)
+        if fd is None:
+            return False
+        try:
+            with FileIO(fd, "wb") as out:
+                checksum = 0
+                for piece in self._pieces(content, size):
+                    checksum = zlib.crc32(piece, checksum)
+                    _write(out, piece)
+                _write(out, memoryview(TRAILER.pack(SIGN, ref.encode(), size, checksum)))
+            with suppress(FileExistsError):
+                os.link(new, name)  # whole or not at all
+            os.rename(new, self._link(ref))
+        except BaseException:
+            remove(new)
+            raise
+        return True
+
+    def _pieces(self, file: FileIO, size: int) -> Iterator[memoryview]:
+        """The next `size` bytes; each piece lasts until the next one."""
+        buffer = memoryview(bytearray(min(size, PIECE)))
+        while size:
             self._go_on()
-            piece = content[start : start + PIECE]
-            checksum = zlib.crc32(piece, checksum)
-            _write(out, piece)
-        _write(out, memoryview(TRAILER.pack(SIGN, ref.encode(), len(content), checksum)))
+            piece = buffer[: file.readinto(buffer[: min(size, PIECE)])]
+            if not piece:
+                raise Damaged("is cut short")
+            size -= len(piece)
+            yield piece
 
     def _go_on(self) -> None:
         if time.monotonic() > self.until:
@@ -229,7 +235,9 @@ class Kept:
         path = os.path.join(self.folder, "used")
         count = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(count, fcntl.LOCK_EX)
+            while not _lock(count):  # who holds it may be stopped
+                self._go_on()
+                time.sleep(PAUSE)
             yield count
         finally:
             os.close(count)
@@ -281,6 +289,14 @@ def _check_private(path: str, barred: int) -> None:
     status = os.lstat(path)
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & barred:
         raise PermissionError(errno.EACCES, "it must be a directory that is yours alone (mode 700)", path)
+
+
+def _lock(count: int) -> bool:
+    try:
+        fcntl.flock(count, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _taken(size: int) -> int:
