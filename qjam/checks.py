@@ -14,7 +14,8 @@ from .hosts import HostSpec, parse
 from .launch.fleet import ROUTES, Options
 
 HOST_KEYS = ("known", "accept-new")
-LEAST_MEMORY = 1_000_000  # a smaller limit was meant in another unit, and user code could not do anything
+LEAST_BYTES = 1_000_000  # a smaller limit was meant in another unit, and nothing could be done with it
+KEEP_DATA = 20_000_000_000  # bytes that keep_data=True keeps: data sets of a few programs, on disks of today
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
 
@@ -45,25 +46,35 @@ def memory_limit_bytes(limit: Any) -> int | None:
 
     None for no limit, a whole number, or a text with a unit: "500MB" and "1.5 GB" count in thousands, "1GiB" in 1024s.
     """
-    if limit is None:
-        return None
-    if isinstance(limit, str):
-        found = _AMOUNT.fullmatch(limit)
+    return None if limit is None else _bytes("memory_limit", limit, "None", "None for no limit")
+
+
+def keep_data_bytes(keep: Any) -> int | None:
+    """The `keep_data` of `Master` in bytes: those that a host may keep on disk. None for False, as above for the rest,
+    KEEP_DATA for True.
+    """
+    if isinstance(keep, (bool, np.bool_)):
+        return KEEP_DATA if keep else None
+    return _bytes("keep_data", keep, "True or False", "False to keep nothing")
+
+
+def _bytes(name: str, value: Any, others: str, instead: str) -> int:
+    """The bytes that an argument means, which may also be one of the `others`."""
+    if isinstance(value, str):
+        found = _AMOUNT.fullmatch(value)
         if found is None:
-            raise ValueError(f'memory_limit must be a number of bytes or a text as "500MB" or "2GiB", not {limit!r}')
+            raise ValueError(f'{name} must be a number of bytes or a text as "500MB" or "2GiB", not {value!r}')
         number, unit, binary = found.groups()
         size = int(Decimal(number) * (1024 if binary else 1000) ** (1 + "kmgt".index(unit.lower()) if unit else 0))
-    elif isinstance(limit, bool) or not isinstance(limit, (int, np.integer)):
+    elif isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(
-            f'memory_limit must be a whole number of bytes, a text as "500MB", or None, '
-            f"not {limit!r} ({type(limit).__name__})"
+            f'{name} must be a whole number of bytes, a text as "500MB", or {others}, '
+            f"not {value!r} ({type(value).__name__})"
         )
     else:
-        size = int(limit)
-    if size < LEAST_MEMORY:
-        raise ValueError(
-            f'memory_limit must be at least {LEAST_MEMORY:,} bytes ("1MB"), or None for no limit, not {limit!r}'
-        )
+        size = int(value)
+    if size < LEAST_BYTES:
+        raise ValueError(f'{name} must be at least {LEAST_BYTES:,} bytes ("1MB"), or {instead}, not {value!r}')
     return size
 
 
@@ -91,7 +102,9 @@ def hosts_to_remove(specs: list[HostSpec], known: list[str]) -> list[str]:
     return wanted
 
 
-def options(host_keys: Any, ssh_config: Any, route: Any, address: Any, memory_limit: int | None) -> Options:
+def options(
+    host_keys: Any, ssh_config: Any, route: Any, address: Any, memory_limit: int | None, keep_data: int | None
+) -> Options:
     """The options of `Master` for hosts that are reached by ssh."""
     if host_keys not in HOST_KEYS:
         raise ValueError(f"host_keys must be {' or '.join(map(repr, HOST_KEYS))}, not {host_keys!r}")
@@ -104,7 +117,7 @@ def options(host_keys: Any, ssh_config: Any, route: Any, address: Any, memory_li
         if not ssh_config.is_file():
             raise ValueError(f"ssh_config: there is no file {ssh_config}")
     addresses = [_address(item) for item in ([address] if isinstance(address, str) else address)]
-    return Options(ssh_config, host_keys == "accept-new", route, addresses, memory_limit)
+    return Options(ssh_config, host_keys == "accept-new", route, addresses, memory_limit, keep_data)
 
 
 def _address(item: Any) -> str:

@@ -351,6 +351,7 @@ class Engine:
     def _run(self) -> None:
         self._selector.register(self._calls, selectors.EVENT_READ, (RANG, self._calls.take_wakes, None))
         self._selector.register(self._router.link, selectors.EVENT_READ, (RANG, self._router.link.stir, None))
+        np.seterr(all="ignore")  # for this thread: results are added up in it
         try:
             self._turns.serve(self._turn, lambda: self._stopped or self._error is not None)
         except BaseException as error:  # noqa: BLE001  raised below
@@ -514,6 +515,9 @@ class Engine:
             return []
         if header["state"] == "shared":
             return self._dispatch.on_shared(name, header)
+        if header["state"] == "note":
+            self._note(f"{self._dispatch.nodes[name].host}: {header['text'][:LONGEST_WHY]}")
+            return []
         if header["state"] == "lost":
             commands = self._dispatch.on_worker_lost(name, header)
             self.stats.resent_slices = self._dispatch.resent

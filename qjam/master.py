@@ -122,6 +122,9 @@ class Master:
     `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None takes the first that works.
     `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at. One of
     a router before it needs the port that is forwarded to the same port here.
+    `keep_data`: whether hosts keep slices on disk (~/.cache/qjam/data there), so that a program that comes after has to
+    send none of them again. True keeps up to 20 GB a host, bytes or a text such as "100GB" that much, and never more
+    than half of the free disk; what was used least recently goes first. False leaves nothing on any host.
 
     A host that is lost later is started again in the background; the logger "qjam" tells of it.
 
@@ -140,11 +143,13 @@ class Master:
         route: str | None = None,
         address: str | Sequence[str] = (),
         memory_limit: int | str | None = None,
+        keep_data: bool | int | str = False,
         speculation: bool = True,
     ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
         limit = checks.memory_limit_bytes(memory_limit)
-        options = checks.options(host_keys, ssh_config, route, address, limit)
+        keep = checks.keep_data_bytes(keep_data)
+        options = checks.options(host_keys, ssh_config, route, address, limit, keep)
         checks.check_speculation(speculation)
         checks.check_min_workers(min_workers, specs)
         self._owner = os.getpid()
@@ -153,7 +158,7 @@ class Master:
         self._engine = Engine(endpoint, self._sources.lookup, speculation=speculation)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
-        self._members = Members(self._engine, self._fleet, limit)
+        self._members = Members(self._engine, self._fleet, limit, keep)
         self._finisher = _Finisher()
         self._close = weakref.finalize(
             self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._members

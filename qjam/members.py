@@ -49,10 +49,13 @@ class Member:
 class Members:
     """All hosts of one master."""
 
-    def __init__(self, engine: Engine, fleet: Fleet, memory_limit: int | None) -> None:
+    def __init__(
+        self, engine: Engine, fleet: Fleet, memory_limit: int | None = None, keep_data: int | None = None
+    ) -> None:
         self._engine = engine
         self._fleet = fleet
         self._memory_limit = memory_limit
+        self._keep_data = keep_data
         self._members: dict[str, Member] = {}  # by the name of the node
         self.reports: list[HostReport] = []
 
@@ -98,7 +101,8 @@ class Members:
         remote = {}
         for member in members:
             if member.spec.local:
-                local.launch(self._engine.host_node, member.name, member.spec.workers or 1, self._memory_limit)
+                workers = member.spec.workers or 1
+                local.launch(self._engine.host_node, member.name, workers, self._memory_limit, self._keep_data)
             else:
                 remote[member.name] = (member.spec, self._engine.admit(member.name)._asdict())
         if remote:

@@ -76,7 +76,7 @@ class Stage:
                 self.welcomes[name] = self.now
             self.launch(name)
 
-    def launch_local(self, host_node: Any, name: str, workers: int, limit: Any) -> None:
+    def launch_local(self, host_node: Any, name: str, workers: int, *limits: Any) -> None:
         self.launch(name)
 
     def launch(self, name: str) -> None:

@@ -404,6 +404,25 @@ def test_beyond_the_limit_the_oldest_goes(store: Store) -> None:
     assert not os.path.exists(path)
 
 
+def test_a_file_on_disk_is_taken_in_and_does_not_count(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"hello and a trailer")
+    put(store, "x", b"hel", total=5)  # a part of it had come
+    half = store.path("x")
+    store.adopt("x", str(tmp_path / "kept"), 5)
+    assert not os.path.exists(half)
+    assert "x" in store
+    assert (store.path("x"), store.size("x"), store.read("x")) == (str(tmp_path / "kept"), 5, b"hello")
+    assert store.bytes == 0
+    put(store, "x", b"lo", offset=3, total=5)  # it comes late
+    assert store.read("x") == b"hello"
+    for ref in "abc":
+        put(store, ref, b"x" * 400)
+    assert store.refs() == ["x", "b", "c"]  # what takes no memory need not make room
+    store.drop("x")
+    assert store.bytes == 800
+    assert not (tmp_path / "kept").exists()
+
+
 def test_what_was_used_lately_stays(store: Store) -> None:
     put(store, "a", b"a" * 400)
     put(store, "b", b"b" * 400)

@@ -39,6 +39,7 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
         ({key: LOST[key] for key in ("state", "worker", "how", "pid")}, 0),
         ({"state": "blocked", "round": None, "missing": [["module:1:m", 0]]}, 0),
         ({"state": "shared", "round": 1, "for": "b/1", "indices": []}, 0),
+        ({"state": "note", "text": "t"}, 0),
     ],
     Kind.REFS: [({"ref": "r", "offset": 0, "total": 3}, 1), ({"ref": "r", "offset": 0, "total": 0, "gone": True}, 1)],
     Kind.CREDIT: [({"bytes": 100}, 0)],
@@ -102,6 +103,7 @@ WRONG_STATES: list[dict[str, Any]] = [
     {"state": "blocked", "round": 1, "missing": [["x" * 5000, 0]]},
     {"state": "blocked", "round": 1, "missing": [["ref", 0, 0]]},
     {"state": "shared", "round": 1, "for": "b", "indices": [0.0]},
+    {"state": "note", "text": None},
 ]
 
 

@@ -56,6 +56,7 @@ class Options(NamedTuple):
     route: str | None = None
     addresses: Sequence[str] = ()
     memory_limit: int | None = None
+    keep_data: int | None = None
 
 
 class Events(Protocol):
@@ -133,6 +134,7 @@ class Fleet:
             "lease": LEASE,
             "silence": SILENCE,
             "memory_limit": self._options.memory_limit,
+            "keep_data": self._options.keep_data,
             "limits": PHASE_TIMEOUT,
             "ssh_config": str(self._options.ssh_config or os.environ.get("QJAM_SSH_CONFIG") or ""),
             "accept_new": self._options.accept_new,

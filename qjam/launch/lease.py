@@ -146,7 +146,7 @@ class Lease:
         workers = order["workers"] or facts["facts"]["cores"]
         self._bring_parts(self.session, facts, workers)
         route, endpoint = self._find_way(self.connection, self.session, order["route"])
-        welcome = {name: order[name] for name in ("node", "keys", "lease", "memory_limit")}
+        welcome = {name: order[name] for name in ("node", "keys", "lease", "memory_limit", "keep_data")}
         self._on_heard()
         self.welcomed = True
         self.session.tell(welcome={**welcome, "workers": workers, "endpoint": endpoint}, stdio=route == "stdio")

@@ -19,7 +19,8 @@ def serve(
     welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = (), warm: Optional[Warm] = None
 ) -> None:
     """Be the node that the welcome describes: {"endpoint", "node", "workers"} and, where the link is encrypted, "keys"
-    as in `Node.connect`. "memory_limit" are the bytes that each worker may take for itself. "lease" are the seconds for
+    as in `Node.connect`. "memory_limit" are the bytes that each worker may take for itself, "keep_data" those
+    of slices that may be kept on disk. "lease" are the seconds for
     which `read_fd` may be silent; it may be so for ever without.
     """
     ended, end = os.pipe()
@@ -41,6 +42,7 @@ def serve(
         paths=paths,
         warm=warm,
         memory_limit=welcome.get("memory_limit"),
+        keep_data=welcome.get("keep_data"),
     )
     lease.hold(read_fd, write_fd, welcome.get("lease"), on_end)
     node.run()

@@ -21,13 +21,15 @@ import zmq
 from . import wire
 from .imports import Imports
 from .infile import Place, Shelf
+from .keeper import Keeper
+from .kept import Kept, default_folder
 from .link import LIVENESS, PRINTED, RANG, Dealer, Uplink
 from .params import ParamsPlaces
 from .pool import Pool, WorkerHandle
 from .reducing import Span
 from .results import Held
 from .rounds import NodeJob
-from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, is_slice, refusal
 from .store import Files, NoRoom, Store, map_file, remove
 from .warm import Warm, usable_cores
 from .wire import Kind
@@ -51,7 +53,8 @@ class Node:
     `selector` is that of the loop which the node lives in, where it has none of its own: what is registered there has
     (priority, call) as its data. `watch` maps file descriptors to functions that are called when they are readable.
     `paths` are folders in which the workers find packages before they look where their python does. `warm` is a parent
-    of workers that has been forked already. `memory_limit`: bytes that each worker may take for itself.
+    of workers that has been forked already. `memory_limit`: bytes that each worker may take for itself. `keep_data`:
+    bytes of slices that may be kept on disk; None for none.
     """
 
     def __init__(
@@ -65,11 +68,14 @@ class Node:
         paths: Sequence[str] = (),
         warm: Optional[Warm] = None,
         memory_limit: Optional[int] = None,
+        keep_data: Optional[int] = None,
     ) -> None:
         self.uplink = uplink
         self.leaving: Optional[str] = None
         # What was on its way over a broken link is lost, and nobody can tell what that was.
         uplink.on_broken = lambda: self.leave("its link to the master broke")
+        self.keep_data = keep_data
+        self.keeper: Optional[Keeper] = None
         self.selector = selectors.DefaultSelector() if selector is None else selector
         self.files = Files.make(bases) if warm is None else warm.files
         self.locks = self.files.lock() if warm is None else warm.locks
@@ -102,7 +108,7 @@ class Node:
         self.commands: deque[Command] = deque()
         self.acting = False
         self.perform: dict[type, Callable[[Any], None]] = {
-            Tell: lambda command: self.send(*command),
+            Tell: self._tell,
             Give: self._give,
             Interrupt: lambda command: self.pool.interrupt(self.pool.workers[command.worker], time.monotonic()),
             Forget: self._forget,
@@ -139,6 +145,7 @@ class Node:
         paths: Sequence[str] = (),
         warm: Optional[Warm] = None,
         memory_limit: Optional[int] = None,
+        keep_data: Optional[int] = None,
     ) -> Node:
         """A node with an uplink to the master's ROUTER at `endpoint`, which will know it as `name`.
 
@@ -159,19 +166,30 @@ class Node:
                 uplink.setsockopt(sign, value)
         dealer = Dealer(uplink, None if keys is None else uplink.get_monitor_socket(BROKEN))
         uplink.connect(endpoint)
-        return cls(dealer, workers, bases=bases, watch=watch, paths=paths, warm=warm, memory_limit=memory_limit)
+        return cls(
+            dealer,
+            workers,
+            bases=bases,
+            watch=watch,
+            paths=paths,
+            warm=warm,
+            memory_limit=memory_limit,
+            keep_data=keep_data,
+        )
 
     def leave(self, reason: str) -> None:
         self.leaving = reason[:LONGEST_WHY]
 
     def start(self) -> None:
         """Start the workers and report to the master."""
-        np.seterr(all="ignore")  # for this thread: folding here must not warn in the user's process
         self.pool.start()
         self._hello()
+        if self.keep_data is not None:
+            self._keep(self.keep_data)
 
     def run(self) -> None:
         """Serve until it is time to leave. For a node with a process of its own."""
+        np.seterr(all="ignore")  # folding must not warn
         try:
             self.start()
             while self.receive():
@@ -207,6 +225,10 @@ class Node:
 
     def close(self) -> None:
         """Stop the workers, remove the files, say BYE."""
+        if self.keeper is not None:
+            self.selector.unregister(self.keeper)
+            self.keeper.close()  # first: the files that it still copies from go with the workers' parent
+            self._pass_on_notes(self.keeper)
         self.pool.close()
         self.selector.close()
         self._forget_files()
@@ -313,7 +335,11 @@ class Node:
         self.send(Kind.CREDIT, {"bytes": sum(map(len, data))})
         if ref not in self.store:
             return
+        if self.keeper is not None and is_slice(ref):
+            self.keeper.keep(ref, self.store.path(ref), self.store.size(ref))
         self.act(self.scheduler.on_arrived(ref, time.monotonic()))
+        if self.keeper is not None and not self.scheduler.asked:
+            self.keeper.write()
         if ref in self.imports:
             self._on_module(ref)
 
@@ -354,6 +380,48 @@ class Node:
         module = msgpack.unpackb(self.store.read(ref), unicode_errors="surrogatepass")
         self.store.drop(ref)
         self.imports.arrived(ref, module)
+
+    # Slices on disk
+
+    def _keep(self, quota: int) -> None:
+        """From now on. Where that cannot be, the user is told, and all goes on as it would without."""
+        try:
+            self.keeper = Keeper(Kept(default_folder(), quota), self.store.limit // 2)
+        except OSError as error:
+            self._say(f"slices are not kept (keep_data): {error}")
+        else:
+            self.selector.register(self.keeper, selectors.EVENT_READ, (RANG, self._on_kept))
+
+    def _say(self, text: str) -> None:
+        self.send(Kind.STATE, {"state": "note", "text": text[:LONGEST_WHY]})
+
+    def _tell(self, command: Tell) -> None:
+        """Say it to the master; slices that are lacking are looked for on disk first."""
+        kind, header, buffers = command
+        if self.keeper is not None and header.get("state") == "blocked":
+            number = header["round"]
+            missing = [[ref, have] for ref, have in header["missing"] if have or not self.keeper.look(ref, number)]
+            if not missing:
+                return
+            header = {**header, "missing": missing}
+        self.send(kind, header, buffers)
+
+    def _on_kept(self) -> None:
+        assert self.keeper is not None
+        lacking: dict[Optional[int], list[list[Any]]] = {}
+        for ref, number, path, size in self.keeper.found():
+            if path is not None and ref not in self.store:
+                self.store.adopt(ref, path, size)
+                self.act(self.scheduler.on_arrived(ref, time.monotonic()))
+            elif path is None and ref in self.scheduler.asked:
+                lacking.setdefault(number, []).append([ref, self.store.have(ref)])
+        for number, missing in lacking.items():
+            self.send(Kind.STATE, {"state": "blocked", "round": number, "missing": missing})
+        self._pass_on_notes(self.keeper)
+
+    def _pass_on_notes(self, keeper: Keeper) -> None:
+        while not keeper.notes.empty():
+            self._say(keeper.notes.get())
 
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
         if self.print_credit + header["bytes"] > PRINT_CREDIT:

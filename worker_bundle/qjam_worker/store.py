@@ -208,6 +208,17 @@ class Entry:
             self.fd = None
 
 
+class OnDisk(Entry):
+    """All of a ref in a file that was there before: the system can take its memory back, so that it does not count."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = self.have = size
+        self.fd = None
+
+
 class Store:
     """Refs by name in files that workers map. Beyond `limit` bytes the least recently used unpinned ones go."""
 
@@ -283,12 +294,17 @@ class Store:
             entry.write(data[entry.have - offset :])
         return dropped
 
+    def adopt(self, ref: str, path: str, size: int) -> None:
+        """Take in a file on disk that holds all of a ref. It goes with the ref."""
+        self.drop(ref)
+        self._entries[ref] = OnDisk(path, size)
+
     def drop(self, ref: str) -> None:
         """Remove a ref; workers that have mapped it keep their map."""
         entry = self._entries.pop(ref, None)
         if entry is not None:
             entry.close()
-            self.bytes -= entry.size
+            self.bytes -= 0 if isinstance(entry, OnDisk) else entry.size
             remove(entry.path)
 
     def clear(self) -> None:
@@ -299,9 +315,12 @@ class Store:
     def _make_room(self, size: int) -> list[str]:
         dropped: list[str] = []
         while self.bytes + size > self.limit:
-            ref = next((ref for ref in self._entries if ref not in self._pins), None)
+            ref = next((ref for ref in self._entries if self._can_go(ref)), None)
             if ref is None:
                 break
             dropped.append(self._entries[ref].path)
             self.drop(ref)
         return dropped
+
+    def _can_go(self, ref: str) -> bool:
+        return ref not in self._pins and not isinstance(self._entries[ref], OnDisk)

@@ -229,6 +229,7 @@ STATES: dict[str, dict[str, Field]] = {
         "round": _or_none(COUNT), "missing": _some("a list of [ref, bytes that are here]", _are_missing),
     },
     "shared": {"round": COUNT, "for": NAME, "indices": COUNTS},
+    "note": {"text": TEXT},
 }  # fmt: skip
 
 # How many buffers a kind may have, where not none.

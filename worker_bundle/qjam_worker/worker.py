@@ -215,7 +215,7 @@ class Worker:
         try:
             while True:
                 seq = words[TASK]
-                if seq == self.seq:
+                if seq <= self.seq:  # lower, when the last one came through the pipe
                     if self.bells.wait():
                         self._hear()
                     continue
