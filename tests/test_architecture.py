@@ -83,7 +83,7 @@ ALLOWED = {
     | DATA
     | DECISIONS
     | {"qjam.pending", "qjam.checks", "qjam.engine", "qjam.launch", "qjam.members", "qjam.output"},
-    "qjam.bench": GROUND | DECISIONS - {"qjam.source"},
+    "qjam.bench": GROUND | DECISIONS - {"qjam.source"} | {"qjam.router"},
     "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
 }
 THIRD_PARTY = {
@@ -98,7 +98,7 @@ THIRD_PARTY = {
 # sshconfig reads ssh_config with it where there is no ssh to ask.
 ONLY_USERS = {
     "matplotlib": {"qjam.bench"},
-    "zmq": {"qjam.engine", "qjam.router"},
+    "zmq": {"qjam.engine", "qjam.router", "qjam.bench"},
     "paramiko": {"qjam.launch.ssh", "qjam.launch.keys", "qjam.launch.session"},
 }
 

@@ -822,6 +822,29 @@ def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
     assert Load("a", 2, "other-0") in commands
 
 
+def test_what_a_lost_node_owed_goes_to_as_many_nodes_as_there_are_slices_and_the_next_time_to_others() -> None:
+    to = cluster(*[2] * 7)
+    submit(to, 1, spec(14))
+    first, second = to.on_node_lost("a", "gone"), to.on_node_lost("d", "gone")
+    assert sorted(map(len, shares(first).values())) == [1, 1]
+    assert sorted(map(len, shares(second).values())) == [1, 1]
+    assert not shares(first).keys() & shares(second).keys()
+
+
+def test_who_has_nothing_to_share_is_left_in_peace_for_a_while() -> None:
+    to = calm(cluster(1, 1, 1))
+    submit(to, 1, spec(12))
+    for name, lo in (("b", 4), ("c", 8)):
+        to.on_heard(name, 1.0)
+        for index in range(lo, lo + 4):
+            result(to, name, 1, (index, index + 1), seconds=0.25)
+    asked = sends(to.on_timer(1.2), Kind.SHARE)
+    assert [(send.node, send.header["for"]) for send in asked] == [("a", "b"), ("a", "c")]
+    assert shared(to, "a", 1, "b") == shared(to, "a", 1, "c") == []
+    assert not sends(tick(to, 1.25, 1.2), Kind.SHARE)
+    assert sends(tick(to, 3.0, 1.25), Kind.SHARE)
+
+
 # ---- jobs ---------------------------------------------------------------------------------------------------
 
 

@@ -292,3 +292,19 @@ def test_a_repr_tells_what_is_held() -> None:
     tree = Tree(3)
     tree.add((2, 3), 0)
     assert repr(tree) == "<Tree over 3 slices, holds [(2, 3)]>"
+
+
+@given(st.integers(1, 40), st.randoms(use_true_random=False))
+def test_whatever_overlaps_is_taken_as_one_that_looks_through_all_would_take_it(n: int, random: Any) -> None:
+    every = [span for level in levels(n) for span in level]
+    tree: Tree = Tree(n)
+    plain: dict[tuple[int, int], int] = {}
+    for number in range(30):
+        lo, hi = random.choice(every)
+        covered = any(low <= lo and hi <= high for low, high in plain)
+        assert tree.add((lo, hi), number) is not covered
+        if not covered:
+            plain = {(low, high): value for (low, high), value in plain.items() if not (lo <= low and high <= hi)}
+            plain[lo, hi] = number
+        assert tree.values == plain
+        assert tree.covered == sum(high - low for low, high in plain)

@@ -20,6 +20,7 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from .swarm import ENTRY, Swarm
 SIZES = (10, 100, 1_000, 10_000)
 WORKERS = 16
 IN_FLIGHT = 8  # rounds at the same time
+TOOK = 0.1  # seconds of simulated time in which a result of every slice comes, whatever the number of nodes
 LOST, LATE = 0.02, 0.1  # parts of the nodes that are lost in a round; that do not answer
 MOST = 20e-6  # seconds for a task event: the goal
 
@@ -61,18 +63,14 @@ def job(nodes: int, key: str = "data") -> JobSpec:
 
 def _a_round(swarm: Swarm, spec: JobSpec, *, each: bool = False) -> None:
     swarm.submit(spec)
-    results = swarm.results(each=each)
-    random.Random(0).shuffle(results)
-    swarm.deliver(results)
+    swarm.deliver(swarm.results(each=each, order=random.Random(0)))
     swarm.settle()
 
 
 def _several(swarm: Swarm, spec: JobSpec) -> None:
     for _ in range(IN_FLIGHT):
         swarm.submit(spec)
-    results = swarm.results()
-    random.Random(1).shuffle(results)
-    swarm.deliver(results)
+    swarm.deliver(swarm.results(order=random.Random(1)))
     swarm.settle()
 
 
@@ -125,7 +123,6 @@ def _silence(swarm: Swarm, spec: JobSpec) -> None:
 
 
 PLAYS: dict[str, Play] = {
-    "first round: JOB and TASK": _a_round,
     "round, a RESULT a node": _a_round,
     "round, a RESULT a slice": lambda swarm, spec: _a_round(swarm, spec, each=True),
     f"{IN_FLIGHT} rounds in flight": _several,
@@ -137,17 +134,28 @@ PLAYS: dict[str, Play] = {
 
 
 def play(nodes: int, repeats: int, tell: Callable[[str], None]) -> Iterator[Figure]:
-    """Yields the figures of so many nodes: each kind of play, the median of `repeats`."""
-    swarm, spec = Swarm(WORKERS, wire=True), job(nodes)
+    """Yields the figures of so many nodes: each kind of play, the median of `repeats`. Each has a job of its own, which
+    the nodes know: what is done elsewhere in one stays there.
+    """
+    swarm = Swarm(WORKERS, moment=TOOK / (nodes * WORKERS), wire=True)
     tell(f"{nodes} nodes: joins")
     yield _measured(swarm, nodes, "node joins", lambda: swarm.join(nodes))
+    first = []
     for what, one in PLAYS.items():
-        tell(f"{nodes} nodes: {what}")
-        times = 1 if one is next(iter(PLAYS.values())) and what.startswith("first") else repeats
-        found = [_measured(swarm, nodes, what, lambda one=one: one(swarm, spec)) for _ in range(times)]  # type: ignore[misc]
-        yield sorted(found, key=lambda figure: figure.each(figure.seconds))[len(found) // 2]
+        found = []
+        for repeat in range(repeats):
+            tell(f"{nodes} nodes: {what}, {repeat + 1} of {repeats}")
+            spec = job(nodes, f"{what} {repeat}")
+            first.append(_measured(swarm, nodes, "first round: JOB and TASK", partial(_a_round, swarm, spec)))
+            found.append(_measured(swarm, nodes, what, partial(one, swarm, spec)))
+        yield _median(found)
+    yield _median(first)
     if swarm.failed or swarm.dispatch.rounds:
         raise RuntimeError(f"rounds have not ended well: {swarm.failed[:1]} {swarm.dispatch.rounds}")
+
+
+def _median(figures: list[Figure]) -> Figure:
+    return sorted(figures, key=lambda figure: figure.each(figure.seconds))[len(figures) // 2]
 
 
 def _measured(swarm: Swarm, nodes: int, what: str, call: Callable[[], Any]) -> Figure:

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
+from random import Random
 from typing import Any
 
 from qjam.commands import Command, Done, Fail, Lose, Send
@@ -18,7 +20,7 @@ from qjam_worker.wire import Kind
 PARAMS = (b"header", bytes(3934 * 8))  # as many as the paper's autoencoder has
 CREDIT = 16 * 1024 * 1024
 ENTRY = {"epoch": 1, "reduce": False, "code": None, "module": "work", "function": None}
-MOMENT = 1e-6  # seconds of simulated time from message to message
+AT_A_TIME = 100  # messages
 
 Message = tuple[Kind, str, dict[str, Any], list[Any]]
 """What a node says: kind, its name, header, buffers."""
@@ -36,6 +38,7 @@ class Swarm:
     Attributes:
         frames: gives the frames of the result over slices [lo, hi) of a round.
         spent: seconds of CPU in Dispatch so far.
+        moment: seconds of simulated time from message to message.
         shares: whether nodes have something to share when they are asked.
         wired: seconds of CPU for packing and unpacking messages so far; counted where `wire` is true.
         given, taken: slices so far that were given out; whose result was taken.
@@ -44,6 +47,7 @@ class Swarm:
 
     workers: int
     frames: Callable[[int, int, int], list[Any]] = nothing
+    moment: float = 1e-6
     wire: bool = False
     shares: bool = True
     spent: float = 0.0
@@ -106,37 +110,48 @@ class Swarm:
         self._carry_out(self._count(submit))
         return number
 
-    def results(self, names: Iterable[str] | None = None, *, each: bool = False) -> list[Message]:
-        """What nodes (all) say that have done what they were given: one RESULT a node and round, or each slice."""
+    def results(
+        self, names: Iterable[str] | None = None, *, each: bool = False, order: Random | None = None
+    ) -> Iterator[Message]:
+        """What nodes (all) say that have done what they were given: one RESULT a node and round, or each slice; node by
+        node, or in any order.
+        """
         whose = None if names is None else set(names)
         keys = [key for key in self.tasks if whose is None or key[0] in whose]
-        return [message for key in keys for message in self._results(*key, each)]
+        done: list[tuple[str, int, int, Iterable[int]]] = []
+        for name, number in keys:
+            indices, nslices = self.tasks.pop((name, number)), self.dispatch.rounds[number].job.nslices
+            done += [(name, number, nslices, its) for its in ([(i,) for i in indices] if each else [indices])]
+        if order is not None:
+            order.shuffle(done)
+        return (self._result(*some) for some in done)
 
-    def _results(self, name: str, number: int, each: bool) -> Iterator[Message]:
-        indices = self.tasks.pop((name, number))
-        nslices = self.dispatch.rounds[number].job.nslices
-        roots = [(index, index + 1) for index in sorted(indices)] if each else spans(indices, nslices)
-        for some in [[root] for root in roots] if each else [roots]:
-            frames = [self.frames(number, lo, hi) for lo, hi in some]
-            header = {
-                "round": number,
-                "roots": [[lo, hi, len(its)] for (lo, hi), its in zip(some, frames, strict=True)],
-                "seconds": 0.1,
-            }
-            yield Kind.RESULT, name, header, [frame for its in frames for frame in its]
+    def _result(self, name: str, number: int, nslices: int, indices: Iterable[int]) -> Message:
+        roots = spans(indices, nslices)
+        frames = [self.frames(number, lo, hi) for lo, hi in roots]
+        header = {
+            "round": number,
+            "roots": [[lo, hi, len(its)] for (lo, hi), its in zip(roots, frames, strict=True)],
+            "seconds": 0.1,
+        }
+        return Kind.RESULT, name, header, [frame for its in frames for frame in its]
 
-    def deliver(self, messages: list[Message]) -> None:
-        """Have the master hear these, as its engine would: what is due in between is done."""
-        self.messages += len(messages)
-        results = (header for kind, _, header, _ in messages if kind is Kind.RESULT)
-        self.taken += sum(hi - lo for header in results for lo, hi, _ in header["roots"])
-        self._carry_out(self._count(partial(self._hear, messages)))
-        if self.wire:
-            frames = [wire.pack(kind, header, buffers) for kind, _, header, buffers in messages]
-            began = time.process_time()
-            for some in frames:
-                wire.unpack(some)
-            self.wired += time.process_time() - began
+    def deliver(self, messages: Iterable[Message]) -> None:
+        """Have the master hear these, as its engine would: what is due in between is done. They are made a few at a
+        time, for in reality they have just come.
+        """
+        messages = iter(messages)
+        while some := list(islice(messages, AT_A_TIME)):
+            self.messages += len(some)
+            results = (header for kind, _, header, _ in some if kind is Kind.RESULT)
+            self.taken += sum(hi - lo for header in results for lo, hi, _ in header["roots"])
+            self._carry_out(self._count(partial(self._hear, some)))
+            if self.wire:
+                frames = [wire.pack(kind, header, buffers) for kind, _, header, buffers in some]
+                began = time.process_time()
+                for message in frames:
+                    wire.unpack(message)
+                self.wired += time.process_time() - began
 
     def settle(self) -> None:
         """Deliver what nodes answer at once (HELLO, PONG, shares), until they have nothing to say."""
@@ -170,7 +185,7 @@ class Swarm:
         dispatch, take = self.dispatch, self._take
         commands: list[Command] = []
         for kind, name, header, buffers in messages:
-            self.now = now = self.now + MOMENT
+            self.now = now = self.now + self.moment
             if name not in dispatch.nodes:
                 continue
             commands += dispatch.on_heard(name, now)
