@@ -1,4 +1,4 @@
-"""One worker of raw-zmq: dealer.py ADDRESS PARENT FUNCTION."""
+"""One worker of raw-zmq: dealer.py ADDRESS PARENT FUNCTION LARGE."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import qjam_bench_work
 import zmq
 
 ORPHAN_MS = 2_000  # how often an idle worker looks whether its parent still lives
-LARGE = 1 << 20  # bytes from which a copy on receipt costs more than what pyzmq does to avoid it
 
 
-def main(address: str, parent: str, name: str) -> None:
+def main(address: str, parent: str, name: str, bytes_not_to_copy: str) -> None:
     """Answer params with what the function gives; an empty message comes before a slice, or is the end."""
     function = getattr(qjam_bench_work, name)
     part = None
@@ -29,7 +28,7 @@ def main(address: str, parent: str, name: str) -> None:
             except zmq.Again:
                 continue
             if len(message):
-                large = len(message) >= LARGE
+                large = len(message) >= int(bytes_not_to_copy)
                 socket.send(function(np.frombuffer(message), part).data, copy=not large)
             elif socket.rcvmore:
                 rows = int(socket.recv())

@@ -19,10 +19,10 @@ import numpy as np
 import zmq
 
 from qjam.bench import ends
-from qjam.bench.ends.dealer import LARGE
 from qjam.bench.ends.loops import Round
 from qjam.bench.party import ManyWays, Party, parts
 
+LARGE = 1 << 20  # bytes from which a copy on receipt costs more than what pyzmq does to avoid it
 ANSWER_MS = 30_000  # a worker that says nothing for this long is gone
 
 
@@ -73,8 +73,9 @@ def party(function: str, workers: int, route: str) -> Iterator[Party]:
         router.rcvtimeo = ANSWER_MS
         router.bind(f"ipc://{folder}/raw" if route == "local" else "tcp://127.0.0.1:*")
         address = router.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+        dealer = ends.program("dealer", address, str(os.getpid()), function, str(LARGE))
         for _ in range(workers):
-            stack.enter_context(ends.child(ends.program("dealer", address, str(os.getpid()), function)))
+            stack.enter_context(ends.child(dealer))
         names = [router.recv_multipart()[0] for _ in range(workers)]
         yield RawZmq(router, names)
         for name in names:
