@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from needs import need
 from processes import output
+from sshd import sshd_works
 
-from qjam.bench import cli, figures, options, rivals, table, turns
+from qjam.bench import autoencoder, cli, figures, options, rivals, stragglers, table, turns
 from qjam.bench.ends import loops
 from qjam.bench.figures import Figure, Spread
 from qjam.bench.party import ManyWays, Party, fastest, parts
 
 ROOT = Path(__file__).parent.parent
+HEADERS = 10_000  # bytes at most, of a few slices
 PROGRAM = ROOT / "bin" / "qjam-bench"
 SECONDS = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30)
 
@@ -284,6 +287,39 @@ def test_nothing_is_shown_of_the_progress_where_there_is_no_terminal(capsys):
     assert capsys.readouterr().err == ""
 
 
+# The paper's table
+
+
+def line(**changes: Any) -> autoencoder.Line:
+    known = {"patches": 1000, "workers": 16, "iteration": 0.004, "total": 0.08, "step": 0.0005, "round": 0.0035}
+    return autoencoder.Line(**{**known, "pure": 0.003, "apart": 0.0016, "cores": 2, **changes})
+
+
+def test_ideal_is_pure_compute_spread_over_the_cores_that_can_be_busy():
+    row = line().row()
+    assert row["ideal"] == pytest.approx(0.0015)
+    assert row["overhead"] == pytest.approx(0.002)
+    assert row["efficiency"] == pytest.approx(0.0015 / 0.0035)
+    assert row["paper"] == 0.9969
+
+
+def test_the_table_has_nothing_of_the_paper_where_the_paper_has_nothing():
+    assert line(workers=3).row()["paper"] is None
+    assert autoencoder.text([line(workers=3)]).splitlines()[1].split()[:3] == ["1,000", "3", "0.0040"]
+
+
+def test_the_paper_s_table_is_whole():
+    assert list(autoencoder.PAPER) == [1_000, 10_000, 100_000]
+    assert all(list(row) == [1, 2, 4, 8, 16] for row in autoencoder.PAPER.values())
+
+
+def test_a_party_that_comes_to_another_cost_ends_the_benchmark():
+    fine, wrong = (loops.Learnt(cost, 1, 1.0, [1.0]) for cost in (2.0, 2.1))
+    assert autoencoder._same({"serial": [fine], "qjam": [fine]})
+    with pytest.raises(figures.BenchError, match=r"qjam came to a cost of 2\.1, not 2\.0"):
+        autoencoder._same({"serial": [fine], "qjam": [fine, wrong]})
+
+
 # Small runs
 
 
@@ -371,6 +407,58 @@ def test_the_table_is_made_of_subcommands_with_options_that_they_have():
     for name, part in table.PARTS.items():
         found = table._arguments(name, part, argparse.Namespace(short=True, against=[]))
         assert found.against == []
+
+
+def test_the_autoencoder_is_learnt_by_all_parties_and_without_workers(tmp_path):
+    words = "autoencoder --patches 100,300 --workers 1,2 --iterations 3 --runs 2 --against pool --plot x.png"
+    printed, complained, report = bench(*words.split(), folder=tmp_path)
+    assert complained == ""
+    assert {(one["what"], one["party"]) for one in report["figures"]} == {
+        (f"{patches} patches, {workers} workers", party)
+        for patches in (100, 300)
+        for workers in (1, 2)
+        for party in ("pool", "qjam", "serial")
+    }
+    assert [(one["patches"], one["workers"]) for one in report["lines"]] == [(100, 1), (100, 2), (300, 1), (300, 2)]
+    for one in report["figures"]:
+        assert len(one["seconds"]) == 2
+        assert [len(rounds) for rounds in one["rounds"]] == one["evaluations"]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert "of ideal" in printed
+
+
+def test_memory_is_measured_in_bytes(tmp_path):
+    words = "memory --megabytes 32 --workers 2 --route local --plot x.png"
+    _, complained, report = bench(*words.split(), folder=tmp_path)
+    assert complained == ""
+    (row,) = report["figures"]
+    assert row["bytes"] == 32 << 20
+    assert 0 <= row["sent"] <= row["bytes"] + HEADERS
+    assert 0 <= row["master"] < row["bytes"]
+    assert row["everything"] >= row["bytes"]  # one copy is there, whatever else
+    (file,) = report["files"]
+    assert file["bytes"] == 32 << 20
+    assert 0 <= file["sent"] <= file["bytes"] + HEADERS
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_slow_worker_is_measured_on_one_host_and_on_two(tmp_path):
+    need(sshd_works())
+    words = "stragglers --workers 2 --slices 2 --ms 1 --rounds 2"
+    _, _, report = bench(*words.split(), folder=tmp_path)
+    assert {one["what"] for one in report["figures"]} == {
+        f"{work}, {where}" for work in ("sleeping", "computing") for where in ("one host", "two hosts")
+    }
+    assert {one["party"] for one in report["figures"]} == set(stragglers.PARTIES)
+    assert {one["to"] for one in report["figures"]} == {"all even"}
+
+
+def test_a_host_is_measured_through_ssh(tmp_path):
+    need(sshd_works())
+    words = "rounds --workers 1 --rounds 3 --route direct --against none"
+    printed, _, report = bench(*words.split(), folder=tmp_path)
+    assert "route direct" in printed
+    assert [one["party"] for one in report["figures"]] == ["qjam"]
 
 
 LOADING = """

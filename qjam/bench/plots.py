@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .figures import OURS, Figure
 
@@ -86,4 +86,20 @@ def iterations(
         axes.set_title(f"{patches:,} patches")
     picture.axes[0].set_ylabel("seconds an iteration")
     picture.axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    picture.savefig(path, format="png", dpi=120)
+
+
+def memory(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Draw a group of bars for each route and number of workers, a bar for each kind of memory, in MiB."""
+    from matplotlib.figure import Figure as Picture
+
+    picture = Picture(figsize=(2 + 1.5 * len(rows), 4.5), layout="constrained")
+    axes = picture.subplots()
+    width = BAR / len(names)
+    for index, name in enumerate(names):
+        places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(rows))]
+        axes.bar(places, [row[name] / (1 << 20) for row in rows], width, label=name)
+    axes.set_xticks(range(len(rows)), [f"{row['route']}, {row['workers']} workers" for row in rows])
+    axes.set_ylabel("MiB")
+    axes.legend(fontsize="small")
     picture.savefig(path, format="png", dpi=120)
