@@ -22,6 +22,7 @@ from qjam.bench import autoencoder, cli, figures, options, rivals, stragglers, t
 from qjam.bench.ends import loops
 from qjam.bench.figures import Figure, Spread
 from qjam.bench.party import ManyWays, Party, fastest, parts
+from qjam.bench.seat import seated
 
 ROOT = Path(__file__).parent.parent
 HEADERS = 10_000  # bytes at most, of a few slices
@@ -318,6 +319,27 @@ def test_a_party_that_comes_to_another_cost_ends_the_benchmark():
     assert autoencoder._same({"serial": [fine], "qjam": [fine]})
     with pytest.raises(figures.BenchError, match=r"qjam came to a cost of 2\.1, not 2\.0"):
         autoencoder._same({"serial": [fine], "qjam": [fine, wrong]})
+
+
+# A party in a process of its own
+
+
+def test_a_seated_party_plays_loops_there_and_its_wrong_sums_are_told_here():
+    with seated("pool", "scale", 2) as party:
+        params = np.ones(5)
+        assert np.array_equal(party.round(params), 2 * params)
+        assert len(party.drive(loops.timed_rounds, params, 2 * params, 1, 4, 60.0)) == 4
+        with pytest.raises(figures.BenchError, match="pool: a wrong sum"):
+            party.drive(loops.timed_rounds, params, params, 1, 4, 60.0)
+        assert party.drive(loops.timed_once, params) > 0
+
+
+def test_a_party_that_does_not_start_tells_why():
+    with (
+        pytest.raises(figures.BenchError, match=r"pool has ended: (.|\n)*at least 1"),
+        seated("pool", "scale", 0),
+    ):
+        pass
 
 
 # Small runs

@@ -14,10 +14,12 @@ import numpy as np
 from qjam import DataSet
 
 from . import options, rivals, turns
+from .ends import loops
 from .figures import BenchError, Figure, Spread, number
 from .hosts import ROUTES
 from .party import Party
-from .rivals import OURS, PARTIES, raw_bulk
+from .rivals import OURS, raw_bulk
+from .seat import seated
 
 MIB = 1 << 20
 COLUMNS = 64
@@ -71,9 +73,9 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     data = np.random.default_rng(0).integers(0, 1 << 20, size // 8).astype(np.float64).reshape(-1, COLUMNS)
     names = rivals.chosen(arguments.against)[:-1]
     parties = {name: open_raw for name, open_raw in RAW.items() if "raw-zmq" in names}
-    parties |= {name: partial(PARTIES[name].party, "look", workers) for name in names if name != "raw-zmq"}
+    parties |= {name: partial(seated, name, "look", workers) for name in names if name != "raw-zmq"}
     ours = {OURS if route == "local" else f"{OURS} {route}": route for route in arguments.route}
-    parties |= {name: partial(PARTIES[OURS].party, "look", workers, route) for name, route in ours.items()}
+    parties |= {name: partial(seated, OURS, "look", workers, route) for name, route in ours.items()}
     sent = turns.take_turns(
         {name: partial(_turn, name, party, data, workers) for name, party in parties.items()}, arguments.turns, warm=0
     )
@@ -91,7 +93,7 @@ def _turn(name: str, party: Callable[[], AbstractContextManager[Party]], data: A
     with party() as running:
         running.load(np.ones((workers * raw_bulk.FRAME // 8 // COLUMNS, COLUMNS)))  # connections and memory are there
         running.round(HERE), running.round(SUM)
-        seconds = running.load(data) + _timed(lambda: running.round(HERE))
+        seconds = running.load(data) + running.drive(loops.timed_once, HERE)
         if (answer := running.round(SUM)[0]) != data.sum():  # whole numbers, whose sum is exact
             raise BenchError(f"{name} gave a wrong sum: {answer!r}, not {data.sum()!r}")
     return Sent(seconds, _timed(lambda: DataSet(data).bind(workers).hash_list()) if name.startswith(OURS) else 0.0)

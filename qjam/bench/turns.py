@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
+from . import seat
 from .ends import loops
 from .figures import BenchError
 from .party import Party
-from .rivals import PARTIES
 
 
 class Batches(NamedTuple):
@@ -45,11 +45,11 @@ def progress(text: str) -> None:
 def started(
     stack: ExitStack, names: Sequence[str], function: str, workers: int, route: str = "local"
 ) -> dict[str, Party]:
-    """Start these parties, to be ended with the stack."""
+    """Start these parties, each in a process of its own, to be ended with the stack."""
     parties = {}
     for name in names:
         progress(f"starting {name} with {workers} workers")
-        parties[name] = stack.enter_context(PARTIES[name].party(function, workers, route))
+        parties[name] = stack.enter_context(seat.seated(name, function, workers, route))
     return parties
 
 
@@ -62,7 +62,7 @@ def interleave(parties: Mapping[str, Party], batches: Batches, params: Any, expe
             seconds[name] += parties[name].drive(
                 loops.timed_rounds, params, expected, batches.settle, batches.most, batches.budget
             )
-        except ArithmeticError as error:
+        except ArithmeticError as error:  # of a party that is in this process
             raise BenchError(f"{name}: {error}") from error
     progress("")
     return seconds

@@ -35,6 +35,13 @@ def once(play: Round, params: Any) -> Any:
     return play(params)
 
 
+def timed_once(play: Round, params: Any) -> float:
+    """Give the seconds of one round, whatever it answers."""
+    began = time.perf_counter()
+    play(params)
+    return time.perf_counter() - began
+
+
 class Learnt(NamedTuple):
     """What one run of L-BFGS took; `rounds` has the seconds of each evaluation of the cost."""
 

@@ -5,10 +5,11 @@ and a worker. The loop itself runs in rank 0: what is timed are the collectives,
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from qjam.bench.party import Party
 
 # More ranks than cores: Open MPI then yields the core in its waiting loops.
 MPIEXEC = ("mpiexec", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
+START_S = 60.0
 
 
 class Mpi(Party):
@@ -57,11 +59,17 @@ def party(function: str, workers: int, route: str) -> Iterator[Party]:
     """Holds an MPI program with so many ranks."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
-        listener = stack.enter_context(Listener(os.path.join(folder, "mpi"), "AF_UNIX", backlog=workers))
-        command = [*MPIEXEC, "-n", str(workers), *ends.program("ranks", str(listener.address), function)]
+        address = os.path.join(folder, "mpi")
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(address)
+        listener.listen(workers)
+        listener.settimeout(START_S)
+        command = [*MPIEXEC, "-n", str(workers), *ends.program("ranks", address, function)]
         stack.enter_context(ends.child(command))
         found: dict[int, Any] = {}
         for _ in range(workers):
-            rank = stack.enter_context(listener.accept())
+            accepted = listener.accept()[0]
+            accepted.setblocking(True)
+            rank = stack.enter_context(Connection(accepted.detach()))
             found[rank.recv()] = rank
         yield Mpi([found[number] for number in range(workers)])
