@@ -44,7 +44,7 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
         expected = work(function)(params, None) * workers
         with ExitStack() as stack:
             parties = turns.started(stack, rivals.chosen(arguments.against), function, workers)
-            turns.interleave(parties, BATCH, params, expected)
+            turns.interleave(parties, turns.Batches(1, most=1, settle=0), params, expected)
             seconds = turns.interleave(parties, batches, params, expected)
         figures += [Figure(what, name, taken) for name, taken in seconds.items()]
     return figures

@@ -11,7 +11,7 @@ import numpy as np
 Round = Callable[[Any], Any]
 """One round of one party: params in, the sum over its workers out."""
 
-FEWEST = 3  # rounds that count of every batch, however slow
+FEWEST = 1  # rounds that count of every batch, however slow
 
 
 def timed_rounds(play: Round, params: Any, expected: Any, settle: int, most: int, budget: float) -> list[float]:
