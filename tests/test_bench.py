@@ -487,6 +487,7 @@ LOADING = """
 import sys
 import numpy as np
 from qjam.bench import ends, rivals
+from qjam.bench.ends import loops
 
 if __name__ == "__main__":
     ends.prepare()
@@ -495,11 +496,12 @@ if __name__ == "__main__":
         for _ in range(2):
             assert party.load(data) >= 0
             assert party.round(np.ones(1))[0] == data.sum()
+            assert len(party.drive(loops.timed_rounds, np.ones(1), data.sum(keepdims=True)[0], 1, 3, 60.0)) == 3
             data += 1
 """
 
 
-@pytest.mark.parametrize("name", ["raw-zmq", "pool", "qjam"])
+@pytest.mark.parametrize("name", rivals.chosen(None))
 def test_a_party_adds_up_what_its_workers_make_of_their_slices(tmp_path, name):
     assert output(tmp_path, LOADING, name) == ""
 
