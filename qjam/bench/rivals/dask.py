@@ -16,6 +16,12 @@ from qjam.bench import ends
 from qjam.bench.ends.loops import Round
 from qjam.bench.party import ManyWays, Party, parts
 
+# What a worker does when it has nothing to do: with 16 of them 45 % of a core, and its own rounds are no better for it.
+QUIET = {
+    "distributed.admin.tick.interval": "1 s",
+    "distributed.admin.system-monitor.interval": "10 s",
+    "distributed.worker.profile.enabled": False,
+}
 LARGE = 4 << 20  # bytes of params that Dask warns of in a task
 
 
@@ -78,7 +84,7 @@ def party(function: str, workers: int, route: str) -> Iterator[Party]:
     """Holds a cluster on this machine, without its web pages."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
-        stack.enter_context(dask.config.set({"temporary-directory": folder}))
+        stack.enter_context(dask.config.set({"temporary-directory": folder, **QUIET}))
         cluster = stack.enter_context(
             LocalCluster(
                 n_workers=workers,
