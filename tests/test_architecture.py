@@ -83,11 +83,12 @@ ALLOWED = {
     | DATA
     | DECISIONS
     | {"qjam.pending", "qjam.checks", "qjam.engine", "qjam.launch", "qjam.members", "qjam.output"},
-    "qjam.bench": GROUND | DECISIONS - {"qjam.source"} | {"qjam.router"},
     "qjam": GROUND | DATA | {"qjam.pending", "qjam.master"},  # the face: names alone
+    # The face, as any other program (FACE_USERS), and for `scale` what decides.
+    "qjam.bench": GROUND | DECISIONS - {"qjam.source"} | {"qjam.hosts", "qjam.router"},
 }
 THIRD_PARTY = {
-    "qjam": {"cloudpickle", "matplotlib", "msgpack", "numpy", "paramiko", "xxhash", "zmq"},
+    "qjam": {"cloudpickle", "msgpack", "numpy", "paramiko", "xxhash", "zmq"},
     "qjam_worker": {
         "cloudpickle",
         "msgpack",
@@ -95,9 +96,12 @@ THIRD_PARTY = {
         "zmq",
     },  # cloudpickle only where the host happens to have it
 }
+FACE_USERS = {"qjam.bench"}
+# What the benchmarks are made of besides; two modules of qjam.bench.ends are found by its programs beside them.
+RIVALS = {"dask", "distributed", "ipyparallel", "joblib", "mpi4py", "ray"}
+BENCHMARKS = RIVALS | {"matplotlib", "scipy", "examples", "loops", "qjam_bench_work"}
 # sshconfig reads ssh_config with it where there is no ssh to ask.
 ONLY_USERS = {
-    "matplotlib": {"qjam.bench"},
     "zmq": {"qjam.engine", "qjam.router", "qjam.bench"},
     "paramiko": {"qjam.launch.ssh", "qjam.launch.keys", "qjam.launch.session"},
 }
@@ -157,10 +161,12 @@ def wrong_arrows(name: str, path: Path) -> list[str]:
             fine = (
                 top == package
                 if package == "qjam_worker"
-                else room(target) == room(name) != "qjam" or within(target, ALLOWED[room(name)] - {"qjam"})
+                else room(target) == room(name) != "qjam"
+                or within(target, ALLOWED[room(name)] - {"qjam"})
+                or (target == "qjam" and room(name) in FACE_USERS)
             )
         else:
-            fine = top in THIRD_PARTY[package]
+            fine = top in THIRD_PARTY[package] or (room(name) == "qjam.bench" and top in BENCHMARKS)
             if package == "qjam" and top in ONLY_USERS and not typing_only:
                 fine = within(name, ONLY_USERS[top])
         if not fine:
@@ -211,6 +217,10 @@ def test_the_bundle_imports_without_qjam_and_does_not_load_it() -> None:
         ("qjam.launch.fleet", "from ..dispatch import Dispatch"),
         ("qjam.master", "from qjam_worker.node import Node"),
         ("qjam.master", "import pandas"),
+        ("qjam.master", "from .bench import cli"),
+        ("qjam.master", "import ray"),
+        ("qjam.bench.rounds", "import pandas"),
+        ("qjam.bench.rounds", "from qjam.engine import Engine"),
         ("qjam_worker.codec", "import qjam.errors"),
         ("qjam_worker.node", "import paramiko"),
     ],
@@ -237,6 +247,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, name: str, line: str) -> None:
             "qjam.dispatch",
             "from qjam_worker.reducing import Tree\nfrom .errors import QjamError\nfrom .rounds import Job",
         ),
+        ("qjam.bench.rounds", "from qjam import Master\nfrom . import turns\nimport ray, zmq"),
         ("qjam_worker.node", "from . import wire\nfrom .codec import decode\nimport zmq"),
     ],
 )
