@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -100,24 +100,48 @@ def _padded(enc: Encoded) -> bytes:
     return head
 
 
+class Layout(NamedTuple):
+    """Where the numbers of an array lie in its flat form."""
+
+    dtype: np.dtype[Any]
+    start: int  # bytes
+    length: int
+
+
+def head(view: memoryview) -> bytes:
+    """What comes before the buffers of a flat form with one of them: of an array of numbers it tells all but these."""
+    return view[: _FIXED_ONE + int.from_bytes(view[8:16], "little")].tobytes()
+
+
+def layout(view: memoryview) -> Layout | None:
+    """The layout of the flat form of an array of numbers as they lie in memory; None for any other value."""
+    known = _arrays.get(head(view))
+    if known is None:
+        value = load(view, allow_pickle=False)
+        if not codec.is_lone(value) or len(read(view)[1]) != 1:
+            return None
+        start = len(head(view)) + -len(head(view)) % _ALIGN
+        return Layout(value.dtype, start, value.size)
+    dtype, _, start, end = known
+    return Layout(dtype, start, (end - start) // dtype.itemsize)
+
+
 def load(view: memoryview, *, copy: bool = False, allow_pickle: bool = True) -> Any:
     """The value whose flat form begins at `view`, as `codec.decode` gives it."""
-    if len(view) >= _FIXED_ONE:
-        head = view[: _FIXED_ONE + int.from_bytes(view[8:16], "little")].tobytes()
-        known = _arrays.get(head)
+    first = head(view) if len(view) >= _FIXED_ONE else b""
+    if first:
+        known = _arrays.get(first)
         if known is not None and known[3] <= len(view):
             array: np.ndarray[Any, Any] = np.ndarray(known[1], known[0], view, known[2])
             if copy:
                 return array.copy()
             array.flags.writeable = False
             return array
-    else:
-        head = b""
     header, buffers = read(view)
     value = codec.decode(header, buffers, copy=copy, allow_pickle=allow_pickle)
-    if len(buffers) == 1 and codec.is_lone(value) and len(_arrays) < _MOST_HEADS and len(head) <= _LONGEST_HEAD:
-        start = len(head) + -len(head) % _ALIGN
-        _arrays[head] = value.dtype, value.shape, start, start + value.nbytes
+    if len(buffers) == 1 and codec.is_lone(value) and len(_arrays) < _MOST_HEADS and len(first) <= _LONGEST_HEAD:
+        start = len(first) + -len(first) % _ALIGN
+        _arrays[first] = value.dtype, value.shape, start, start + value.nbytes
     return value
 
 

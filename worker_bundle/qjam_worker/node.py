@@ -26,9 +26,8 @@ from .kept import Kept, default_folder
 from .link import LIVENESS, PRINTED, RANG, Dealer, Uplink
 from .params import ParamsPlaces
 from .pool import Pool, WorkerHandle
-from .reducing import Span
 from .results import Held
-from .rounds import NodeJob
+from .rounds import Fold, NodeJob
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, is_slice, refusal
 from .store import Files, NoRoom, Store, map_file, remove
 from .warm import Warm, usable_cores
@@ -444,6 +443,8 @@ class Node:
         else:
             try:
                 message.update(op="fold", items=self._fold_items(work.fold))
+                if work.fold.parts > 1:
+                    message.update(part=[work.part, work.fold.parts], out=self._out(work.fold).path)
             except NoRoom as error:
                 self.act(self.scheduler.on_failed(index, "room", str(error), time.monotonic()))
                 return
@@ -462,7 +463,17 @@ class Node:
             return [(index, None, 0) for index in slices]
         return [(index, *self.shelf.where(str(job.refs[index]))) for index in slices]
 
-    def _fold_items(self, fold: dict[Span, Held]) -> list[tuple[int, int, str, int, int]]:
+    def _out(self, fold: Fold) -> Held:
+        """Where the parts of a fold go."""
+        if fold.out is None:
+            self.made += 1
+            size = max(len(held.flat) for held in fold.values() if held.flat is not None)
+            path, fd, _ = self.files.open(f"fold{self.made}", size)
+            os.close(fd)
+            fold.out = Held(map_file(path, size), True, path)
+        return fold.out
+
+    def _fold_items(self, fold: Fold) -> list[tuple[int, int, str, int, int]]:
         """Where a worker finds the results to fold."""
         items = []
         for (lo, hi), held in fold.items():

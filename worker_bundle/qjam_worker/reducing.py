@@ -222,6 +222,14 @@ class Tree:
             span = left[0], right[1]
             values[span] = total
 
+    def groups(self) -> list[list[Span]]:
+        """The nodes that are here, those together that can be folded into one."""
+        nodes = Tree(self.n)
+        for span in self.values:
+            nodes.add(span, [span])
+        nodes.fold(lambda left, right: left + right)
+        return [nodes.values[span] for span in nodes.spans]
+
     def fold(self, reduce: Callable[[Any, Any], Any]) -> None:
         """Fold all that can be folded."""
         for span in self.spans:

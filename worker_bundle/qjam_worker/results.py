@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from . import codec, flat
+from . import codec, flat, segments
 from .reducing import STAYS, default_reduce
 from .store import Files, Mapped, remove
 
@@ -117,6 +117,12 @@ def fold_small(left: Held, right: Held) -> Any:
         held.flat = held.path = held.value = None
     left.value, left.small = total, True
     return left
+
+
+def are_alike(results: list[Held]) -> bool:
+    """Whether these are large arrays that can be added up in segments."""
+    flats = [held.flat for held in results if held.plain and held.path is not None and held.flat is not None]
+    return len(flats) == len(results) and segments.are_alike(flats)
 
 
 def _are_alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:

@@ -37,15 +37,36 @@ class NodeJob:
         self.has_data = self.refs[self.order[0]] is not None
 
 
+class Fold(dict[Span, Held]):
+    """Results that are folded into one, as a whole or in several parts: then the parts go to `out`."""
+
+    def __init__(self, items: dict[Span, Held], parts: int = 1) -> None:
+        super().__init__(items)
+        self.parts = parts
+        self.todo = list(range(parts))  # nobody is at these
+        self.left = set(self.todo)
+        self.out: Optional[Held] = None
+
+    @property
+    def root(self) -> Span:
+        """What all of them are together."""
+        return min(self)[0], max(hi for _, hi in self)
+
+
 class Work:
-    """One attempt of one worker: slices to map, or results to fold, since `began` (seconds)."""
+    """One attempt of one worker: slices to map, or results to fold or a part of them, since `began` (seconds)."""
 
-    __slots__ = ("began", "fold", "slices")
+    __slots__ = ("began", "fold", "part", "slices")
 
-    def __init__(self, began: float, slices: list[int], fold: Optional[dict[Span, Held]] = None) -> None:
+    def __init__(self, began: float, slices: list[int], fold: Optional[Fold] = None, part: int = 0) -> None:
         self.began = began
         self.slices = slices
         self.fold = fold
+        self.part = part
+
+    def is_like(self, other: Work) -> bool:
+        """Whether another attempt is at the same part of the same fold."""
+        return self.fold is not None and self.fold is other.fold and self.part == other.part
 
     def __repr__(self) -> str:
         return f"<map {self.slices}>" if self.fold is None else f"<fold {list(self.fold)}>"
@@ -66,6 +87,7 @@ class NodeRound:
         self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
         self.works: dict[int, Work] = {}  # worker -> what it is at
         self.tree = Tree(job.nslices)
+        self.fold: Optional[Fold] = None  # the one in parts
         self.pinned: set[str] = set()  # refs that the store keeps for it
         self.mapped, self.seconds = 0, 0.0  # how many slices, and how long workers have taken for them
         self.unfoldable = False  # user code has raised over what is here: it is not tried again
@@ -116,17 +138,29 @@ class NodeRound:
         """Whether an idle worker may find something to do."""
         if self.lacking:
             return False
-        return bool(self.ready or self.lent) or (len(self.tree.values) > 1 and not self.owed)
+        if self.ready or self.lent or (self.fold is not None and self.fold.todo):
+            return True
+        return len(self.tree.values) > 1 and not self.owed
 
     # Taking
 
-    def take(self, worker: int, now: float, together: Callable[[Held], bool]) -> Optional[Work]:
-        """Something for an idle worker to do, counted as running from now on; None when there is nothing."""
+    def take(
+        self, worker: int, now: float, together: Callable[[Held], bool], alike: Callable[[list[Held]], bool]
+    ) -> Optional[Work]:
+        """Something for an idle worker to do, counted as running from now on; None when there is nothing.
+
+        `together`: whether a result is small enough to be folded with all others at once. `alike`: whether results can
+        be folded in parts.
+        """
         slices = self._take_map(worker)
-        fold = None if slices else self._take_fold(together)
-        if not slices and fold is None:
-            return None
-        work = self.works[worker] = Work(now, slices, fold)
+        if slices:
+            work = Work(now, slices)
+        else:
+            fold = self._take_fold(together, alike)
+            if fold is None:
+                return None
+            work = Work(now, slices, fold, fold.todo.pop(0))
+        self.works[worker] = work
         return work
 
     def _take_map(self, worker: int) -> list[int]:
@@ -145,15 +179,26 @@ class NodeRound:
             del self.ready[start : start + len(block)]
         return block
 
-    def _take_fold(self, together: Callable[[Held], bool]) -> Optional[dict[Span, Held]]:
-        """All small results at once, or one pair; out of the tree until they are put back."""
+    def _take_fold(self, together: Callable[[Held], bool], alike: Callable[[list[Held]], bool]) -> Optional[Fold]:
+        """All small results at once, all of a group that are alike in parts, or one pair; out of the tree until they
+        are put back.
+        """
+        if self.fold is not None and self.fold.todo and not self.unfoldable:
+            return self.fold
         pairs = [] if self.owed or self.unfoldable else self.tree.pairs()
         if not pairs:
             return None
-        spans = list(pairs[0])
         if all(together(held) for held in self.tree.values.values()):
-            spans = self.tree.spans
-        return {span: self.tree.take(span) for span in spans}
+            return self._fold(self.tree.spans)
+        if self.fold is None and self.workers > 1:
+            for group in self.tree.groups():
+                if len(group) > 1 and alike([self.tree.values[span] for span in group]):
+                    self.fold = self._fold(group, self.workers)
+                    return self.fold
+        return self._fold(list(pairs[0]))
+
+    def _fold(self, spans: list[Span], parts: int = 1) -> Fold:
+        return Fold({span: self.tree.take(span) for span in spans}, parts)
 
     # Second attempts
 
@@ -182,7 +227,7 @@ class NodeRound:
         """What of an attempt nobody else is at, by the lowest slice; for a fold its first."""
         if work.fold is None:
             return [i for i in work.slices if i in self.owed and i not in twice and i not in self._shared]
-        alone = all(other is work or other.fold is not work.fold for other in self.works.values())
+        alone = not any(other is not work and other.is_like(work) for other in self.works.values())
         return [min(work.fold)[0]] if alone else []
 
     def take_second(self, worker: int, now: float) -> Optional[Work]:
@@ -196,7 +241,7 @@ class NodeRound:
             if late_at is None or late_at > now:
                 continue
             self._contested = True
-            second = self.works[worker] = Work(now, [] if work.fold else slices[-1:], work.fold)
+            second = self.works[worker] = Work(now, [] if work.fold else slices[-1:], work.fold, work.part)
             return second
         return None
 
@@ -231,16 +276,25 @@ class NodeRound:
         """
         work = self.works.pop(worker)
         if work.fold is not None:
-            for held in work.fold.values():
-                held.release()
-            for span, held in roots:
-                self.tree.add(span, held)
-            return self._leave([other for other, its in self.works.items() if its.fold is work.fold])
+            self._put_fold(work.fold, work.part, roots)
+            return self._leave([other for other, its in self.works.items() if its.is_like(work)])
         self.mapped += len(work.slices)
         self.seconds += now - work.began
         for span, held in roots:
             self._put(span, held)
         return self._supersede() if self._contested else []
+
+    def _put_fold(self, fold: Fold, part: int, roots: list[tuple[Span, Held]]) -> None:
+        fold.left.discard(part)
+        if fold.left:
+            return
+        if fold.out is not None:
+            self.fold = None
+            roots = [(fold.root, fold.out)]
+        for held in fold.values():
+            held.release()
+        for span, held in roots:
+            self.tree.add(span, held)
 
     def _put(self, span: Span, held: Held) -> None:
         slices = range(*span)
@@ -276,7 +330,10 @@ class NodeRound:
         if work is None:
             return []
         if work.fold is not None:
-            if not any(other.fold is work.fold for other in self.works.values()):
+            if work.fold is self.fold:
+                if not any(other.is_like(work) for other in self.works.values()):
+                    work.fold.todo.append(work.part)
+            elif not any(other.is_like(work) for other in self.works.values()):
                 for span, held in work.fold.items():
                     self.tree.add(span, held)
             return []
@@ -302,19 +359,24 @@ class NodeRound:
     @property
     def _spans(self) -> list[Span]:
         """What the results that are here are of, those included that a worker is folding."""
-        folding = [span for work in self.works.values() if work.fold for span in work.fold]
-        return [*self.tree.values, *folding]
+        return [*self.tree.values, *(span for fold in self._folds for span in fold)]
+
+    @property
+    def _folds(self) -> list[Fold]:
+        folds = {id(work.fold): work.fold for work in self.works.values() if work.fold is not None}
+        return [*folds.values()] if self.fold is None else [*{**folds, id(self.fold): self.fold}.values()]
 
     @property
     def held(self) -> list[Held]:
         """All results that are here, those included that a worker is folding."""
-        folding = {id(held): held for work in self.works.values() if work.fold for held in work.fold.values()}
-        return [*self.tree.values.values(), *folding.values()]
+        folds = self._folds
+        folding = [held for fold in folds for held in fold.values()]
+        return [*self.tree.values.values(), *folding, *(fold.out for fold in folds if fold.out is not None)]
 
     @property
     def settled(self) -> bool:
         """Whether every slice given to this node is mapped and all that can be folded here is folded."""
-        return not (self.owed or self.works or self.tree.pairs())
+        return not (self.owed or self.works or self.fold is not None or self.tree.pairs())
 
 
 def take_block(ready: list[int], home: int, workers: int) -> list[int]:

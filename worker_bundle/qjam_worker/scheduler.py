@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from .reducing import Span
-from .results import Held, fold_small
+from .results import Held, are_alike, fold_small
 from .rounds import LATE_LEAST, NodeJob, NodeRound, Work
 from .wire import Kind
 
@@ -324,7 +324,7 @@ class Scheduler:
             for seat in self.seats:
                 if seat.busy or not seat.ready:
                     continue
-                work = round_.take(seat.index, now, _is_small)
+                work = round_.take(seat.index, now, _is_small, never if round_.job.user_reduce else are_alike)
                 if work is not None:
                     commands.append(self._give(seat, round_, work))
                 elif round_.job.has_data:
@@ -391,6 +391,11 @@ class Scheduler:
         for held in round_.held:
             held.release()
         return [*commands, Ended(round_.number)]
+
+
+def never(results: list[Held]) -> bool:
+    """What a reduce function of the user's wants is known to nobody else."""
+    return False
 
 
 def is_slice(ref: str) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Callable, NamedTuple, NoReturn, Optional
 
 import numpy as np
 
-from . import codec, flat, infile
+from . import codec, flat, infile, segments
 from .channel import Channel
 from .memory import Allowance
 from .modules import Shipped
@@ -338,6 +338,9 @@ class Worker:
         return (index, index + 1), code.mapfunc(params, None if path is None else self._slice(path, size))
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
+        if "part" in message:
+            self._fold_part(message, job)
+            return []
         tree = Tree(job.nslices)
         for lo, hi, path, offset, size in message["items"]:
             self.status[SLICE] = lo
@@ -345,6 +348,12 @@ class Worker:
             tree.add((lo, hi), _decoded(packed, copy=code.reduce is not default_reduce))
         tree.fold(code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
+
+    def _fold_part(self, message: dict[str, Any], job: Job) -> None:
+        flats = {(lo, hi): self._map_file(path, size) for lo, hi, path, _, size in message["items"]}
+        self.status[SLICE] = min(flats)[0]
+        size = max(map(len, flats.values()))
+        segments.add_up(flats, job.nslices, map_file(message["out"], size, write=True), *message["part"])
 
     def _params(self, path: str, size: int) -> Any:
         """The flat params: a copy where they lie in a slot, which the next round writes to."""
