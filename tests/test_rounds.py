@@ -52,16 +52,20 @@ def one_by_one(held: Held) -> bool:
     return False
 
 
+def never(results: list[Held]) -> bool:
+    return False
+
+
 def take_map(round_: NodeRound, worker: int, now: float = 0.0) -> list[int]:
     """The slices that a worker is given; empty when there are none."""
-    work = round_.take(worker, now, together)
+    work = round_.take(worker, now, together, never)
     assert work is None or work.fold is None
     return [] if work is None else work.slices
 
 
 def take_fold(round_: NodeRound, worker: int, how: Any = together, now: float = 0.0) -> list[Span]:
     """The results that a worker is given to fold; empty when there are none."""
-    work = round_.take(worker, now, how)
+    work = round_.take(worker, now, how, never)
     assert work is None or not work.slices
     return [] if work is None or work.fold is None else list(work.fold)
 
@@ -798,7 +802,7 @@ def test_whoever_is_fast_slow_late_or_lost_each_slice_counts_once(nslices: int, 
         elif worker in round_.works and chance.random() < 0.5:
             for stopped in put(worker, now):
                 assert stopped not in round_.works
-        elif worker not in round_.works and round_.take(worker, now, one_by_one) is None:
+        elif worker not in round_.works and round_.take(worker, now, one_by_one, never) is None:
             round_.take_second(worker, now)
         if chance.random() < 0.05:
             round_.share(chance.randint(1, 3), 1.0, True, now)  # another node tries them, and is never done

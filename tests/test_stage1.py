@@ -33,10 +33,7 @@ STUBS = {
     "qjam_worker/node.py": "",
     "qjam_worker/__main__.py": "",
     "qjam_worker/warm.py": (
-        "import sys\n"
-        "def prepare(workers): pass\n"
-        "def end(): pass\n"
-        "def fork(): return sys.modules[__name__]\n"
+        "import sys\ndef prepare(workers): pass\ndef end(): pass\ndef fork(): return sys.modules[__name__]\n"
     ),
     "qjam_worker/stdio.py": (
         "import json, os, sys\n"

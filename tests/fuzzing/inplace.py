@@ -66,6 +66,7 @@ class Workers:
         worker.seq = message["seq"] = self.made
         self.rung.append((worker, message))
 
+    def call(self) -> None: ...
     def tell(self, worker: Any, message: dict[str, Any]) -> None: ...
 
     def rest(self, worker: Any) -> None:

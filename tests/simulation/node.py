@@ -9,11 +9,12 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from qjam_worker import segments
 from qjam_worker.imports import Imports
 from qjam_worker.pool import GRACE
 from qjam_worker.reducing import Span, Tree
 from qjam_worker.results import Held
-from qjam_worker.rounds import NodeRound, Work
+from qjam_worker.rounds import Fold, NodeRound, Work
 from qjam_worker.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from qjam_worker.store import Mapped, NoRoom
 from qjam_worker.wire import Kind
@@ -485,9 +486,7 @@ class Node(Process):
                     self._look_up(ref)
         else:
             try:
-                for span, held in work.fold.items():
-                    path, _ = held.in_file(self.files, "fold")  # type: ignore[arg-type]
-                    items.append((span, bytes(self.cluster.read(path))))
+                items = self._fold_items(work.fold)
             except NoRoom as error:
                 self.act(self.scheduler.on_failed(index, "room", str(error), now))
                 return
@@ -496,6 +495,18 @@ class Node(Process):
             if job.entry["code"] is not None:
                 self._look_up(job.entry["code"])
         worker.ring(round_, work, items)
+
+    def _fold_items(self, fold: Fold) -> list[tuple[Span, bytes]]:
+        items = []
+        for span, held in fold.items():
+            path, _ = held.in_file(self.files, "fold")  # type: ignore[arg-type]
+            items.append((span, bytes(self.cluster.read(path))))
+        if fold.parts > 1 and fold.out is None:
+            made = self.files.create("fold", len(items[0][1]))
+            fold.out = Held(made.view, True, made.path)
+        if fold.out is not None:
+            self.cluster.read(str(fold.out.path))  # it is there
+        return items
 
     def _look_up(self, ref: str) -> None:
         if ref not in self.shelf:
@@ -534,6 +545,11 @@ class Node(Process):
                 tree.add((index, index + 1), (index, index + 1))
                 tree.fold_from((index, index + 1), lambda left, right: (left[0], right[1]))
             return [(span, run.packed(*span)) for span in tree.spans]
+        if work.fold.out is not None:
+            views = {span: memoryview(data) for span, data in items}
+            if work.fold.out.flat is not None:  # else the round is over
+                segments.add_up(views, run.nslices, work.fold.out.flat, work.part, work.fold.parts)
+            return []
         for span, data in items:
             tree.add(span, unpacked(data))
         tree.fold(reduce_of(run.job.kind))

@@ -13,6 +13,7 @@ from qjam_worker.reducing import default_reduce
 KINDS = ("float", "array", "nest", "decimal", "large", "text")
 # Results above this many bytes are large: kept in files, folded by workers. (In reality 256 KiB.)
 SMALL = 256
+LARGE = 2048  # bytes: more than what lies in the header of an encoded value
 
 MASK = (1 << 32) - 1
 
@@ -37,7 +38,7 @@ def mapped(kind: str, number: int, index: int) -> Any:
         return (value, [value / 7.0, np.float64(-value)])
     if kind == "decimal":  # travels as a pickle, which a node never opens
         return Decimal(value) / 3
-    return np.linspace(value, value / 3.0, 2 * SMALL // 8)
+    return np.linspace(value, value / 3.0, LARGE // 8)
 
 
 def joined(left: str, right: str) -> str:

@@ -106,7 +106,7 @@ class Watch:
                 return True
         round_ = node.scheduler.rounds.get(number)
         if round_ is not None:
-            spans = [*round_.tree.values, *(span for work in round_.works.values() if work.fold for span in work.fold)]
+            spans = round_._spans
             if index in round_.owed or any(lo <= index < hi for lo, hi in spans):
                 return True
         for kind, header, _ in node.link.up.under_way:

@@ -34,7 +34,7 @@ class ParamsPlaces:
         if ref is not None:
             self._places[number] = Place("", 0, ref=ref)
             return
-        encoded = codec.Encoded(buffers[0], [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
+        encoded = codec.Encoded(bytes(buffers[0]), [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
         size = flat.size(encoded)
         if size > SLOT:
             mapped = self._files.create(f"params{number}", size)

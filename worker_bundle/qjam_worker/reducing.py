@@ -99,7 +99,7 @@ def sibling(span: Span, n: int) -> Span | None:
     return _sibling(_checked(span, n), n)
 
 
-@functools.lru_cache(4096)  # the same ones each round
+@functools.lru_cache(16384)  # the same ones each round
 def _sibling(span: Span, n: int) -> Span | None:
     lo, hi = span
     width = 1 << (hi - lo - 1).bit_length()

@@ -353,7 +353,7 @@ class Worker:
         flats = {(lo, hi): self._map_file(path, size) for lo, hi, path, _, size in message["items"]}
         self.status[SLICE] = min(flats)[0]
         size = max(map(len, flats.values()))
-        segments.add_up(flats, job.nslices, map_file(message["out"], size, write=True), *message["part"])
+        segments.add_up(flats, job.nslices, self._map_file(message["out"], size, write=True), *message["part"])
 
     def _params(self, path: str, size: int) -> Any:
         """The flat params: a copy where they lie in a slot, which the next round writes to."""
@@ -426,9 +426,9 @@ class Worker:
         for path in [path for name in self.untold for path in self._paths(name)]:
             remove(path)
 
-    def _map_file(self, path: str, size: int) -> memoryview:
+    def _map_file(self, path: str, size: int, write: bool = False) -> memoryview:
         try:
-            return map_file(path, size)
+            return map_file(path, size, write)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and os.path.exists(self.slot_path):
                 raise  # it is gone for every process: the round is over, and this one is about to hear of it
