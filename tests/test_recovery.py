@@ -26,7 +26,7 @@ from processes import all_end
 from ssh_hosts import home, run_seven, ssh_host  # noqa: F401
 from sshd import Sshd, private_sshd, sshd_works, write_config
 
-from qjam import BootstrapError, DataSet, Master, dispatch, members
+from qjam import BootstrapError, DataSet, Master, dispatch, idle, members
 from qjam.launch import fleet
 from qjam_worker import pool
 from qjam_worker.reducing import Tree, default_reduce
@@ -89,7 +89,8 @@ def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_killed_workers_cost_nothing_but_time(tmp_path, ssh_host, caplog, monkeypatch, remote):
-    monkeypatch.setattr(dispatch, "LOOK_LEAST", 1e6)  # else a host that is held up may be helped by the other
+    for module in (dispatch, idle):  # else a host that is held up may be helped by the other
+        monkeypatch.setattr(module, "LOOK_LEAST", 1e6)
     with two(tmp_path, ssh_host)[0] if remote else Master(4) as master:
         loop = Loop(master)
         loop.turn()
