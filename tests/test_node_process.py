@@ -18,7 +18,7 @@ import usercode
 import zmq
 from processes import all_end, descendants
 
-from qjam import DataSet, dispatch
+from qjam import DataSet, dispatch, idle
 from qjam.dispatch import JobSpec
 from qjam.engine import Engine
 from qjam.pending import Pending
@@ -102,7 +102,8 @@ DATA = DataSet(list(range(24)), slice_size=2)
 @pytest.fixture(autouse=True)
 def _nobody_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a node that is done while the other is held up would try its slices as well."""
-    monkeypatch.setattr(dispatch, "LOOK_LEAST", 1e6)
+    for module in (dispatch, idle):
+        monkeypatch.setattr(module, "LOOK_LEAST", 1e6)
 
 
 def test_two_nodes_give_what_one_gives_to_the_last_bit() -> None:

@@ -172,7 +172,8 @@ def test_a_killed_warm_parent_is_replaced_and_the_host_is_not_lost(ssh_host, cap
 
 
 def test_only_the_slices_that_a_node_lacks_are_sent_again(tmp_path, ssh_host, caplog, monkeypatch):
-    monkeypatch.setattr(dispatch, "LOOK_LEAST", 1e6)  # else one may help the other, and then has more than its half
+    for module in (dispatch, idle):  # else one may help the other, and then has more than its half
+        monkeypatch.setattr(module, "LOOK_LEAST", 1e6)
     master, one, _ = two(tmp_path, ssh_host)
     with master:
         loop = Loop(master)
