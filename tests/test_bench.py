@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from needs import need
-from processes import output
+from processes import all_end, finish, output, start
 from sshd import sshd_works
 
-from qjam.bench import autoencoder, cli, figures, options, rivals, stragglers, table, turns
+from qjam.bench import autoencoder, cli, figures, options, processes, rivals, stragglers, table, turns
 from qjam.bench.ends import loops
 from qjam.bench.figures import Figure, Spread
 from qjam.bench.party import ManyWays, Party, fastest, parts
@@ -332,6 +333,39 @@ def test_a_seated_party_plays_loops_there_and_its_wrong_sums_are_told_here():
         with pytest.raises(figures.BenchError, match="pool: a wrong sum"):
             party.drive(loops.timed_rounds, params, params, 1, 4, 60.0)
         assert party.drive(loops.timed_once, params) > 0
+
+
+def states_below() -> list[str]:
+    """The states of all processes that the test has started: T is stopped."""
+    stats = [processes.proc_text(pid, "stat") for pid in processes.below(os.getpid())]
+    return [stat.rpartition(")")[2].split()[0] for stat in stats if stat]
+
+
+def test_a_party_rests_in_all_its_processes_while_nobody_asks_it():
+    with seated("pool", "scale", 2, rests=True) as party:
+        for _ in range(2):
+            while set(states := states_below()) != {"T"}:  # a process that runs stops when it next enters the kernel
+                pass
+            assert len(states) >= 3
+            assert np.array_equal(party.round(np.ones(5)), 2 * np.ones(5))
+
+
+KILLED = """
+import os, signal, sys
+from qjam.bench import ends, processes
+from qjam.bench.seat import seated
+
+ends.prepare()
+with seated("pool", "scale", 2, rests=True):
+    print(*processes.below(os.getpid()), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_party_that_rests_ends_when_the_benchmark_is_killed(tmp_path):
+    pids = [int(word) for word in finish(start(tmp_path, KILLED), -signal.SIGKILL).split()]
+    assert len(pids) >= 3
+    assert all_end(pids)
 
 
 def test_a_party_that_does_not_start_tells_why():

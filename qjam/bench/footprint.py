@@ -17,6 +17,7 @@ import numpy as np
 from qjam import DataSet
 
 from . import ends, hosts
+from .processes import below, proc_text
 from .rivals.qjam import shipped
 
 MIB = 1 << 20
@@ -34,7 +35,7 @@ def of(route: str, workers: int, megabytes: int) -> dict[str, Any]:
     data = np.random.default_rng(0).integers(0, 1 << 20, megabytes * MIB // 8).astype(np.float64).reshape(-1, COLUMNS)
     with shipped() as module, hosts.pool(workers, route) as master:
         master.run(module.look, SUM, np.ones((4 * workers, COLUMNS)))  # all is there but the data
-        leases = [pid for pid in _below(os.getpid()) if "qjam.launch.lease" in _text(pid, "cmdline")]
+        leases = [pid for pid in below(os.getpid()) if "qjam.launch.lease" in proc_text(pid, "cmdline")]
         for pid in (os.getpid(), *leases):
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts anew
         before = {pid: _status(pid, "VmRSS") for pid in (os.getpid(), *leases)}
@@ -54,42 +55,21 @@ def of(route: str, workers: int, megabytes: int) -> dict[str, Any]:
 
 def _everything() -> int:
     """Bytes that this process and all below it use, each page counted once, with all that nodes have in files."""
-    pids = {os.getpid(), *_below(os.getpid())}
+    pids = {os.getpid(), *below(os.getpid())}
     used = 0
     folders: set[Path] = set()
     for pid in pids:
-        fields = dict(line.split(":", 1) for line in _text(pid, "smaps_rollup").splitlines()[1:])
+        fields = dict(line.split(":", 1) for line in proc_text(pid, "smaps_rollup").splitlines()[1:])
         used += sum(int(fields[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_File") if name in fields)
-        folders |= {Path(found) for found in OURS.findall(_text(pid, "maps"))}
+        folders |= {Path(found) for found in OURS.findall(proc_text(pid, "maps"))}
     return used + sum(file.stat().st_blocks * 512 for folder in folders for file in folder.iterdir())
-
-
-def _below(pid: int) -> set[int]:
-    """All processes that this one has started, directly or not."""
-    parents = {
-        int(name): _text(int(name), "stat").rpartition(")")[2].split()
-        for name in os.listdir("/proc")
-        if name.isdecimal()
-    }
-    found = {pid}
-    while more := {one for one, words in parents.items() if words and int(words[1]) in found} - found:
-        found |= more
-    return found - {pid}
 
 
 def _status(pid: int, name: str) -> int:
     """Give one line of /proc/PID/status, in bytes."""
     return next(
-        int(line.split()[1]) * 1024 for line in _text(pid, "status").splitlines() if line.startswith(f"{name}:")
+        int(line.split()[1]) * 1024 for line in proc_text(pid, "status").splitlines() if line.startswith(f"{name}:")
     )
-
-
-def _text(pid: int, name: str) -> str:
-    """Give a file of a process; "" when it is gone."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m qjam.bench.seat NAME FUNCTION WORKERS ROUTE FD is that process. It doe
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from . import ends
 from .ends import loops
 from .figures import BenchError
 from .party import Party
+from .processes import below, send, wake_when_parent_dies
 from .rivals import PARTIES
 
 STOP_S = 30.0  # Ray takes some seconds to end
@@ -28,12 +30,16 @@ SAID = 2000  # characters at the end of what a party complained of are shown
 class Seated(Party):
     """A party that is held by another process, where its rounds start and are timed."""
 
-    def __init__(self, name: str, connection: Any, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    def __init__(
+        self, name: str, connection: Any, process: subprocess.Popen[bytes], log: IO[bytes], rests: bool
+    ) -> None:
         """Take what has been started, and wait until it is ready."""
         self._name = name
         self._connection = connection
         self._process = process
         self._log = log
+        self._rests = rests
+        self._asleep: set[int] = set()
         self._answer()
 
     def load(self, data: Any) -> float:
@@ -45,10 +51,21 @@ class Seated(Party):
     def round(self, params: Any) -> Any:
         return self.drive(loops.once, params)
 
+    def _rest(self) -> None:
+        """Stop all processes of this party until it is asked for something: idle ones take their share of the cores."""
+        self._asleep = {self._process.pid, *below(self._process.pid)}
+        send(signal.SIGSTOP, self._asleep)
+
+    def wake(self) -> None:
+        """Let them go on."""
+        send(signal.SIGCONT, self._asleep)
+        self._asleep = set()
+
     def _load(self, data: Any) -> None:
         self.load(data)
 
     def _ask(self, method: str, *arguments: Any) -> Any:
+        self.wake()
         self._connection.send((method, arguments))
         return self._answer()
 
@@ -60,14 +77,20 @@ class Seated(Party):
             self._log.seek(0)
             said = self._log.read().decode(errors="replace")[-SAID:]
             raise BenchError(f"{self._name} has ended: {said.strip() or 'without a word'}") from None
+        if self._rests:
+            self._rest()
         if error:
             raise BenchError(f"{self._name}: {error}")
         return answer
 
 
 @contextmanager
-def seated(name: str, function: str, workers: int, route: str = "local") -> Iterator[Party]:
-    """Holds a party in a process of its own."""
+def seated(name: str, function: str, workers: int, route: str = "local", *, rests: bool = False) -> Iterator[Party]:
+    """Holds a party in a process of its own.
+
+    `rests`: whether all its processes are stopped whenever it is not on turn. Nobody may take that silence for the
+    end, as a host at the other end of an ssh connection does.
+    """
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
         ours, theirs = Pipe()
@@ -82,7 +105,10 @@ def seated(name: str, function: str, workers: int, route: str = "local") -> Iter
                 start_new_session=True,
             )
         stack.callback(_end, process)
-        yield Seated(name, stack.enter_context(ours), process, log)  # closed first, which is how the process knows
+        stack.enter_context(ours)  # closed first, which is how the process knows
+        party = Seated(name, ours, process, log, rests)
+        stack.callback(party.wake)
+        yield party
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -95,6 +121,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main(name: str, function: str, workers: str, route: str, descriptor: str) -> None:
     """Hold the party and do what comes, until the socket closes."""
+    wake_when_parent_dies()
     os.set_inheritable(int(descriptor), False)  # whatever outlives this process must not keep it open
     ends.prepare()
     connection = Connection(int(descriptor))
@@ -104,6 +131,7 @@ def main(name: str, function: str, workers: str, route: str, descriptor: str) ->
             try:
                 method, arguments = connection.recv()
             except EOFError:
+                send(signal.SIGCONT, below(os.getpid()))
                 break
             try:
                 answer: Any = None, _do(party, method, arguments)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from . import seat
 from .ends import loops
-from .figures import BenchError
+from .figures import OURS, BenchError
 from .party import Party
 
 
@@ -49,7 +49,8 @@ def started(
     parties = {}
     for name in names:
         progress(f"starting {name} with {workers} workers")
-        parties[name] = stack.enter_context(seat.seated(name, function, workers, route))
+        rests = name != OURS or route == "local"
+        parties[name] = stack.enter_context(seat.seated(name, function, workers, route, rests=rests))
     return parties
 
 
