@@ -576,10 +576,19 @@ class Engine:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
         lane = self._guests.lanes.get(command.node)
         if lane is not None:
-            lane.down.append(wire.Message(command.kind, command.header, list(command.buffers)))
+            lane.down.append(self._whole(command))
         elif not self._router.send(command.node, wire.pack(command.kind, command.header, command.buffers)):
             self._set_gone(command.node)  # it cannot say BYE
             self._act(self._lose(command.node, "its connection is gone"))
+
+    def _whole(self, command: Send) -> wire.Message:
+        """A message for a guest, for whom nothing has to be cut in chunks."""
+        header, buffers = command.header, list(command.buffers)
+        if command.kind is Kind.TASK and header["params"] is not None:
+            params = self._pending[header["round"]].params
+            header, buffers = {**header, "params": None}, [params.header, *params.buffers]
+            self.stats.params_sent += flat.size(params)
+        return wire.Message(command.kind, header, buffers)
 
     def _is_there(self, name: str) -> bool:
         record = self._dispatch.nodes.get(name)

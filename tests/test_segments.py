@@ -154,5 +154,5 @@ def test_a_letter_that_is_none_is_an_error() -> None:
     ours, theirs = Page(memory), Page(memory)
     ours.answer.write({"op": "done"})
     memory[:] = b"\xc1" * PAGE
-    with pytest.raises(ValueError, match="(?i)unpack"):
+    with pytest.raises(ValueError, match=r"(?i)unpack"):
         theirs.answer.read()

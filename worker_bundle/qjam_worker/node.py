@@ -438,7 +438,7 @@ class Node:
         worker, job = self.pool.workers[index], round_.job
         message: dict[str, Any] = {"job": job.number}
         if work.fold is None:
-            message["op"], message["params"] = "run", self.params.where(round_.number)
+            message["op"], message["params"] = "run", self.params.where(round_.number, index)
             message["slices"] = self._slice_places(job, work.slices)
         else:
             try:
@@ -510,9 +510,17 @@ class Node:
     def _on_done(self, worker: WorkerHandle, message: dict[str, Any], now: float) -> list[Command]:
         slot = worker.slot
         roots = []
+        if not message.get("keeps"):
+            self.params.returned(self.scheduler.seats[worker.index].round, worker.index)
         for lo, hi, plain, (path, offset, size) in message["roots"]:
-            held = slot.hold(plain, offset, size) if path == slot.path else Held(map_file(path, size), plain, path)
+            if path == slot.path:
+                held = slot.hold(plain, offset, size)
+            else:
+                held = Held(map_file(path, size), plain, path)
+                held.spares = worker.spares
             roots.append(((lo, hi), held))
+        if worker.lent:
+            self.pool.take_back(worker, [held.path for _, held in roots])
         return self.scheduler.on_done(worker.index, roots, now)
 
     def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:

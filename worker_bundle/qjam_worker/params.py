@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple, Optional
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
 from . import codec, flat
-from .results import SLOT
+from .results import SLOT, SPARE
 from .store import Files, Store, remove
 
 
-class Place(NamedTuple):
-    """The params of one round."""
+@dataclass
+class Place:
+    """The params of one round. A file that no worker has kept a part of is used again."""
 
     path: str
     size: int
-    slot: Optional[memoryview] = None
+    view: Optional[memoryview] = None
     ref: Optional[str] = None
+    held: set[int] = field(default_factory=set)  # workers that may still map the file
 
 
 class ParamsPlaces:
@@ -27,6 +30,7 @@ class ParamsPlaces:
         self._store = store
         self._places: dict[int, Place] = {}
         self._free: list[Place] = []
+        self._spare: Optional[Place] = None
         self._made = 0
 
     def keep(self, number: int, ref: Optional[str], buffers: list[Any]) -> None:
@@ -37,14 +41,23 @@ class ParamsPlaces:
         encoded = codec.Encoded(bytes(buffers[0]), [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
         size = flat.size(encoded)
         if size > SLOT:
-            mapped = self._files.create(f"params{number}", size)
-            flat.write(encoded, mapped.view)
-            self._places[number] = Place(mapped.path, size)
-            return
-        place = self._free.pop() if self._free else self._new_slot()
-        assert place.slot is not None
-        flat.write(encoded, place.slot)
-        self._places[number] = place._replace(size=size)
+            place = self._file(size)
+        else:
+            place = self._free.pop() if self._free else self._new_slot()
+            place.size = size
+        assert place.view is not None
+        flat.write(encoded, place.view)
+        self._places[number] = place
+
+    def _file(self, size: int) -> Place:
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            if spare.size == size and os.path.exists(spare.path):
+                return spare
+            remove(spare.path)
+        self._made += 1
+        mapped = self._files.create(f"params{self._made}", size)
+        return Place(mapped.path, size, mapped.view)
 
     def _new_slot(self) -> Place:
         self._made += 1
@@ -59,12 +72,20 @@ class ParamsPlaces:
         """The ref that has the params of a round."""
         return self._places[number].ref
 
-    def where(self, number: int) -> tuple[str, int]:
+    def where(self, number: int, worker: int) -> tuple[str, int]:
         """Path and size of the flat params, for a worker to map."""
         place = self._places[number]
         if place.ref is not None:
             return self._store.path(place.ref), self._store.size(place.ref)
+        if place.size > SLOT:
+            place.held.add(worker)
         return place.path, place.size
+
+    def returned(self, number: Optional[int], worker: int) -> None:
+        """A worker has done what it was given of a round, and maps the params no more."""
+        place = None if number is None else self._places.get(number)
+        if place is not None and place.held:
+            place.held.discard(worker)
 
     def release(self, number: int) -> None:
         """The round is over."""
@@ -73,8 +94,10 @@ class ParamsPlaces:
             return
         if place.ref is not None:
             self._store.drop(place.ref)
-        elif place.slot is not None:
+        elif place.size <= SLOT:
             self._free.append(place)
+        elif self._spare is None and not place.held and place.size <= SPARE:
+            self._spare = place
         else:
             remove(place.path)
 
@@ -82,3 +105,4 @@ class ParamsPlaces:
         """Let go of all mappings."""
         self._places.clear()
         self._free.clear()
+        self._spare = None

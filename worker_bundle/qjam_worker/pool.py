@@ -67,6 +67,8 @@ class WorkerHandle:
         self.pid: Optional[int] = None
         self.channel: Optional[Channel] = None
         self.modules: Optional[Channel] = None  # where its imports are answered
+        self.spares: list[str] = []  # files of its results that the process may write to again
+        self.lent: list[str] = []  # of these, those that it was given with its work
         self.outbox: list[dict[str, Any]] = []  # what it is told with its next work: a busy one does not read
         self.told = 0  # messages that the process was sent
         self.ready = False
@@ -189,6 +191,10 @@ class Pool:
         worker.channel = channel = Channel(answer, bell)
         worker.modules = Channel(-1, modules)
         worker.outbox.clear()
+        for path in (*worker.spares, *worker.lent):
+            remove(path)
+        worker.spares.clear()
+        worker.lent = []
         worker.told = worker.status[TASK] = worker.status[TOLD] = worker.status[DONE] = 0
         worker.ready = False
         worker.pid = None
@@ -293,7 +299,20 @@ class Pool:
         if message is not None:
             self.events.on_worker_message(worker, message)
 
+    def _hear_last(self, worker: WorkerHandle) -> None:
+        """An answer that was given before the end counts, also when the end is heard of first."""
+        try:
+            if worker.seq and worker.status[DONE] == worker.seq:
+                worker.farewell = worker.page.answer.read()
+            elif worker.seq and worker.channel is not None and select.select([worker.channel.read_fd], [], [], 0)[0]:
+                answers = [one for one in worker.channel.receive() if one.get("seq") == worker.seq]
+                worker.farewell = answers[-1] if answers else None
+        except Exception:  # noqa: BLE001, S110  there is none, or user code has written over it
+            pass
+
     def _on_exit(self, worker: WorkerHandle, status: int) -> None:
+        if worker.farewell is None:
+            self._hear_last(worker)
         at = worker.status[SLICE] if worker.status[RUNNING] and worker.status[SLICE] >= 0 else None
         was_ready, pid = worker.ready, worker.pid
         self._let_go(worker)
@@ -387,6 +406,11 @@ class Pool:
         """Give work to an idle worker; it begins with the next `call`."""
         assert worker.channel is not None
         worker.slot.clear()
+        if worker.lent:
+            self.take_back(worker, [])
+        if worker.spares and message["op"] == "run":
+            message["reuse"] = worker.lent = list(worker.spares)
+            worker.spares.clear()
         for earlier in worker.outbox:
             self._send(worker, earlier)
         worker.outbox.clear()
@@ -445,6 +469,12 @@ class Pool:
     def _kill(self, worker: WorkerHandle) -> None:
         if worker.pid is not None:
             _signal(worker.pid, signal.SIGKILL)
+
+    def take_back(self, worker: WorkerHandle, used: list[Optional[str]]) -> None:
+        """Remove the files that a worker might have written to again and has not."""
+        for path in set(worker.lent).difference(filter(None, used)):
+            remove(path)
+        worker.lent = []
 
     def rest(self, worker: WorkerHandle) -> None:
         """The worker has answered."""

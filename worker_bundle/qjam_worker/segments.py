@@ -2,7 +2,7 @@
 
 A segment goes through the whole tree in pieces that stay in a core's cache, so each array is read once and the sum is
 written once. Pair by pair, level by level, every level reads and writes all of it, and the last one has one worker
-busy: 8 arrays of 64 MiB on 2 cores took 63 ms so, and 30 ms by segments.
+busy: 8 arrays of 64 MiB on 2 cores took 35 ms so and 22 ms by segments, with a seventh of the memory.
 """
 
 from __future__ import annotations

@@ -170,6 +170,11 @@ def _free(directory: str) -> int:
     return room.f_bavail * room.f_frsize
 
 
+def has_plenty(path: str, size: int) -> bool:
+    """Whether there is so much room beside a file of `size` bytes that it may stay for a while."""
+    return _free(os.path.dirname(path)) > 8 * size
+
+
 def _reserve(fd: int, size: int) -> None:
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(fd, 0, size)

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 from collections import OrderedDict
 from typing import Any, Callable, NamedTuple, NoReturn, Optional
 
@@ -194,7 +195,10 @@ class Worker:
         self.longest_file = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.epoch = 0
         self.made = 0
+        self.written: dict[str, memoryview] = {}  # files with results of this task or of the last one
+        self.spares: dict[str, memoryview] = {}  # of these, those that may be written to again
         self.untold: list[str] = []  # names of the files with results of this task
+        self.large_params: Optional[weakref.ref[Any]] = None  # the map of this task's
         self.interruptible = False
         self.ask_lock = threading.Lock()
         self.operations: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -305,7 +309,13 @@ class Worker:
         self._listen()
 
     def _tell(self, answer: dict[str, Any]) -> None:
-        """Give the answer to the task: in the page, if it is like most."""
+        """Give the answer to the task: in the page, if it is like most. It tells whether user code keeps a part of
+        large params, whose file is then left alone.
+        """
+        if self.large_params is not None:
+            if self.large_params() is not None or _has_children():
+                answer["keeps"] = True
+            self.large_params = None
         if answer["op"] == "done" and "leaving" not in answer and self.page.answer.write(answer):
             self.status[DONE] = self.seq
             self.bells.answer()
@@ -319,6 +329,8 @@ class Worker:
         _bare_signal.pthread_sigmask(_bare_signal.SIG_UNBLOCK, _SIGINT)
 
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
+        self.spares = {path: self.written[path] for path in message.get("reuse", ()) if path in self.written}
+        self.written = {}
         packed = self._params(*message["params"])
         slices = message["slices"]
         if len(slices) == 1:
@@ -358,7 +370,9 @@ class Worker:
     def _params(self, path: str, size: int) -> Any:
         """The flat params: a copy where they lie in a slot, which the next round writes to."""
         if size > SLOT:
-            return self._map_file(path, size)
+            mapped = self._map_file(path, size)
+            self.large_params = weakref.ref(mapped.obj)
+            return mapped
         slot = self.slots.get(path)
         if slot is None:
             slot = self.slots[path] = self._map_file(path, SLOT)
@@ -410,6 +424,11 @@ class Worker:
             self.slot_used += (size + 63) & ~63
             return self.slot_path, offset, size
         size = flat.size(encoded)
+        for path, view in self.spares.items():
+            if len(view) == size:
+                self.written[path] = self.spares.pop(path)
+                flat.write(encoded, view)
+                return path, 0, size
         self.made += 1
         self.untold.append(f"{result_prefix(self.index, self.pid)}{self.made}")
         try:
@@ -419,6 +438,7 @@ class Worker:
                 raise
             self._give_up(error)
         flat.write(encoded, mapped.view)
+        self.written[mapped.path] = mapped.view
         return mapped.path, 0, size
 
     def _remove_results(self) -> None:
@@ -513,6 +533,15 @@ class Worker:
     def _on_interrupt(self, signum: int, frame: Any) -> None:
         if self.interruptible and self.status[CANCELLED] == self.status[RUNNING]:
             raise KeyboardInterrupt
+
+
+def _has_children() -> bool:
+    """Whether user code has forked, as far as the system tells: a child process has maps of its own."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return bool(file.read(1))
+    except OSError:
+        return False
 
 
 def _adopt(mapfunc: MapFunction) -> None:
