@@ -35,11 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure all four, print them one by one, then the table; gives the exit status."""
-    groups = []
+    groups: list[tuple[str, list[fig.Figure]]] = []
+    drawn: list[fig.Figure] = []
     for name, part in PARTS.items():
         figures = importlib.import_module(f"qjam.bench.{name}").measure(_arguments(name, part, arguments))
         options.say(f"{name}\n{fig.table(figures)}\n")
         groups.append((part.title, figures))
+        drawn += [one._replace(what=f"{name}\n{one.what}") for one in figures]
     options.say(fig.markdown(groups))
     options.keep(
         arguments, [{"subcommand": title, **fig.row(one, figures)} for title, figures in groups for one in figures]
@@ -47,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.plot:
         from . import plots
 
-        plots.bars(arguments.plot, "qjam and its rivals", [one for _, figures in groups for one in figures])
+        plots.bars(arguments.plot, "qjam and its rivals", drawn)
     return 0
 
 
