@@ -14,6 +14,7 @@ import sys
 from collections.abc import Container
 from typing import NoReturn, Optional
 
+from . import pages
 from .store import Files
 
 # The node asks for a worker by its index, with file descriptors beside; it is told of forks and ends.
@@ -34,6 +35,7 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
     files = Files(directories)
     locks = files.lock()
     workers: dict[int, int] = {}  # pid -> worker
+    pages.keep_freed()  # in the workers
     try:
         _preload()
         _serve(control, files, workers, locks)

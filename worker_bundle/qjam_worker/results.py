@@ -103,7 +103,9 @@ class Held:
         if self.path is None:
             return
         if self.spares is not None and not self.sent and 0 < size <= SPARE and has_plenty(self.path, size):
-            self.spares.append(self.path)
+            for older in self.spares:  # one is enough: a worker has the map of its last one only
+                remove(older)
+            self.spares[:] = [self.path]
         else:
             remove(self.path)
 

@@ -318,7 +318,11 @@ class Worker:
             self.large_params = None
         if answer["op"] == "done" and "leaving" not in answer and self.page.answer.write(answer):
             self.status[DONE] = self.seq
-            self.bells.answer()
+            try:
+                self.bells.answer()
+            except OSError:
+                self.status[DONE] = 0
+                raise
         else:
             self.channel.send({**answer, "seq": self.seq})
 
