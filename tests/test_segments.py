@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qjam import DataSet, Master
 from qjam_worker import codec, flat, segments
 from qjam_worker.page import PAGE, TEXT, Page
 from qjam_worker.reducing import Tree, default_reduce
+from qjam_worker.results import SLOT, Held, Slot, fold_rows
+from qjam_worker.store import Mapped
 
 DTYPES = ["f8", "f4", "f2", "i8", "i4", "i1", "u2", "u8"]
 
@@ -26,6 +28,7 @@ def array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.nd
     return (numbers + 1j * numbers[::-1] if dtype[0] == "c" else np.abs(numbers)).astype(dtype)
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(2, 23),
     st.integers(1, 9),
@@ -115,6 +118,90 @@ def test_large_results_are_the_serial_sum_to_the_last_bit(workers: int, dtype: s
         arrays, count = master.run(heavy, params, data)  # pair by pair
         assert count == pytest.approx(sum(numbers))
         assert arrays.shape == params.shape
+
+
+# ---- rows of small results --------------------------------------------------------------------------------------
+
+
+def laid(values: list[Any], order: list[int] | None = None) -> list[Held]:
+    """The results of slices, in the slots of so many workers."""
+    memory = memoryview(bytearray(len(values) * SLOT))
+    slots = [Slot(Mapped("slots", memory[row * SLOT : (row + 1) * SLOT]), memory, row) for row in range(len(values))]
+    found = []
+    for value, row in zip(values, order or range(len(values)), strict=True):
+        encoded = codec.encode(value)
+        found.append(slots[row].hold(encoded.plain, 0, flat.write(encoded, slots[row].view)))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 33),
+    st.sampled_from(["f8", "f4", "i8", "i2", "u8"]),
+    st.sampled_from([(300,), (8000,), (40, 50), (2, 3, 500)]),
+    st.integers(0, 1 << 30),
+)
+def test_rows_make_what_the_tree_makes_to_the_last_bit(n: int, dtype: str, shape: tuple[int, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = [array(rng, dtype, shape) for _ in range(n)]
+    tree = Tree(n)
+    for index, value in enumerate(values):
+        tree.add((index, index + 1), value)
+    tree.fold(default_reduce)
+    results = laid(values)
+    total = fold_rows(results)
+    if np.prod(shape) * np.dtype(dtype).itemsize <= 1024:  # lies in the header
+        assert total is None
+        return
+    assert total is not None
+    assert total.value.dtype == dtype
+    assert total.value.shape == shape
+    assert total.value.tobytes() == tree.values[0, n].tobytes()
+    assert total.value.flags.owndata
+    assert all(held.flat is None for held in results)
+
+
+@pytest.mark.parametrize(
+    ("values", "order"),
+    [
+        ([LONG, LONG], [1, 0]),
+        ([LONG, LONG.astype("f4")], None),
+        ([LONG, np.ones(1001)], None),
+        ([LONG, [LONG]], None),
+        ([1.0, 2.0], None),
+        ([LONG > 0, LONG > 0], None),
+        ([np.empty(0), np.empty(0)], None),
+    ],
+)
+def test_rows_that_are_not_alike_or_not_in_order_are_left(values: list[Any], order: list[int] | None) -> None:
+    results = laid(values, order)
+    before = [bytes(held.flat or b"") for held in results]
+    assert fold_rows(results) is None
+    assert [bytes(held.flat or b"") for held in results] == before
+
+
+def test_what_was_copied_out_of_a_slot_is_left() -> None:
+    results = laid([LONG, LONG, LONG])
+    results[1].detach()
+    assert fold_rows(results) is None
+    assert np.array_equal(results[1].opened(), LONG)
+
+
+def scaled(params: Any, part: Any) -> Any:
+    return params * part[0]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 5, 8, 13])
+def test_small_results_of_as_many_slices_as_workers_are_the_serial_sum(workers: int) -> None:
+    rng = np.random.default_rng(workers)
+    params, numbers = rng.standard_normal(3934), [float(number) for number in rng.standard_normal(workers)]
+    tree = Tree(workers)
+    for index, number in enumerate(numbers):
+        tree.add((index, index + 1), params * number)
+    tree.fold(default_reduce)
+    with Master(workers) as master:
+        for _ in range(5):
+            assert master.run(scaled, params, numbers).tobytes() == tree.values[0, workers].tobytes()
 
 
 # ---- pages ------------------------------------------------------------------------------------------------------

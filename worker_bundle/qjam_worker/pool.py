@@ -21,9 +21,9 @@ from .memory import HIGHEST
 from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, counter
 from .parent import EXITED, FORKED, NEWS, REQUEST
 from .results import SLOT, Slot
-from .store import Files, remove
+from .store import Files, Mapped, remove
 from .warm import Forked, Warm, thread_environment
-from .worker import out_slot, page_name
+from .worker import SLOTS, out_slot, page_name
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0
@@ -104,6 +104,7 @@ class Pool:
         self.paths = list(paths)
         self.selector = selector
         self.events = events
+        self._slots = self.files.create(SLOTS, count * SLOT)
         self.workers = [self._place(index) for index in range(count)]
         self._rung: list[WorkerHandle] = []  # that have work in their pages and are not called yet
         self._gong, self._answered = counter(), counter(os.O_NONBLOCK)
@@ -126,13 +127,14 @@ class Pool:
     def _place(self, index: int) -> WorkerHandle:
         worker = WorkerHandle(index)
         self._lay_out(worker)
+        view = self._slots.view[index * SLOT : (index + 1) * SLOT]
+        worker.slot = Slot(Mapped(self._slots.path, view), self._slots.view, index)
         return worker
 
     def _lay_out(self, worker: WorkerHandle) -> None:
         worker.page_path, view = self.files.create(page_name(worker.index), PAGE)
         worker.page = Page(view)
         worker.status = worker.page.words
-        worker.slot = Slot(self.files.create(out_slot(worker.index), SLOT))
 
     # Starting
 
@@ -209,8 +211,10 @@ class Pool:
         """Make the files of its place anew where user code, or somebody who tidies up, has removed them."""
         if not (os.path.exists(worker.page_path) and os.path.exists(worker.slot.path)):
             remove(worker.page_path)
-            remove(worker.slot.path)
+            if worker.slot.rows is None:
+                remove(worker.slot.path)
             self._lay_out(worker)
+            worker.slot = Slot(self.files.create(out_slot(worker.index), SLOT))
 
     # Events
 

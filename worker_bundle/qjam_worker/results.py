@@ -19,15 +19,20 @@ SPARE = 256 * 1024 * 1024
 
 
 class Slot:
-    """What a worker writes its small results to, one task's after the other's. They are read where they lie."""
+    """What a worker writes its small results to, one task's after the other's. They are read where they lie.
 
-    def __init__(self, mapped: Mapped) -> None:
+    `rows`: the memory of all slots, of which this one is the `row`-th; None for one that lies alone.
+    """
+
+    def __init__(self, mapped: Mapped, rows: Optional[memoryview] = None, row: int = 0) -> None:
         self.path, self.view = mapped
+        self.rows, self.row = rows, row
         self.lent: list[Held] = []  # results that may lie here still
 
     def hold(self, plain: bool, offset: int, size: int) -> Held:
         """A result that the worker has just written here."""
         held = Held(self.view[offset : offset + size], plain, slotted=True)
+        held.slot = self if offset == 0 else None
         self.lent.append(held)
         return held
 
@@ -46,7 +51,7 @@ class Held:
     `plain`: there is no pickle inside, so the node may open it. `path`: the file to remove when it is used up.
     """
 
-    __slots__ = ("flat", "path", "plain", "sent", "slotted", "small", "spares", "value")
+    __slots__ = ("flat", "path", "plain", "sent", "slot", "slotted", "small", "spares", "value")
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class Held:
         self.path = path
         self.value = value
         self.slotted = slotted
+        self.slot: Optional[Slot] = None  # at whose beginning it was laid
         self.sent = False  # whether somebody else may look at the file
         self.spares: Optional[list[str]] = None  # where its path goes when it is used up
         self.small = flat is None or len(flat) <= SLOT  # whether a node may spend its own time on it
@@ -129,6 +135,39 @@ def fold_small(left: Held, right: Held) -> Any:
         held.flat = held.path = held.value = None
     left.value, left.small = total, True
     return left
+
+
+def fold_rows(results: list[Held]) -> Optional[Held]:
+    """What results make together that are those of slices 0, 1, 2.., where they lie one after the other at the
+    beginning of the slots and are arrays that are alike; None where they do not.
+
+    A level of the tree is then one addition of numpy's. One by one, 15 additions took 0.06 of the 0.46 ms of a round of
+    16 workers (31 KB each way).
+    """
+    first = results[0]
+    if first.slot is None or first.slot.rows is None or first.flat is None:
+        return None
+    rows, layout = first.slot.rows, flat.layout(first.flat) if first.plain else None
+    for row, held in enumerate(results):
+        slot = held.slot
+        if slot is None or not (slot.rows is rows and slot.row == row and held.slotted and held.flat is not None):
+            return None
+    if layout is None or layout.dtype.kind not in "fiuc" or not layout.length:
+        return None
+    n = len(results)
+    heads = np.ndarray((n, layout.start), np.uint8, rows, 0, (SLOT, 1))
+    if not (heads == heads[0]).all():
+        return None
+    array = flat.load(first.flat)
+    numbers = np.ndarray((n, layout.length), layout.dtype, rows, layout.start, (SLOT, layout.dtype.itemsize))
+    step = 1
+    while step < n:
+        into = numbers[0 : n - step : 2 * step]
+        np.add(into, numbers[step : n : 2 * step], into)
+        step *= 2
+    for held in results:
+        held.flat = held.value = None
+    return Held(None, True, value=array.copy())
 
 
 def are_alike(results: list[Held]) -> bool:

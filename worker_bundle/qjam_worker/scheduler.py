@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from .reducing import Span
-from .results import Held, are_alike, fold_small
+from .results import Held, are_alike, fold_rows, fold_small
 from .rounds import LATE_LEAST, NodeJob, NodeRound, Work
 from .wire import Kind
 
@@ -250,11 +250,23 @@ class Scheduler:
         superseded = round_.put(worker, roots, now)
         commands: list[Command] = [Interrupt(other) for other in superseded] if superseded else []
         if not round_.job.user_reduce:
-            for span, _ in roots:
-                round_.tree.fold_from(span, fold_small)
+            self._fold_small(round_, [span for span, _ in roots])
         if not round_.owed:
             commands += self._finish(round_)
         return self._assign(now, commands)
+
+    def _fold_small(self, round_: NodeRound, spans: list[Span]) -> None:
+        """Fold what a worker has brought; where there are no more slices than workers, at the end all together."""
+        tree = round_.tree
+        if tree.n <= len(self.seats) and tree.n > 2:
+            if round_.owed:
+                return
+            if len(tree.values) == tree.n and (total := fold_rows([tree.values[span] for span in tree.spans])):
+                tree.conclude(total)
+                return
+            spans = tree.spans
+        for span in spans:
+            tree.fold_from(span, fold_small)
 
     def on_error(self, worker: int, message: dict[str, Any], now: float) -> list[Command]:
         """User code has raised. That is an answer, unless somebody else has given another one meanwhile."""

@@ -56,6 +56,9 @@ MapFunction = Callable[[Any, Any], Any]
 Reduce = Callable[[Any, Any], Any]
 
 
+SLOTS = "slots"  # the file that has the slots of all workers
+
+
 def out_slot(worker: int) -> str:
     return f"out{worker}"
 
@@ -181,9 +184,7 @@ class Worker:
         self.bells = bells
         self.heard = 0  # messages
         self.seq = 0  # of the task in the page that was done last
-        slot = next(path for path in self._paths(out_slot(index)) if os.path.exists(path))
-        self.slot = map_file(slot, SLOT, write=True)
-        self.slot_path = slot
+        self.slot_path, self.slot = self._find_slot()
         self.slot_used = 0
         self.jobs: dict[int, Job] = {}
         self.codes: dict[int, Code] = {}
@@ -208,6 +209,14 @@ class Worker:
             "drop": self.on_drop,
             "forget": self.on_forget,
         }
+
+    def _find_slot(self) -> tuple[str, memoryview]:
+        """A slot of its own, where there is one; else its part of the file that has all of them."""
+        for name, first in ((out_slot(self.index), 0), (SLOTS, self.index * SLOT)):
+            for path in self._paths(name):
+                if os.path.exists(path):
+                    return path, map_file(path, first + SLOT, write=True)[first:]
+        raise FileNotFoundError(f"there is no slot for worker {self.index}")
 
     def _paths(self, name: str) -> list[str]:
         return [os.path.join(directory, name) for directory in self.files.directories]
