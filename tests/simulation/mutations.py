@@ -171,8 +171,8 @@ MUTATIONS = [
              "            return self._assign(now)"),
     Mutation("node: keeps its roots", SCHEDULER,
              "        if not round_.owed:\n            commands += self._finish(round_)\n"
-             "        return self._assign(now, commands)",
-             "        return self._assign(now, commands)"),
+             "        return self._assign(now, commands) if assign",
+             "        return self._assign(now, commands) if assign"),
     Mutation("node: sends its roots and keeps them", SCHEDULER,
              "            round_.tree.take((span[0], span[1])).release()\n", "            pass\n"),
     Mutation("node: tells of an error in a slice that is done", SCHEDULER,

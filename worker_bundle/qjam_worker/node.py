@@ -497,15 +497,20 @@ class Node:
         if message["op"] == "import":
             self._on_import(worker, message)
             return
-        self.pool.rest(worker)
+        self.on_answers([(worker, message)])
+
+    def on_answers(self, answers: list[tuple[WorkerHandle, dict[str, Any]]]) -> None:
+        """Workers have answered; new work is given out when all have been heard."""
         now = time.monotonic()
-        try:
-            commands = self.answers[message["op"]](worker, message, now)
-        except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
-            text = f"the node cannot use the answer of worker {worker.index}: {error!r}"
-            commands = self.scheduler.on_failed(worker.index, "node", text, now)
-        if commands:
-            self.act(commands)
+        commands: list[Command] = []
+        for worker, message in answers:
+            self.pool.rest(worker)
+            try:
+                commands += self.answers[message["op"]](worker, message, now)
+            except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
+                text = f"the node cannot use the answer of worker {worker.index}: {error!r}"
+                commands += self.scheduler.on_failed(worker.index, "node", text, now)
+        self.act(commands + self.scheduler.assign(now))
 
     def _on_done(self, worker: WorkerHandle, message: dict[str, Any], now: float) -> list[Command]:
         slot = worker.slot
@@ -521,7 +526,7 @@ class Node:
             roots.append(((lo, hi), held))
         if worker.lent:
             self.pool.take_back(worker, [held.path for _, held in roots])
-        return self.scheduler.on_done(worker.index, roots, now)
+        return self.scheduler.on_done(worker.index, roots, now, assign=False)
 
     def _on_import(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         ref = self.imports.ask(worker, message["epoch"], message["name"])

@@ -39,25 +39,37 @@ class ParamsPlaces:
             self._places[number] = Place("", 0, ref=ref)
             return
         encoded = codec.Encoded(bytes(buffers[0]), [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
-        size = flat.size(encoded)
-        if size > SLOT:
-            place = self._file(size)
-        else:
-            place = self._free.pop() if self._free else self._new_slot()
-            place.size = size
+        place = self._free.pop() if self._free else self._new_slot()
         assert place.view is not None
-        flat.write(encoded, place.view)
+        size = flat.put(encoded, place.view)
+        if size is None:
+            self._free.append(place)
+            place = self._large(encoded)
+        else:
+            self._drop_spare()  # the last ones may have been the last large ones
+            place.size = size
         self._places[number] = place
 
+    def _large(self, encoded: codec.Encoded) -> Place:
+        place = self._file(flat.size(encoded))
+        assert place.view is not None
+        flat.write(encoded, place.view)
+        return place
+
     def _file(self, size: int) -> Place:
-        spare, self._spare = self._spare, None
-        if spare is not None:
-            if spare.size == size and os.path.exists(spare.path):
-                return spare
-            remove(spare.path)
+        spare = self._spare
+        if spare is not None and spare.size == size and os.path.exists(spare.path):
+            self._spare = None
+            return spare
+        self._drop_spare()
         self._made += 1
         mapped = self._files.create(f"params{self._made}", size)
         return Place(mapped.path, size, mapped.view)
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            remove(self._spare.path)
+            self._spare = None
 
     def _new_slot(self) -> Place:
         self._made += 1

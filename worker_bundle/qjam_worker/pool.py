@@ -49,6 +49,7 @@ class PoolEvents(Protocol):
     def on_pool_ready(self) -> None: ...
     def on_worker_replaced(self, worker: WorkerHandle) -> None: ...
     def on_worker_message(self, worker: WorkerHandle, message: dict[str, Any]) -> None: ...
+    def on_answers(self, answers: list[tuple[WorkerHandle, dict[str, Any]]]) -> None: ...
     def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None: ...
     def on_output(self, worker: int, stream: int, data: bytes) -> None: ...
     def on_pool_broken(self, reason: str) -> None: ...
@@ -460,15 +461,15 @@ class Pool:
         os.read(self._answered, len(ONE))
         answered = [worker for worker in self.workers if worker.seq and worker.status[DONE] == worker.seq]
         self._on_prints()
+        answers = []
         for worker in answered:
             if self._muted:
                 self._read_out(worker)
             try:
-                message = worker.page.answer.read()
+                answers.append((worker, worker.page.answer.read()))
             except Exception:  # noqa: BLE001  user code has written there
                 self._kill(worker)
-            else:
-                self.events.on_worker_message(worker, message)
+        self.events.on_answers(answers)
 
     def _kill(self, worker: WorkerHandle) -> None:
         if worker.pid is not None:
@@ -532,7 +533,10 @@ class Pool:
             self._forget_parent()
         if self.process is not None:
             self.process.wait()
+        for worker in self.workers:
+            worker.slot.lent.clear()  # they refer to it, and so to its memory
         self.workers.clear()
+        self._slots = Mapped("", memoryview(b""))
         for file in (self._answered, self._prints):
             self._unregister(file)
         self._prints.close()

@@ -240,20 +240,24 @@ class Scheduler:
         self.seats[worker].ready = True
         return self._assign(now)
 
-    def on_done(self, worker: int, roots: list[tuple[Span, Held]], now: float) -> list[Command]:
-        """A worker has done what it was given."""
+    def on_done(self, worker: int, roots: list[tuple[Span, Held]], now: float, *, assign: bool = True) -> list[Command]:
+        """A worker has done what it was given. `assign`: whether to give out work now; else `assign` is to follow."""
         round_ = self._rest(worker)
         if round_ is None or worker not in round_.works:
             for _, held in roots:
                 held.release()
-            return self._assign(now)
+            return self._assign(now) if assign else []
         superseded = round_.put(worker, roots, now)
         commands: list[Command] = [Interrupt(other) for other in superseded] if superseded else []
         if not round_.job.user_reduce:
             self._fold_small(round_, [span for span, _ in roots])
         if not round_.owed:
             commands += self._finish(round_)
-        return self._assign(now, commands)
+        return self._assign(now, commands) if assign else commands
+
+    def assign(self, now: float) -> list[Command]:
+        """Give out work, after answers that were heard together."""
+        return self._assign(now)
 
     def _fold_small(self, round_: NodeRound, spans: list[Span]) -> None:
         """Fold what a worker has brought; where there are no more slices than workers, at the end all together."""
