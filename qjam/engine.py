@@ -272,11 +272,11 @@ class Engine:
         signals = PutOff(self._calls.wake)
         begun = False
         while not pending.over:
-            if not (_has_room() and self._turns.take()):
-                break
+            taken = False
             try:
-                signals.begin()
-                if self._stopped or self._error is not None:
+                signals.begin()  # before the loop is taken: who is interrupted in between would have it for ever
+                taken = _has_room() and self._turns.take()
+                if not taken or self._stopped or self._error is not None:
                     break
                 if not begun:
                     begun = True
@@ -284,7 +284,8 @@ class Engine:
                     self._calls.leave(lambda: self._submit(pending))
                 self._drive(pending, signals)
             finally:
-                self._turns.leave(self._is_needed)
+                if taken:
+                    self._turns.leave(self._is_needed)
                 signals.end()
         if not begun:
             self.submit(pending)

@@ -171,6 +171,21 @@ def test_ctrl_c_ends_a_round_again_and_again(master: Master, tmp_path: Path) -> 
         assert master.run(usercode.forty_two) == 84
 
 
+def test_ctrl_c_while_the_loop_is_taken_leaves_it_to_others(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = master._engine._turns.take
+
+    def interrupted() -> bool:
+        taken = take()
+        signal.raise_signal(signal.SIGINT)
+        return taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(master._engine._turns, "take", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            master.run(usercode.forty_two)
+    assert master.run(usercode.forty_two) == 84
+
+
 def test_a_caller_that_is_deep_in_calls_gets_its_result(master: Master) -> None:
     def run(depth: int) -> Any:
         return master.run(usercode.forty_two) if depth == 0 else run(depth - 1)
