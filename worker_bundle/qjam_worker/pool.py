@@ -246,8 +246,7 @@ class Pool:
             self.events.on_pool_broken(f"the warm parent of the workers has died{': ' if last else ''}{last}")
             return
         for worker in self.workers:
-            if worker.pid is not None:
-                _signal(worker.pid, signal.SIGKILL)
+            self._kill(worker)
         self._start_parent()
         for worker in self.workers:
             self._on_exit(worker, signal.SIGKILL)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]  # [lo, hi): the slices that one node of the tree stands for
 
+NUMBERS = "fiuc"  # the kinds of dtypes whose arrays add up number by number, to an array of the same dtype
+
 _HINT = "define reduce(a, b) in the module to say how its results add up"
 
 
@@ -27,7 +29,7 @@ def default_reduce(a: Any, b: Any) -> Any:
 
 
 def _add(a: Any, b: Any, where: str) -> Any:
-    if type(a) is type(b) is np.ndarray and a.shape == b.shape and a.dtype.kind in "fiuc" and a.shape:
+    if type(a) is type(b) is np.ndarray and a.shape == b.shape and a.dtype.kind in NUMBERS and a.shape:
         return _plus(a, b, where)
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         if a.shape != b.shape:

@@ -7,7 +7,7 @@ from typing import Any, Optional
 import numpy as np
 
 from . import codec, flat, segments
-from .reducing import STAYS, default_reduce
+from .reducing import NUMBERS, STAYS, default_reduce
 from .store import Files, Mapped, has_plenty, remove
 
 # A value of at most this size is copied through a slot that is used again and again; a larger one gets a file of
@@ -123,7 +123,7 @@ def fold_small(left: Held, right: Held) -> Any:
     try:
         first = left.opened() if left.value is None else left.value
         second = right.opened() if right.value is None else right.value
-        if left.flat is None and codec.is_lone(first) and codec.is_lone(second) and _are_alike(first, second):
+        if left.flat is None and codec.is_lone(first) and codec.is_lone(second) and _adds_in_place(first, second):
             total = np.add(first, second, first)  # it is the node's own
         else:
             total = default_reduce(first, second)
@@ -152,7 +152,7 @@ def fold_rows(results: list[Held]) -> Optional[Held]:
         slot = held.slot
         if slot is None or not (slot.rows is rows and slot.row == row and held.slotted and held.flat is not None):
             return None
-    if layout is None or layout.dtype.kind not in "fiuc" or not layout.length:
+    if layout is None or layout.dtype.kind not in NUMBERS or not layout.length:
         return None
     n = len(results)
     heads = np.ndarray((n, layout.start), np.uint8, rows, 0, (SLOT, 1))
@@ -176,6 +176,6 @@ def are_alike(results: list[Held]) -> bool:
     return len(flats) == len(results) and segments.are_alike(flats)
 
 
-def _are_alike(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
+def _adds_in_place(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
     """Whether their sum is an array like the first of them."""
-    return first.dtype is second.dtype and first.shape == second.shape != () and first.dtype.kind in "fiuc"
+    return first.dtype is second.dtype and first.shape == second.shape != () and first.dtype.kind in NUMBERS

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import flat
-from .reducing import Span, Tree
+from .reducing import NUMBERS, Span, Tree
 
 PIECE = 128 * 1024  # bytes
 
@@ -24,7 +24,7 @@ def are_alike(views: Iterable[memoryview]) -> bool:
     if len(heads) != 1:
         return False
     layout = flat.layout(next(iter(views)))
-    return layout is not None and layout.dtype.kind in "fiuc"
+    return layout is not None and layout.dtype.kind in NUMBERS
 
 
 def add_up(arrays: Mapping[Span, memoryview], n: int, out: memoryview, part: int, parts: int) -> None:

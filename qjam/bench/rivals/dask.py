@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import operator
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import dask
@@ -48,7 +49,11 @@ class Dask(ManyWays):
 
     def _embedded(self, params: Any) -> Any:
         """The params are in each task; where that is no way to go, as they are scattered."""
-        return self._scattered(params, tree=False) if params.nbytes >= LARGE else _sum(self._gather(self._map(params)))
+        return (
+            self._scattered(params, tree=False)
+            if params.nbytes >= LARGE
+            else reduce(operator.add, self._gather(self._map(params)))
+        )
 
     def _scattered(self, params: Any, tree: bool) -> Any:
         given = self._client.scatter(params, broadcast=True, hash=False, direct=True)
@@ -56,8 +61,8 @@ class Dask(ManyWays):
         while tree and len(futures) > 1:
             pairs = list(zip(futures[::2], futures[1::2], strict=False))
             odd = futures[-1:] if len(futures) % 2 else []
-            futures = [self._client.submit(_add, *pair, pure=False) for pair in pairs] + odd
-        return _sum(self._gather(futures))
+            futures = [self._client.submit(operator.add, *pair, pure=False) for pair in pairs] + odd
+        return reduce(operator.add, self._gather(futures))
 
     def _map(self, params: Any) -> list[Any]:
         submit = partial(self._client.submit, self._function, params, pure=False)
@@ -66,17 +71,6 @@ class Dask(ManyWays):
     def _gather(self, futures: list[Any]) -> list[Any]:
         found: list[Any] = self._client.gather(futures, direct=True)
         return found
-
-
-def _add(one: Any, other: Any) -> Any:
-    return one + other
-
-
-def _sum(results: list[Any]) -> Any:
-    total = results[0]
-    for result in results[1:]:
-        total = total + result
-    return total
 
 
 @contextmanager

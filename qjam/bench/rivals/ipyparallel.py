@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import operator
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import ipyparallel
@@ -46,10 +47,7 @@ class Ipyparallel(ManyWays):
         answer = view.apply_async(self._function, params, ipyparallel.Reference(PART))
         results = answer.get()
         self._client.purge_local_results(answer)  # else the client keeps all that it ever got
-        total = results[0]
-        for result in results[1:]:
-            total = total + result
-        return total
+        return reduce(operator.add, results)
 
 
 @contextmanager

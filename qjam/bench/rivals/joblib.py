@@ -5,11 +5,12 @@ Params above 1 MB joblib itself dumps into /dev/shm and lets the workers map.
 
 from __future__ import annotations
 
+import operator
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,7 @@ class Joblib(ManyWays):
             self._slices[index] = joblib.load(file, mmap_mode="r")
 
     def _play(self, parallel: Any, params: Any) -> Any:
-        results = iter(parallel(self._call(params, part) for part in self._slices))
-        total = next(results)
-        for result in results:
-            total = total + result
-        return total
+        return reduce(operator.add, parallel(self._call(params, part) for part in self._slices))
 
 
 @contextmanager
