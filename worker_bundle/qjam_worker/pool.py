@@ -181,6 +181,8 @@ class Pool:
     def _fork(self, worker: WorkerHandle) -> None:
         assert self.parent is not None
         self._see_to_files(worker)
+        # Before there is a process that could take the task of the last one for its own.
+        worker.told = worker.status[TASK] = worker.status[TOLD] = worker.status[DONE] = 0
         pipes = [os.pipe() for _ in range(5)]
         (bell_end, bell), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
         ends = [bell_end, answer_end, modules_end, out_end, err_end]
@@ -198,7 +200,6 @@ class Pool:
             remove(path)
         worker.spares.clear()
         worker.lent = []
-        worker.told = worker.status[TASK] = worker.status[TOLD] = worker.status[DONE] = 0
         worker.ready = False
         worker.pid = None
         worker.jobs.clear()
