@@ -18,6 +18,7 @@ import zmq
 
 from qjam_worker import flat, wire
 from qjam_worker.link import RANG
+from qjam_worker.waiting import Waiting
 from qjam_worker.wire import Kind
 
 from .calls import Calls
@@ -95,6 +96,7 @@ class Engine:
         self._numbers = count(1)
         self._router = Router(endpoint)
         self._selector = selectors.DefaultSelector()
+        self._waiting = Waiting(self._selector)
         self._guests = Guests(self._selector, self._on_guest_failed)
         self._turns = Turns(self._calls.wake)
         self._loader = Loader(find_module)
@@ -368,7 +370,7 @@ class Engine:
         """Wait for something to happen, and do what follows."""
         deadline = self._next_deadline()
         timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
-        events = self._selector.select(timeout)
+        events = self._waiting.select(timeout, next(iter(self._pending), None))
         if len(events) > 1:
             events.sort(key=_priority)
         for key, _ in events:

@@ -75,7 +75,7 @@ ALLOWED = {
     "qjam.engine": GROUND
     | DECISIONS
     | {"qjam.calls", "qjam.pending", "qjam.loading", "qjam.router", "qjam.guests", "qjam.signals", "qjam.turns"}
-    | {"qjam_worker.link"},
+    | {"qjam_worker.link", "qjam_worker.waiting"},
     "qjam.launch": {"qjam.hosts", "qjam.report", "qjam.notes", "qjam_worker"},  # it starts the bundle
     "qjam.members": GROUND | {"qjam.hosts", "qjam.states", "qjam.engine", "qjam.launch", "qjam.notes"},
     "qjam.checks": GROUND | DATA | {"qjam.launch"},

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from .mutation import packed, sealed
+from .mutation import opened, packed, sealed
 
 KIND, CODEC, FLAT = range(3)  # the last two bits of the first byte; 3 is the relay
 
@@ -80,6 +80,6 @@ def seeds() -> list[bytes]:
     with small() as clock:
         episode = Episode(clock, Random(1), Counter())
         episode.run(100)
-        made += [bytes([KIND, frames[0][5]]) + frames[1] for frames in episode.said]
+        made += [bytes([KIND, kind]) + header for kind, header, _ in map(opened, episode.said)]
     made += [bytes([KIND, kind]) + packed({"round": 1}) for kind in range(1, 16)]
     return made

@@ -30,6 +30,9 @@ TEXTS = [
 OTHERS: list[Any] = [None, True, False, b"", b"\x80" * 40, [], {}, [[]], [None], [0], ["x"], {"a": 1}, [[0, 1, 1]]]
 
 
+FIXED = struct.Struct("!4sBBIII")  # of a message, with its checksum
+
+
 @dataclass
 class Lore:
     """What a liar may know: names and numbers that mean something here."""
@@ -40,9 +43,25 @@ class Lore:
 
 def sealed(kind: int, header: bytes, buffers: Sequence[bytes] = (), count: int | None = None) -> Frames:
     """Frames with a right checksum, whatever is in them."""
-    fixed = struct.pack("!4sBBI", b"qjam", wire.VERSION, kind, len(buffers) if count is None else count)
-    sizes = b"".join(struct.pack("!Q", len(buffer)) for buffer in buffers)
-    return [fixed + struct.pack("!I", zlib.crc32(fixed + header + sizes)), header, *buffers]
+    number = len(buffers) if count is None else count
+    fixed = struct.pack("!4sBBII", b"qjam", wire.VERSION, kind, number, len(header))
+    rest = b"".join(struct.pack("!Q", len(buffer)) for buffer in buffers) + header
+    small = [buffer for buffer in buffers if len(buffer) <= wire.SMALL]
+    large = [buffer for buffer in buffers if len(buffer) > wire.SMALL]
+    return [b"".join([fixed, struct.pack("!I", zlib.crc32(fixed + rest)), rest, *small]), *large]
+
+
+def opened(frames: Frames) -> tuple[int, bytes, list[bytes]]:
+    """Kind, header as it was packed, and buffers of a message whose frames are right, whatever is in them."""
+    _, _, kind, count, length, _ = FIXED.unpack_from(frames[0])
+    sizes = struct.unpack_from(f"!{count}Q", frames[0], FIXED.size)
+    rest, large = frames[0][FIXED.size + 8 * count :], iter(frames[1:])
+    header, rest = rest[:length], rest[length:]
+    buffers = []
+    for size in sizes:
+        buffers.append(next(large) if size > wire.SMALL else rest[:size])
+        rest = rest if size > wire.SMALL else rest[size:]
+    return kind, header, buffers
 
 
 def packed(header: Any) -> bytes:
@@ -173,17 +192,17 @@ class Mutator:
         rng, what = self.rng, self.rng.randrange(20)
         if what < 3:
             return self.frames(frames)
-        kind, buffers = frames[0][5], frames[2:]
-        header = msgpack.unpackb(frames[1], strict_map_key=False, unicode_errors="surrogatepass")
+        kind, head, buffers = opened(frames)
+        header = msgpack.unpackb(head, strict_map_key=False, unicode_errors="surrogatepass")
         if what < 14:
             return sealed(kind, packed(self.header(header, lore)), buffers)
         if what < 16:
-            return sealed(kind, self.bytes(frames[1]), buffers)
+            return sealed(kind, self.bytes(head), buffers)
         if what == 16:
-            return sealed(rng.choice([*Kind, 0, 99]), frames[1], buffers)
+            return sealed(rng.choice([*Kind, 0, 99]), head, buffers)
         if what == 17:
             count = len(buffers) + rng.choice((-1, 1, 1 << 16, 0))
-            return sealed(kind, frames[1], buffers, max(0, count))
+            return sealed(kind, head, buffers, max(0, count))
         altered = [*buffers]
         for _ in range(rng.choice((1, 2))):
             if altered and rng.random() < 0.7:
@@ -191,4 +210,4 @@ class Mutator:
                 altered[at : at + 1] = rng.choice(([], [self.bytes(altered[at])], [altered[at]] * 2, [b""]))
             else:
                 altered.append(rng.randbytes(rng.choice((0, 1, 40))))
-        return sealed(kind, frames[1], altered)
+        return sealed(kind, head, altered)

@@ -30,6 +30,7 @@ from .results import Held
 from .rounds import Fold, NodeJob
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, is_slice, refusal
 from .store import Files, NoRoom, Store, map_file, remove
+from .waiting import Waiting
 from .warm import Warm, usable_cores
 from .wire import Kind
 from .worker import result_prefix
@@ -76,6 +77,7 @@ class Node:
         self.keep_data = keep_data
         self.keeper: Optional[Keeper] = None
         self.selector = selectors.DefaultSelector() if selector is None else selector
+        self.waiting = Waiting(self.selector)
         self.files = Files.make(bases) if warm is None else warm.files
         self.locks = self.files.lock() if warm is None else warm.locks
         try:
@@ -202,7 +204,7 @@ class Node:
         if deadline is not None:
             left = max(0.0, deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
-        events = self.selector.select(timeout)
+        events = self.waiting.select(timeout, next(iter(self.scheduler.rounds), None))
         if len(events) > 1:
             events.sort(key=lambda event: event[0].data[0])
         for key, _ in events:
