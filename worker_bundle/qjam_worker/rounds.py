@@ -297,9 +297,8 @@ class NodeRound:
             self.tree.add(span, held)
 
     def _put(self, span: Span, held: Held) -> None:
-        slices = range(*span)
         before = len(self.owed)
-        self.owed.difference_update(slices)
+        self.owed.difference_update(range(*span))
         if len(self.owed) == before:
             held.release()
             return

@@ -108,6 +108,7 @@ def _settle(out: int, err: int) -> None:
     for fd, target in ((null, 0), (out, 1), (err, 2)):
         os.dup2(fd, target)
         _spare[target] = _out_of_the_way(fd)
+        _streams.register(target, 0)
     sys.stdin = open(0, encoding="utf-8", closefd=False)
     sys.stdout, sys.stderr = (_text_stream(fd) for fd in (1, 2))
     if sys.platform == "linux":
@@ -134,15 +135,14 @@ def flush_streams() -> None:
 
 
 _spare: dict[int, int] = {}  # copies of file descriptors 0, 1 and 2, out of harm's way
+_streams = select.poll()  # of the three, those that are closed: told by one call
 
 
 def restore_streams() -> None:
     """Open again what user code has closed, before a file of ours gets the number and is printed into."""
-    for fd, spare in _spare.items():
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.dup2(spare, fd)
+    for fd, event in _streams.poll(0):
+        if event & select.POLLNVAL:
+            os.dup2(_spare[fd], fd)
 
 
 def _text_stream(fd: int) -> io.TextIOWrapper:
