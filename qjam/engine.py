@@ -17,7 +17,6 @@ import numpy as np
 import zmq
 
 from qjam_worker import flat, wire
-from qjam_worker.link import RANG
 from qjam_worker.waiting import Waiting
 from qjam_worker.wire import Kind
 
@@ -155,7 +154,7 @@ class Engine:
                 return self._router.bind(address)
             finally:
                 if self._router.zap is not None and self._router.zap not in self._selector.get_map():
-                    self._selector.register(self._router.zap, selectors.EVENT_READ, (RANG, self._on_zap, None))
+                    self._selector.register(self._router.zap, selectors.EVENT_READ, (self._on_zap, None))
 
         return self.ask(bind)
 
@@ -352,8 +351,8 @@ class Engine:
     # The loop
 
     def _run(self) -> None:
-        self._selector.register(self._calls, selectors.EVENT_READ, (RANG, self._calls.take_wakes, None))
-        self._selector.register(self._router.link, selectors.EVENT_READ, (RANG, self._router.link.stir, None))
+        self._selector.register(self._calls, selectors.EVENT_READ, (self._calls.take_wakes, None))
+        self._selector.register(self._router.link, selectors.EVENT_READ, (self._router.link.stir, None))
         np.seterr(all="ignore")  # for this thread: results are added up in it
         try:
             self._turns.serve(self._turn, lambda: self._stopped or self._error is not None)
@@ -371,10 +370,8 @@ class Engine:
         deadline = self._next_deadline()
         timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
         events = self._waiting.select(timeout, next(iter(self._pending), None))
-        if len(events) > 1:
-            events.sort(key=_priority)
         for key, _ in events:
-            _, call, guest = key.data
+            call, guest = key.data
             try:
                 call()
             except Exception as error:
@@ -645,10 +642,6 @@ class Engine:
 
 def _not_understood(error: Exception) -> str:
     return f"it sent what this version of qjam does not understand: {type(error).__name__}: {error}"[:LONGEST_WHY]
-
-
-def _priority(event: tuple[selectors.SelectorKey, int]) -> int:
-    return int(event[0].data[0])
 
 
 def _has_room() -> bool:

@@ -92,7 +92,7 @@ class Guests:
 
 
 class Corner(selectors.BaseSelector):
-    """A node's part of the loop's selector: to what is registered here as (priority, call) its name is added."""
+    """A node's part of the loop's selector: to the call that is registered here its name is added."""
 
     def __init__(self, selector: selectors.BaseSelector, name: str) -> None:
         self._selector = selector
@@ -100,7 +100,7 @@ class Corner(selectors.BaseSelector):
         self._files: set[Any] = set()
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        key = self._selector.register(fileobj, events, (*data, self._name))
+        key = self._selector.register(fileobj, events, (data, self._name))
         self._files.add(fileobj)
         return key
 

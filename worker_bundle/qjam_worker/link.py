@@ -11,8 +11,6 @@ import zmq
 from . import wire
 from .wire import Buffer, Kind, Message
 
-# Selector priorities: what a worker printed comes before the bell it rang afterwards.
-PRINTED, RANG = 0, 1
 # Plain ints: each | and & on pyzmq's enums costs as much as sending a frame.
 MORE, READABLE, EVENTS, NOWAIT = int(zmq.SNDMORE), int(zmq.POLLIN), int(zmq.EVENTS), int(zmq.NOBLOCK)
 # Smaller frames are copied: that is cheaper than keeping track of the sender's memory (pyzmq's own threshold).

@@ -23,7 +23,7 @@ from .imports import Imports
 from .infile import Place, Shelf
 from .keeper import Keeper
 from .kept import Kept, default_folder
-from .link import LIVENESS, PRINTED, RANG, Dealer, Uplink
+from .link import LIVENESS, Dealer, Uplink
 from .params import ParamsPlaces
 from .pool import Pool, WorkerHandle
 from .results import Held
@@ -51,7 +51,7 @@ class Node:
     """`run` serves the master at the other end of `uplink` until it says BYE, or `leave` is called from `watch`.
 
     `selector` is that of the loop which the node lives in, where it has none of its own: what is registered there has
-    (priority, call) as its data. `watch` maps file descriptors to functions that are called when they are readable.
+    what to call as its data. `watch` maps file descriptors to functions that are called when they are readable.
     `paths` are folders in which the workers find packages before they look where their python does. `warm` is a parent
     of workers that has been forked already. `memory_limit`: bytes that each worker may take for itself. `keep_data`:
     bytes of slices that may be kept on disk; None for none.
@@ -95,9 +95,9 @@ class Node:
         memory_limit: Optional[int],
     ) -> None:
         for fd, call in watch.items():
-            self.selector.register(fd, selectors.EVENT_READ, (PRINTED, call))
+            self.selector.register(fd, selectors.EVENT_READ, call)
         for file, stir in self.uplink.files():
-            self.selector.register(file, selectors.EVENT_READ, (RANG, stir))
+            self.selector.register(file, selectors.EVENT_READ, stir)
         self.pool = Pool(workers, self.files, self.selector, self, paths, warm, memory_limit)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.shelf = Shelf(self.store)
@@ -205,10 +205,8 @@ class Node:
             left = max(0.0, deadline - time.monotonic())
             timeout = left if timeout is None else min(timeout, left)
         events = self.waiting.select(timeout, next(iter(self.scheduler.rounds), None))
-        if len(events) > 1:
-            events.sort(key=lambda event: event[0].data[0])
         for key, _ in events:
-            key.data[1]()
+            key.data()
         if deadline is not None:
             self.on_timer(time.monotonic())
 
@@ -391,7 +389,7 @@ class Node:
         except OSError as error:
             self._say(f"slices are not kept (keep_data): {error}")
         else:
-            self.selector.register(self.keeper, selectors.EVENT_READ, (RANG, self._on_kept))
+            self.selector.register(self.keeper, selectors.EVENT_READ, self._on_kept)
 
     def _say(self, text: str) -> None:
         self.send(Kind.STATE, {"state": "note", "text": text[:LONGEST_WHY]})

@@ -16,7 +16,6 @@ from typing import Any, Callable, Optional, Protocol, Union
 
 from . import forks
 from .channel import Channel
-from .link import PRINTED, RANG
 from .memory import HIGHEST
 from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, counter
 from .parent import EXITED, FORKED, NEWS, REQUEST
@@ -108,8 +107,8 @@ class Pool:
         self._rung: list[WorkerHandle] = []  # that have work in their pages and are not called yet
         self._gong, self._answered = counter(), counter(os.O_NONBLOCK)
         self._prints = select.epoll()  # what workers print
-        self.selector.register(self._answered, selectors.EVENT_READ, (RANG, self._on_answers))
-        self.selector.register(self._prints, selectors.EVENT_READ, (PRINTED, self._on_prints))
+        self.selector.register(self._answered, selectors.EVENT_READ, self._on_answers)
+        self.selector.register(self._prints, selectors.EVENT_READ, self._on_prints)
         self._printers: dict[int, Callable[[], None]] = {}
         self.process: Union[subprocess.Popen[bytes], Forked, None] = None
         self.parent: Optional[socket.socket] = None
@@ -172,7 +171,7 @@ class Pool:
         self.process = process
         self.parent_output = output
         self.parent = ours
-        self.selector.register(ours, selectors.EVENT_READ, (RANG, self._on_parent))
+        self.selector.register(ours, selectors.EVENT_READ, self._on_parent)
         os.set_blocking(output, False)
         self._register_output(PARENT, 2, output)
 
@@ -201,7 +200,7 @@ class Pool:
         worker.ready = False
         worker.pid = None
         worker.jobs.clear()
-        self.selector.register(answer, selectors.EVENT_READ, (RANG, partial(self._on_bell, worker, channel)))
+        self.selector.register(answer, selectors.EVENT_READ, partial(self._on_bell, worker, channel))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
             os.set_blocking(fd, False)

@@ -31,8 +31,7 @@ class Slot:
 
     def hold(self, plain: bool, offset: int, size: int) -> Held:
         """A result that the worker has just written here."""
-        held = Held(self.view[offset : offset + size], plain, slotted=True)
-        held.slot = self if offset == 0 else None
+        held = Held(self.view[offset : offset + size], plain, slot=self)
         self.lent.append(held)
         return held
 
@@ -51,7 +50,7 @@ class Held:
     `plain`: there is no pickle inside, so the node may open it. `path`: the file to remove when it is used up.
     """
 
-    __slots__ = ("flat", "path", "plain", "sent", "slot", "slotted", "small", "spares", "value")
+    __slots__ = ("flat", "path", "plain", "sent", "slot", "small", "spares", "value")
 
     def __init__(
         self,
@@ -59,22 +58,21 @@ class Held:
         plain: bool,
         path: Optional[str] = None,
         value: Any = None,
-        slotted: bool = False,
+        slot: Optional[Slot] = None,
     ) -> None:
         self.flat = flat
         self.plain = plain
         self.path = path
         self.value = value
-        self.slotted = slotted
-        self.slot: Optional[Slot] = None  # at whose beginning it was laid
+        self.slot = slot  # in which it lies still
         self.sent = False  # whether somebody else may look at the file
         self.spares: Optional[list[str]] = None  # where its path goes when it is used up
         self.small = flat is None or len(flat) <= SLOT  # whether a node may spend its own time on it
 
     def detach(self) -> None:
         """Copy what lies in a slot."""
-        if self.slotted and self.flat is not None:
-            self.flat, self.value, self.slotted = memoryview(bytes(self.flat)), None, False
+        if self.slot is not None and self.flat is not None:
+            self.flat, self.value, self.slot = memoryview(bytes(self.flat)), None, None
 
     def opened(self) -> Any:
         """The value of a plain result; its arrays are views."""
@@ -99,7 +97,7 @@ class Held:
             data = b"".join(pieces)
             mapped = files.create(name, len(data))
             mapped.view[:] = data
-            self.flat, self.path, self.slotted = mapped.view, mapped.path, False
+            self.flat, self.path, self.slot = mapped.view, mapped.path, None
         assert self.flat is not None
         return self.path, len(self.flat)
 
@@ -150,7 +148,7 @@ def fold_rows(results: list[Held]) -> Optional[Held]:
     rows, layout = first.slot.rows, flat.layout(first.flat) if first.plain else None
     for row, held in enumerate(results):
         slot = held.slot
-        if slot is None or not (slot.rows is rows and slot.row == row and held.slotted and held.flat is not None):
+        if slot is None or held.flat is None or slot.rows is not rows or slot.row != row or slot.lent[0] is not held:
             return None
     if layout is None or layout.dtype.kind not in NUMBERS or not layout.length:
         return None
