@@ -26,14 +26,13 @@ from .kept import Kept, default_folder
 from .link import LIVENESS, Dealer, Uplink
 from .params import ParamsPlaces
 from .pool import Pool, WorkerHandle
-from .results import Held
+from .results import Held, result_prefix
 from .rounds import Fold, NodeJob
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, is_slice, refusal
 from .store import Files, NoRoom, Store, map_file, remove
 from .waiting import Waiting
 from .warm import Warm, usable_cores
 from .wire import Kind
-from .worker import result_prefix
 
 # Bytes of refs that may be on their way to a node: four chunks keep a link busy, and bound the memory they take.
 CREDIT = 16 * 1024 * 1024

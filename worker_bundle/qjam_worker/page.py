@@ -19,6 +19,11 @@ PAGE = _WORDS + 2 * TEXT
 ONE = struct.pack("=Q", 1)  # what adds one to a counter
 
 
+def page_name(worker: int) -> str:
+    """The name of its file."""
+    return f"page{worker}"
+
+
 def counter(flags: int = 0) -> int:
     """The descriptor of a new eventfd(2), which os.eventfd gives only from python 3.10 on."""
     fd = ctypes.CDLL(None, use_errno=True).eventfd(0, flags | os.O_CLOEXEC)

@@ -151,7 +151,7 @@ def _kill_children(spared: Container[int] = ()) -> bool:
 
 
 def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Optional[int]) -> NoReturn:
-    from .worker import flush_streams
+    from .streams import flush_streams
     from .worker import main as work
 
     status = 1

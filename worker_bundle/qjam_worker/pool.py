@@ -17,12 +17,11 @@ from typing import Any, Callable, Optional, Protocol, Union
 from . import forks
 from .channel import Channel
 from .memory import HIGHEST
-from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, counter
+from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, counter, page_name
 from .parent import EXITED, FORKED, NEWS, REQUEST
-from .results import SLOT, Slot
+from .results import SLOT, SLOTS, Slot, out_slot
 from .store import Files, Mapped, remove
 from .warm import Forked, Warm, thread_environment
-from .worker import SLOTS, out_slot, page_name
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0

@@ -18,6 +18,19 @@ SLOT = 256 * 1024
 SPARE = 256 * 1024 * 1024
 
 
+SLOTS = "slots"  # the file that has the slots of all workers
+
+
+def out_slot(worker: int) -> str:
+    """The name of a file with the slot of one worker alone."""
+    return f"out{worker}"
+
+
+def result_prefix(worker: int, pid: int) -> str:
+    """How the names of the files begin that a worker process makes for results too large for its slot."""
+    return f"result{worker}-{pid}-"
+
+
 class Slot:
     """What a worker writes its small results to, one task's after the other's. They are read where they lie.
 

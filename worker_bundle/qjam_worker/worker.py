@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import fcntl
 import functools
 import importlib
-import io
 import os
 import pickle
 import random
 import resource
-import select
 import signal
 import sys
 import threading
-import traceback
 import weakref
 from collections import OrderedDict
 from typing import Any, Callable, NamedTuple, NoReturn, Optional
@@ -24,27 +20,22 @@ from typing import Any, Callable, NamedTuple, NoReturn, Optional
 import numpy as np
 
 from . import codec, flat, infile, segments
+from .bells import Bells
 from .channel import Channel
+from .describing import describe, print_exception
 from .memory import Allowance
 from .modules import Shipped
-from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page
+from .page import CANCELLED, DONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, page_name
 from .reducing import Span, Tree, default_reduce
-from .results import SLOT
+from .results import SLOT, SLOTS, out_slot, result_prefix
 from .store import Files, NoRoom, map_file, remove
-
-# What the master is told of an exception at the most: characters of traceback and summary, bytes of its pickle, and
-# calls, of which there may be millions where user code has raised the recursion limit.
-LONGEST_TEXT, LONGEST_SUMMARY, LONGEST_PICKLE, LAST_CALLS = 256 * 1024, 4096, 16 * 1024 * 1024, 1000
+from .streams import flush_streams, open_streams, out_of_the_way, restore_streams
 
 # Slices that a worker keeps mapped: each map takes a file descriptor, of which there may be 1,024.
 SLICES_MAPPED = 128
 
 # Calls within calls, without which python's own libraries are of no use.
 LEAST_CALLS = 200
-
-# Our own files get numbers from here on: user code does not close them by accident, and where it has closed them, none
-# that it opens later gets the number of one that we write to.
-HIGH_FDS = 200
 
 # What `signal` wraps in a search for the names of signals, which takes 2 us each time.
 _bare_signal = importlib.import_module("_signal")
@@ -56,98 +47,23 @@ MapFunction = Callable[[Any, Any], Any]
 Reduce = Callable[[Any, Any], Any]
 
 
-SLOTS = "slots"  # the file that has the slots of all workers
-
-
-def out_slot(worker: int) -> str:
-    return f"out{worker}"
-
-
-def result_prefix(worker: int, pid: int) -> str:
-    """How the names of the files begin that a worker process makes for results too large for its slot."""
-    return f"result{worker}-{pid}-"
-
-
-def page_name(worker: int) -> str:
-    return f"page{worker}"
-
-
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
     """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls
     all workers at once, where answers go, a counter of those in pages, where answers to imports come, stdout, stderr.
     """
     _settle(*fds[5:])
-    bell, gong, answer, answered, modules = map(_out_of_the_way, fds[:5])
+    bell, gong, answer, answered, modules = map(out_of_the_way, fds[:5])
     bells = Bells(bell, gong, answered)
     return Worker(index, Channel(bell, answer), Channel(modules, -1), files, bells, memory_limit).serve()
 
 
-class Bells:
-    """What calls a worker, and with what it calls its node."""
-
-    def __init__(self, bell: int, gong: int, answered: int) -> None:
-        self._answered = answered
-        made = select.epoll()
-        self._poll = select.epoll.fromfd(_out_of_the_way(os.dup(made.fileno())))
-        made.close()
-        self._poll.register(bell, select.EPOLLIN)
-        self._poll.register(gong, select.EPOLLIN | select.EPOLLET)  # each beat of it, without taking it from the others
-        self._beat = [(gong, select.EPOLLIN)]
-
-    def wait(self) -> bool:
-        """Block until one of them rings; whether there are messages."""
-        return self._poll.poll() != self._beat
-
-    def answer(self) -> None:
-        """Call the node: an answer is in the page."""
-        os.write(self._answered, ONE)
-
-
 def _settle(out: int, err: int) -> None:
-    null = os.open(os.devnull, os.O_RDONLY)
-    for fd, target in ((null, 0), (out, 1), (err, 2)):
-        os.dup2(fd, target)
-        _spare[target] = _out_of_the_way(fd)
-        _streams.register(target, 0)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)
-    sys.stdout, sys.stderr = (_text_stream(fd) for fd in (1, 2))
+    open_streams(out, err)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the warm parent
     # All workers were forked with one state of the generators; the same "random" numbers in each would be a trap.
     random.seed()
     np.random.seed()  # noqa: NPY002  user code may use the old generator
-
-
-def _out_of_the_way(fd: int) -> int:
-    """The same file under a high number, which is closed when another program is started."""
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FDS)
-    os.close(fd)
-    return high
-
-
-def flush_streams() -> None:
-    """Write out what user code has printed, if it has left streams that can be."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except Exception:  # noqa: BLE001, S110  closed, None, or an object of the user's
-            pass
-
-
-_spare: dict[int, int] = {}  # copies of file descriptors 0, 1 and 2, out of harm's way
-_streams = select.poll()  # of the three, those that are closed: told by one call
-
-
-def restore_streams() -> None:
-    """Open again what user code has closed, before a file of ours gets the number and is printed into."""
-    for fd, event in _streams.poll(0):
-        if event & select.POLLNVAL:
-            os.dup2(_spare[fd], fd)
-
-
-def _text_stream(fd: int) -> io.TextIOWrapper:
-    raw = open(fd, "wb", closefd=False)
-    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class Job(NamedTuple):
@@ -576,8 +492,7 @@ def _sound() -> bool:
 def _end_as_a_fork(error: BaseException) -> NoReturn:
     """As python ends: a child process that user code has forked did not catch this."""
     try:
-        traceback.print_exception(type(error), error, _user_part(error), limit=-LAST_CALLS)
-        sys.stderr.flush()
+        print_exception(error)
     finally:
         os._exit(1)
 
@@ -613,57 +528,3 @@ def detached(value: Any) -> Any:
         make = getattr(type(value), "_make", type(value))  # a namedtuple takes its fields one by one
         return make([detached(item) for item in value])
     return value
-
-
-def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
-    """What the master is told of an exception: text always, and the pickled exception if it survives the journey.
-
-    `memory_limit`: the one that is kept; 0 where there is none.
-    """
-    if memory_limit and isinstance(error, SystemError) and "without" in str(error):
-        # "error return without exception set": CPython 3.11 had no memory for the exception
-        error = MemoryError(str(error)).with_traceback(error.__traceback__)
-    try:
-        found = _description(error)
-    except BaseException as failure:  # noqa: BLE001  no memory is left for it, or the exception is a trap
-        found = _short_description(error, failure)
-    if memory_limit and isinstance(error, MemoryError):
-        found["summary"] += f" (memory_limit is {memory_limit:,} bytes)"
-    return found
-
-
-def _short_description(error: BaseException, failure: BaseException) -> dict[str, Any]:
-    try:
-        trace = "".join(traceback.format_tb(_user_part(error), limit=-LAST_CALLS))[-LONGEST_TEXT:]
-        text = str(error)[:LONGEST_SUMMARY]
-    except BaseException:  # noqa: BLE001  as above
-        trace, text = "", f"its text cannot be had: {type(failure).__name__}"
-    summary = f"{type(error).__name__}: {text}"
-    return {"text": f"{trace}{summary}", "summary": summary, "pickled": None}
-
-
-def _description(error: BaseException) -> dict[str, Any]:
-    text = "".join(traceback.format_exception(type(error), error, _user_part(error), limit=-LAST_CALLS))
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]}\n[...]\n{text[-LONGEST_TEXT // 2 :]}"
-    try:
-        pickled: Optional[bytes] = pickle.dumps(error)
-        pickle.loads(pickled or b"")
-    except BaseException:  # noqa: BLE001  whatever a user's __reduce__ or __init__ raises: the text goes alone
-        pickled = None
-    if pickled is not None and len(pickled) > LONGEST_PICKLE:
-        pickled = None
-    return {"text": text, "summary": _summary(error)[:LONGEST_SUMMARY], "pickled": pickled}
-
-
-def _summary(error: BaseException) -> str:
-    return traceback.format_exception_only(type(error), error)[-1].strip()
-
-
-def _user_part(error: BaseException) -> Any:
-    """The traceback from the first frame on that is not this package's."""
-    here = os.path.dirname(__file__)
-    position = error.__traceback__
-    while position is not None and position.tb_frame.f_code.co_filename.startswith(here):
-        position = position.tb_next
-    return position

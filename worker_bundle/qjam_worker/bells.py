@@ -1,0 +1,30 @@
+"""What calls a worker, and with what it calls its node."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from .page import ONE
+from .streams import out_of_the_way
+
+
+class Bells:
+    """A bell of its own, the gong that calls all workers, and the counter that its node watches."""
+
+    def __init__(self, bell: int, gong: int, answered: int) -> None:
+        self._answered = answered
+        made = select.epoll()
+        self._poll = select.epoll.fromfd(out_of_the_way(os.dup(made.fileno())))
+        made.close()
+        self._poll.register(bell, select.EPOLLIN)
+        self._poll.register(gong, select.EPOLLIN | select.EPOLLET)  # each beat of it, without taking it from the others
+        self._beat = [(gong, select.EPOLLIN)]
+
+    def wait(self) -> bool:
+        """Block until one of them rings; whether there are messages."""
+        return self._poll.poll() != self._beat
+
+    def answer(self) -> None:
+        """Call the node: an answer is in the page."""
+        os.write(self._answered, ONE)
