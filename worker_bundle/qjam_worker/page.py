@@ -19,9 +19,9 @@ PAGE = _WORDS + 2 * TEXT
 ONE = struct.pack("=Q", 1)  # what adds one to a counter
 
 
-def counter(flags: int = 0) -> int:
+def counter() -> int:
     """The descriptor of a new eventfd(2), which os.eventfd gives only from python 3.10 on."""
-    fd = ctypes.CDLL(None, use_errno=True).eventfd(0, flags | os.O_CLOEXEC)
+    fd = ctypes.CDLL(None, use_errno=True).eventfd(0, os.O_CLOEXEC)
     if fd < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

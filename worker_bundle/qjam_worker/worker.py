@@ -27,7 +27,7 @@ from . import codec, flat, infile, segments
 from .channel import Channel
 from .memory import Allowance
 from .modules import Shipped
-from .page import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page
+from .page import CANCELLED, DONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page
 from .reducing import Span, Tree, default_reduce
 from .results import SLOT
 from .store import Files, NoRoom, map_file, remove
@@ -74,7 +74,8 @@ def page_name(worker: int) -> str:
 
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
     """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls
-    all workers at once, where answers go, a counter of those in pages, where answers to imports come, stdout, stderr.
+    all workers at once, where answers go, what calls the node to those in pages, where answers to imports come, stdout,
+    stderr.
     """
     _settle(*fds[5:])
     bell, gong, answer, answered, modules = map(_out_of_the_way, fds[:5])
@@ -99,8 +100,13 @@ class Bells:
         return self._poll.poll() != self._beat
 
     def answer(self) -> None:
-        """Call the node: an answer is in the page."""
-        os.write(self._answered, ONE)
+        """Call the node: an answer is in the page.
+
+        By a pipe, because the kernel takes it that who writes to one is about to sleep, and lets the node have this
+        core, not another on which a worker may be busy: by an eventfd that happened in every third round of two
+        workers on two cores.
+        """
+        os.write(self._answered, b"!")
 
 
 def _settle(out: int, err: int) -> None:
