@@ -9,6 +9,9 @@ from collections.abc import Callable
 # Seconds for which the loop stands still after a caller has left it, before its own thread goes on with it: the next
 # round comes at once, as a rule.
 LINGER = 0.02
+# For so long it may stand still when a caller has had it for longer. To look every LINGER seconds cost each round that
+# takes long some 30 us a time of a core that a worker is busy on.
+LONGEST = 0.16
 
 
 class Turns:
@@ -37,9 +40,14 @@ class Turns:
                 self._stand_back()
 
     def _stand_back(self) -> None:
-        while not self._back.acquire(timeout=LINGER):
-            if not self._loop.locked() and time.monotonic() - self._left_at >= LINGER:
+        pause = LINGER
+        while not self._back.acquire(timeout=pause):
+            if self._loop.locked():
+                pause = min(2 * pause, LONGEST)
+            elif time.monotonic() - self._left_at >= LINGER:
                 return
+            else:
+                pause = LINGER
 
     def take(self) -> bool:
         """For a caller: have the loop, until `leave`; False when another caller has it."""

@@ -294,15 +294,23 @@ def test_nothing_is_shown_of_the_progress_where_there_is_no_terminal(capsys):
 
 def line(**changes: Any) -> autoencoder.Line:
     known = {"patches": 1000, "workers": 16, "iteration": 0.004, "total": 0.08, "step": 0.0005, "round": 0.0035}
-    return autoencoder.Line(**{**known, "pure": 0.003, "apart": 0.0016, "cores": 2, **changes})
+    return autoencoder.Line(**{**known, "pure": 0.003, "apart": 0.0016, "cores": 2, "efficiency": 0.4, **changes})
 
 
 def test_ideal_is_pure_compute_spread_over_the_cores_that_can_be_busy():
     row = line().row()
     assert row["ideal"] == pytest.approx(0.0015)
     assert row["overhead"] == pytest.approx(0.002)
-    assert row["efficiency"] == pytest.approx(0.0015 / 0.0035)
     assert row["paper"] == 0.9969
+
+
+def test_rounds_are_held_against_the_pure_compute_of_their_own_turn(monkeypatch):
+    monkeypatch.setattr(autoencoder, "_cores", lambda: 2)
+    rounds = {"qjam": [0.5, 1.0, 5.0], "serial": [0.7, 1.6, 9.0]}  # each turn found the machine slower than the last
+    runs = {name: [loops.Learnt(2.0, 2, 3.0, [0.9 * x, 1.1 * x]) for x in taken] for name, taken in rounds.items()}
+    found = autoencoder._line(1000, 4, runs, [0.3, 0.7, 0.4])
+    assert (found.round, found.pure, found.apart) == pytest.approx((1.0, 1.6, 0.4))
+    assert found.efficiency == pytest.approx(0.8)  # the middle one of 0.7, 0.8 and 0.9
 
 
 def test_the_table_has_nothing_of_the_paper_where_the_paper_has_nothing():
@@ -317,7 +325,7 @@ def test_the_paper_s_table_is_whole():
 
 def test_a_party_that_comes_to_another_cost_ends_the_benchmark():
     fine, wrong = (loops.Learnt(cost, 1, 1.0, [1.0]) for cost in (2.0, 2.1))
-    assert autoencoder._same({"serial": [fine], "qjam": [fine]})
+    autoencoder._same({"serial": [fine], "qjam": [fine]})
     with pytest.raises(figures.BenchError, match=r"qjam came to a cost of 2\.1, not 2\.0"):
         autoencoder._same({"serial": [fine], "qjam": [fine, wrong]})
 

@@ -91,6 +91,25 @@ def test_its_own_thread_goes_on_a_while_after_the_last_caller(loop: Loop) -> Non
     wait_until(lambda: loop.at_it[-1:] == ["own"])
 
 
+def test_its_own_thread_looks_more_and_more_seldom_while_a_caller_is_at_it_for_long() -> None:
+    pauses: list[float] = []
+    mine = Turns(lambda: None)
+    assert mine.take()
+
+    class Back:
+        def acquire(self, timeout: float) -> bool:
+            pauses.append(timeout)
+            if len(pauses) == 6:
+                mine.leave(lambda: False)
+            return len(pauses) == 8
+
+    mine._back = Back()  # type: ignore[assignment]
+    mine._stand_back()
+    assert pauses[:6] == [min(turns.LINGER * 2**n, turns.LONGEST) for n in range(6)]
+    assert turns.LINGER < turns.LONGEST == pauses[5]
+    assert pauses[6:] == [turns.LINGER] * 2  # the caller has just left, and may come back
+
+
 # ---- signals ----------------------------------------------------------------------------------------------------
 
 

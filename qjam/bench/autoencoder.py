@@ -19,6 +19,7 @@ from .figures import OURS, BenchError, Figure, Spread, number
 from .party import Party, parts
 
 SERIAL = "serial"
+APART = "apart"
 SAME_COST = 1e-3  # relative: sums in another order, and so another line search late in a run, but the same minimum
 # Mean seconds an iteration in the paper of 2010, by patches and workers: ssh pipes, base64 JSON, 16 machines.
 PAPER = {
@@ -45,7 +46,11 @@ class Serial(Party):
 
 
 class Line(NamedTuple):
-    """One line of the table: means a round or an iteration in seconds, of the middle one of all runs."""
+    """One line of the table: means a round or an iteration in seconds, of the middle one of all runs.
+
+    `efficiency` is ideal / round of one and the same turn, the middle one of all turns: what else the machine does
+    comes and goes in seconds, and has then hit both.
+    """
 
     patches: int
     workers: int
@@ -56,6 +61,7 @@ class Line(NamedTuple):
     pure: float  # a round, computed here slice by slice
     apart: float  # a round, computed by a process a core that all have nothing to do with each other
     cores: int  # that could be busy at once
+    efficiency: float
 
     @property
     def what(self) -> str:
@@ -69,7 +75,7 @@ class Line(NamedTuple):
 
     def row(self) -> dict[str, Any]:
         """Give what the JSON has of it."""
-        overhead = {"ideal": self.ideal, "overhead": self.round - self.ideal, "efficiency": self.ideal / self.round}
+        overhead = {"ideal": self.ideal, "overhead": self.round - self.ideal}
         return {**self._asdict(), **overhead, "paper": PAPER.get(self.patches, {}).get(self.workers)}
 
 
@@ -111,7 +117,7 @@ def text(lines: Sequence[Line]) -> str:
         shown.append(
             f"{line.patches:>8,} {line.workers:>7} {'' if paper is None else f'{paper:.4f}':>8} {line.iteration:>8.4f} "
             f"{line.total:>8.3f} {number(1e3 * line.step):>8} {number(1e3 * line.round):>9} "
-            f"{number(1e3 * line.ideal):>9} {1e3 * (line.round - line.ideal):>8.2f} {line.ideal / line.round:>8.1%} "
+            f"{number(1e3 * line.ideal):>9} {1e3 * (line.round - line.ideal):>8.2f} {line.efficiency:>8.1%} "
             f"{number(1e3 * line.apart):>9}"
         )
     return "\n".join(shown)
@@ -134,26 +140,27 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Figure], list[Line]]:
             for patches, array in data.items():
                 for party in parties.values():
                     party.load(array)
-                learn = {
+                turn: dict[str, Callable[[], Any]] = {
                     name: partial(party.drive, loops.learn, theta, patches, SIDE * SIDE, arguments.iterations)
                     for name, party in parties.items()
                 }
-                runs = _same(turns.take_turns(learn, arguments.runs))
-                apart = computed_apart(theta, parts(array, workers), arguments.iterations)
+                turn[APART] = partial(computed_apart, theta, parts(array, workers), arguments.iterations)
+                runs = turns.take_turns(turn, arguments.runs)
+                apart = runs.pop(APART)
+                _same(runs)
                 lines.append(_line(patches, workers, runs, apart))
                 figures += [_figure(lines[-1].what, name, taken) for name, taken in runs.items()]
     order = {patches: index for index, patches in enumerate(arguments.patches)}
     return figures, sorted(lines, key=lambda line: order[line.patches])
 
 
-def _same(runs: dict[str, list[loops.Learnt]]) -> dict[str, list[loops.Learnt]]:
-    """Give the runs, of which all have come to the same cost, or raise BenchError."""
+def _same(runs: dict[str, list[loops.Learnt]]) -> None:
+    """Raise BenchError unless all runs have come to the same cost."""
     cost = runs[SERIAL][0].cost
     for name, taken in runs.items():
         for run in taken:
             if not np.isclose(run.cost, cost, rtol=SAME_COST):
                 raise BenchError(f"{name} came to a cost of {run.cost}, not {cost}")
-    return runs
 
 
 def _figure(what: str, name: str, runs: Sequence[loops.Learnt]) -> Figure:
@@ -162,9 +169,12 @@ def _figure(what: str, name: str, runs: Sequence[loops.Learnt]) -> Figure:
     return Figure(what, name, [run.seconds / run.iterations for run in runs], more=more)
 
 
-def _line(patches: int, workers: int, runs: dict[str, list[loops.Learnt]], apart: float) -> Line:
-    def median(take: Callable[[loops.Learnt], float], name: str = OURS) -> float:
-        return Spread.of([take(run) for run in runs[name]]).median
+def _line(patches: int, workers: int, runs: dict[str, list[loops.Learnt]], apart: list[float]) -> Line:
+    cores = min(workers, _cores())
+    rounds, pure = ([float(np.mean(run.rounds)) for run in runs[name]] for name in (OURS, SERIAL))
+
+    def median(take: Callable[[loops.Learnt], float]) -> float:
+        return Spread.of([take(run) for run in runs[OURS]]).median
 
     return Line(
         patches,
@@ -172,10 +182,11 @@ def _line(patches: int, workers: int, runs: dict[str, list[loops.Learnt]], apart
         iteration=median(lambda run: run.seconds / run.iterations),
         total=median(lambda run: run.seconds),
         step=median(lambda run: (run.seconds - sum(run.rounds)) / run.iterations),
-        round=median(lambda run: float(np.mean(run.rounds))),
-        pure=median(lambda run: float(np.mean(run.rounds)), SERIAL),
-        apart=apart,
-        cores=min(workers, _cores()),
+        round=Spread.of(rounds).median,
+        pure=Spread.of(pure).median,
+        apart=Spread.of(apart).median,
+        cores=cores,
+        efficiency=Spread.of([alone / cores / ours for alone, ours in zip(pure, rounds, strict=True)]).median,
     )
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import select
 
-from .page import ONE
 from .streams import out_of_the_way
 
 
 class Bells:
-    """A bell of its own, the gong that calls all workers, and the counter that its node watches."""
+    """A bell of its own, the gong that calls all workers, and the pipe that its node watches."""
 
     def __init__(self, bell: int, gong: int, answered: int) -> None:
         self._answered = answered
@@ -26,5 +25,10 @@ class Bells:
         return self._poll.poll() != self._beat
 
     def answer(self) -> None:
-        """Call the node: an answer is in the page."""
-        os.write(self._answered, ONE)
+        """Call the node: an answer is in the page.
+
+        By a pipe, because the kernel takes it that who writes to one is about to sleep, and lets the node have this
+        core, not another on which a worker may be busy: by an eventfd that happened in every third round of two
+        workers on two cores.
+        """
+        os.write(self._answered, b"!")

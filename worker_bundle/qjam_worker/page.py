@@ -24,9 +24,9 @@ def page_name(worker: int) -> str:
     return f"page{worker}"
 
 
-def counter(flags: int = 0) -> int:
+def counter() -> int:
     """The descriptor of a new eventfd(2), which os.eventfd gives only from python 3.10 on."""
-    fd = ctypes.CDLL(None, use_errno=True).eventfd(0, flags | os.O_CLOEXEC)
+    fd = ctypes.CDLL(None, use_errno=True).eventfd(0, os.O_CLOEXEC)
     if fd < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

@@ -21,9 +21,9 @@ from .store import Files
 REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
-FDS = (
-    7  # of the worker to be: its bell, the gong, its answers, what counts them, answers to its imports, stdout, stderr
-)
+# Of the worker to be: its bell, the gong, its answers, what calls to those in its page, answers to its imports, stdout,
+# stderr.
+FDS = 7
 
 
 def main(control_fd: int, directories: list[str]) -> NoReturn:

@@ -32,6 +32,7 @@ LEAVE = 0.5
 # A worker that dies this often before it is ready will not come up by trying again.
 START_ATTEMPTS = 3
 OUTPUT_READ = 64 * 1024
+CALLS_READ = 4096  # bytes, one for each answer in a page
 # What is still read of the output of a worker that has ended or is let go. A pipe holds no more, but a process that is
 # left may write to it without end.
 LAST_WORDS = 1024 * 1024
@@ -104,7 +105,8 @@ class Pool:
         self._slots = self.files.create(SLOTS, count * SLOT)
         self.workers = [self._place(index) for index in range(count)]
         self._rung: list[WorkerHandle] = []  # that have work in their pages and are not called yet
-        self._gong, self._answered = counter(), counter(os.O_NONBLOCK)
+        self._gong = counter()
+        self._answered, self._answering = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._prints = select.epoll()  # what workers print
         self.selector.register(self._answered, selectors.EVENT_READ, self._on_answers)
         self.selector.register(self._prints, selectors.EVENT_READ, self._on_prints)
@@ -182,7 +184,7 @@ class Pool:
         pipes = [os.pipe() for _ in range(5)]
         (bell_end, bell), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
         ends = [bell_end, answer_end, modules_end, out_end, err_end]
-        given = [bell_end, self._gong, answer_end, self._answered, modules_end, out_end, err_end]
+        given = [bell_end, self._gong, answer_end, self._answering, modules_end, out_end, err_end]
         try:
             socket.send_fds(self.parent, [REQUEST.pack(worker.index, min(self.memory_limit or 0, HIGHEST))], given)
         except (BrokenPipeError, ConnectionResetError):
@@ -452,7 +454,7 @@ class Pool:
 
     def _on_answers(self) -> None:
         """Some workers have left their answers in their pages."""
-        os.read(self._answered, len(ONE))
+        os.read(self._answered, CALLS_READ)
         answered = [worker for worker in self.workers if worker.seq and worker.status[DONE] == worker.seq]
         self._on_prints()
         answers = []
@@ -534,13 +536,13 @@ class Pool:
         for file in (self._answered, self._prints):
             self._unregister(file)
         self._prints.close()
-        os.close(self._answered)
-        os.close(self._gong)
+        for fd in (self._answered, self._answering, self._gong):
+            os.close(fd)
         forks.discard(self)
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
-        fds = [self._gong, self._answered, self._prints.fileno(), self.parent_output] + (
+        fds = [self._gong, self._answered, self._answering, self._prints.fileno(), self.parent_output] + (
             [self.parent.detach()] if self.parent is not None else []
         )
         for worker in self.workers:

@@ -49,7 +49,8 @@ Reduce = Callable[[Any, Any], Any]
 
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
     """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls
-    all workers at once, where answers go, a counter of those in pages, where answers to imports come, stdout, stderr.
+    all workers at once, where answers go, what calls the node to those in pages, where answers to imports come, stdout,
+    stderr.
     """
     _settle(*fds[5:])
     bell, gong, answer, answered, modules = map(out_of_the_way, fds[:5])
