@@ -260,7 +260,8 @@ def test_a_rival_that_is_not_installed_is_told_with_how_to_get_it(monkeypatch):
         (["rounds", "--workers", "0"], "'0' is not a number from 1 on"),
         (["rounds", "--route", "pigeon"], "invalid choice: 'pigeon'"),
         (["rounds", "--json", "/no/such/folder/x.json"], "not a file name in an existing folder"),
-        (["bulk", "--route", "direct,pigeon"], "'pigeon' is none of local, direct, tunnel, stdio"),
+        (["bulk", "--route", "direct,pigeon"], "'pigeon' is none of local, direct, tunnel, stdio, tcp"),
+        (["memory", "--route", "tcp"], "'tcp' is none of local, direct, tunnel, stdio"),
         (["rounds", "--against", "spark"], "'spark' is none of"),
     ],
 )
@@ -448,11 +449,11 @@ def test_the_plot_is_a_png(rounds):
                 "--turns",
                 "1",
                 "--route",
-                "local",
+                "local,tcp",
                 "--against",
                 "raw-zmq,pool",
             ],
-            {("8 MiB", party) for party in ("raw-tcp", "raw-zmq", "raw-curve", "pool", "qjam")},
+            {("8 MiB", party) for party in ("raw-tcp", "raw-zmq", "raw-curve", "pool", "qjam", "qjam tcp")},
         ),
         (
             ["start", "--workers", "2", "--turns", "1", "--against", "pool"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import platform
@@ -9,12 +10,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from threading import get_ident
 
 import numpy as np
 import pytest
 
 from qjam_worker import pages
-from qjam_worker.pages import LARGE, make_large, map_shared
+from qjam_worker.pages import LARGE, WORTH_A_THREAD, make_large, map_shared
 from qjam_worker.store import Files, Store, map_file
 
 ODD = 2 * LARGE + 12345
@@ -121,6 +123,7 @@ def test_whole_large_pages_of_a_new_file_are_made_and_read_as_such(fd: int) -> N
 @pytest.mark.usefixtures("gives_large_pages")
 def test_large_pages_that_are_slow_are_not_asked_for_again_at_once(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "SLOW", 0.0)
+    monkeypatch.setattr(pages, "SLACK", 0.0)
     assert not make_large(fd, ODD)
     assert os.fstat(fd).st_blocks * 512 < LARGE + LARGE  # the first one alone
     monkeypatch.setattr(pages, "SLOW", 1.0)
@@ -129,6 +132,44 @@ def test_large_pages_that_are_slow_are_not_asked_for_again_at_once(fd: int, monk
     assert os.fstat(fd).st_blocks == 0
     monkeypatch.setattr(pages, "_resting_until", 0.0)
     assert make_large(fd, ODD)
+
+
+@pytest.mark.usefixtures("gives_large_pages")
+def test_some_slow_large_pages_are_borne(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "SLOW", 0.0)
+    monkeypatch.setattr(pages, "SLACK", 60.0)
+    assert make_large(fd, ODD)
+
+
+@pytest.mark.usefixtures("gives_large_pages")
+@pytest.mark.parametrize("size", [WORTH_A_THREAD, WORTH_A_THREAD + LARGE + 5, 3 * WORTH_A_THREAD - 1])
+def test_two_threads_make_all_large_pages_of_a_larger_file(fd: int, size: int) -> None:
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        collapse = pages._collapse
+        patch.setattr(pages, "_collapse", lambda fd, *part: made.append(get_ident()) or collapse(fd, *part))
+        assert make_large(fd, size)
+    assert len(set(made)) == 2
+    assert os.fstat(fd).st_blocks * 512 == size // LARGE * LARGE
+    assert in_large_pages(map_shared(fd, size)) == 0  # nothing is read yet
+    view = map_shared(fd, size)
+    assert not any(view[::4096])
+    assert in_large_pages(view) == size // LARGE * LARGE
+
+
+@pytest.mark.usefixtures("gives_large_pages")
+def test_a_half_for_which_there_is_no_room_leaves_the_file_to_whoever_reserves_the_rest(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(fd: int, data: bytes, offset: int) -> int:
+        if offset >= WORTH_A_THREAD // 2:
+            raise OSError(errno.ENOSPC, "no room")
+        return pwrite(fd, data, offset)
+
+    pwrite, descriptors = os.pwrite, len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "pwrite", write)
+    assert not make_large(fd, WORTH_A_THREAD)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_a_small_file_gets_none(fd: int) -> None:

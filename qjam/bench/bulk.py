@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import mmap
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -23,6 +24,9 @@ from .seat import seated
 
 MIB = 1 << 20
 COLUMNS = 64
+BY = (*ROUTES, "tcp")
+MEMORY = {"touched": "written to and freed just before", "as-is": "as the system happens to have it"}
+TOUCHED = 6  # times the data: a party's own process gets it through a pipe, which takes memory too
 RAW: dict[str, Callable[[], AbstractContextManager[Party]]] = {
     "raw-tcp": raw_bulk.raw_tcp,
     "raw-zmq": partial(raw_bulk.raw_zmq, curve=False),
@@ -45,10 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=options.count, default=5, metavar="N", help="counted, of each party (5)")
     parser.add_argument(
         "--route",
-        type=options.routes,
-        default="local,direct",
+        type=partial(options.routes, known=BY),
+        default="local,tcp,direct",
         metavar="R,R",
-        help=f"of qjam: {', '.join(ROUTES)}; default local,direct",
+        help=f"of qjam: {', '.join(BY)} (tcp: without encryption, for the comparison alone); default local,tcp,direct",
+    )
+    parser.add_argument(
+        "--memory",
+        choices=MEMORY,
+        default="touched",
+        help="free memory is written to before each turn (default), or not: see docs/benchmarks.md",
     )
     rivals.add_against(parser)
     options.add_output(parser)
@@ -59,9 +69,11 @@ def main(arguments: argparse.Namespace) -> int:
     options.say(
         f"{arguments.megabytes} MiB, new each time, until {arguments.workers} workers of one host have answered"
     )
-    options.say("that they have their slices; raw-tcp, raw-zmq, raw-curve: to one process over loopback\n")
+    options.say("that they have their slices; raw-tcp, raw-zmq, raw-curve: to one process over loopback.")
+    options.say(f"The memory that this takes: {MEMORY[arguments.memory]}.\n")
     figures = measure(arguments)
-    status = options.finish(arguments, figures, f"{arguments.megabytes} MiB to {arguments.workers} workers")
+    title = f"{arguments.megabytes} MiB to {arguments.workers} workers"
+    status = options.finish(arguments, figures, title, {"memory": arguments.memory})
     hashing = [second for one in figures if one.party.startswith(OURS) for second in one.more["hashing"]]
     options.say(f"\nqjam's hashes of all of it, taken alone: {number(1e3 * Spread.of(hashing).median)} ms")
     return status
@@ -76,8 +88,11 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     parties |= {name: partial(seated, name, "look", workers) for name in names if name != "raw-zmq"}
     ours = {OURS if route == "local" else f"{OURS} {route}": route for route in arguments.route}
     parties |= {name: partial(seated, OURS, "look", workers, route) for name, route in ours.items()}
+    touched = TOUCHED * size if arguments.memory == "touched" else 0
     sent = turns.take_turns(
-        {name: partial(_turn, name, party, data, workers) for name, party in parties.items()}, arguments.turns, warm=0
+        {name: partial(_turn, name, party, data, workers, touched) for name, party in parties.items()},
+        arguments.turns,
+        warm=0,
     )
     figures = []
     for name, taken in sent.items():
@@ -87,16 +102,30 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     return figures
 
 
-def _turn(name: str, party: Callable[[], AbstractContextManager[Party]], data: Any, workers: int) -> Sent:
+def _turn(name: str, party: Callable[[], AbstractContextManager[Party]], data: Any, workers: int, touched: int) -> Sent:
     """One at a time: each keeps as many bytes as the data set has. All start anew, and so with memory that is fresh."""
     data[:: raw_bulk.FRAME // data[0].nbytes] += 1  # new slices, which no worker has
     with party() as running:
         running.load(np.ones((workers * raw_bulk.FRAME // 8 // COLUMNS, COLUMNS)))  # connections and memory are there
         running.round(HERE), running.round(SUM)
+        if touched:
+            touch(touched)
         seconds = running.load(data) + running.drive(loops.timed_once, HERE)
         if (answer := running.round(SUM)[0]) != data.sum():  # whole numbers, whose sum is exact
             raise BenchError(f"{name} gave a wrong sum: {answer!r}, not {data.sum()!r}")
     return Sent(seconds, _timed(lambda: DataSet(data).bind(workers).hash_list()) if name.startswith(OURS) else 0.0)
+
+
+def touch(size: int) -> None:
+    """Write to so many bytes of memory and free them, so that what is taken next is at hand, for some seconds.
+
+    The host of a virtual machine may take free memory back, and gives it again page by page when it is written to. Then
+    2 MiB take 2 to 5 ms in place of 0.1, unless somebody else has freed some just before.
+    """
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # of Linux
+            memory.madvise(mmap.MADV_HUGEPAGE)  # hosts take large pages alone
+        memory[:: mmap.PAGESIZE] = bytes(len(range(0, size, mmap.PAGESIZE)))
 
 
 def _timed(call: Callable[[], Any]) -> float:

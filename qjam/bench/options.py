@@ -27,11 +27,11 @@ def counts(text: str) -> list[int]:
     return [count(part) for part in text.split(",")]
 
 
-def routes(text: str) -> list[str]:
+def routes(text: str, known: Sequence[str] = ROUTES) -> list[str]:
     """Give the routes of `direct,tunnel`."""
     for part in text.split(","):
-        if part not in ROUTES:
-            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(ROUTES)}")
+        if part not in known:
+            raise argparse.ArgumentTypeError(f"{part!r} is none of {', '.join(known)}")
     return text.split(",")
 
 

@@ -11,16 +11,21 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
 import time
 import weakref
 from functools import partial
 from typing import Any, Optional
 
 LARGE = 2 * 1024 * 1024
-# Seconds a byte that large pages may take: as long as small ones.
-SLOW = 0.25e-9
+# Seconds a byte that large pages may take: as long as small ones take to be made, filled and found by a reader.
+SLOW = 0.5e-9
+# Seconds that they may take beyond that: a few slow ones among others cost less than small ones instead of all.
+SLACK = 10e-3
 # Seconds for which no more of them are asked for when they took longer.
 REST = 1.0
+# Bytes that are worth a second thread: two make 512 MiB in 20 ms, one in 35.
+WORTH_A_THREAD = 16 * 1024 * 1024
 MOST_AT_ONCE = 8  # pages in one call, for each call has all processors hand in what they have set aside
 # Bytes that a process whose messages come in chunks keeps when they are freed: as many as may be on their way, twice.
 KEPT = 32 * 1024 * 1024
@@ -105,22 +110,54 @@ def make_large(fd: int, size: int) -> bool:
     first, or a hypervisor has taken free memory back, of which large pages find more than small ones do. Then it is
     left at that for a while.
     """
-    global _resting_until
     whole = size // LARGE * LARGE
     if _libc is None or not whole or time.monotonic() < _resting_until:
         return False
     os.ftruncate(fd, size)
-    for offset in range(0, whole, LARGE):  # an empty stretch is not collapsed
-        os.pwrite(fd, b"\0", offset)
-    start, count = 0, 1
-    while start < whole:
-        length = min(count * LARGE, whole - start)
+    if whole < WORTH_A_THREAD:
+        return _collapse(fd, 0, whole)
+    half = whole // 2 // LARGE * LARGE
+    other = _Half(os.dup(fd), half, whole)
+    other.start()
+    try:
+        made = _collapse(fd, 0, half)
+    finally:
+        other.join()
+    return made and other.made
+
+
+class _Half(threading.Thread):
+    """Makes the large pages of one half of a file, by a descriptor of its own: who waits may be interrupted."""
+
+    def __init__(self, fd: int, start: int, stop: int) -> None:
+        super().__init__(name="qjam-pages", daemon=True)
+        self.made = False
+        self._part = fd, start, stop
+
+    def run(self) -> None:
+        try:
+            self.made = _collapse(*self._part)
+        except OSError:  # whoever reserves what lacks hears of it
+            pass
+        finally:
+            os.close(self._part[0])
+
+
+def _collapse(fd: int, start: int, stop: int) -> bool:
+    global _resting_until
+    count, spent, patience = 1, 0.0, SLACK
+    while start < stop:
+        length = min(count * LARGE, stop - start)
+        for offset in range(start, start + length, LARGE):  # an empty stretch is not collapsed
+            os.pwrite(fd, b"\0", offset)
         view = map_shared(fd, length, write=True, offset=start)  # not all of it: this may be the user's own process
         began = time.thread_time()
         if _libc.madvise(ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), length, _MADV_COLLAPSE):
             return False
-        if time.thread_time() - began > SLOW * length:
+        spent, patience = spent + time.thread_time() - began, patience + SLOW * length
+        if spent > patience:
             _resting_until = time.monotonic() + REST
+        if time.monotonic() < _resting_until:
             return False
         start, count = start + length, min(2 * count, MOST_AT_ONCE)
     return True
