@@ -9,6 +9,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from threading import get_ident
 
@@ -169,6 +170,24 @@ def test_a_half_for_which_there_is_no_room_leaves_the_file_to_whoever_reserves_t
     pwrite, descriptors = os.pwrite, len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "pwrite", write)
     assert not make_large(fd, WORTH_A_THREAD)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.usefixtures("gives_large_pages")
+@pytest.mark.parametrize("lacking", ["thread", "descriptor"])
+def test_one_thread_makes_all_where_there_is_no_room_for_another(
+    fd: int, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise RuntimeError("can't start new thread") if lacking == "thread" else OSError(errno.EMFILE, "too many")
+
+    if lacking == "thread":
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+    else:
+        monkeypatch.setattr(os, "dup", refuse)
+    descriptors = len(os.listdir("/proc/self/fd"))
+    assert make_large(fd, WORTH_A_THREAD)
+    assert os.fstat(fd).st_blocks * 512 == WORTH_A_THREAD
     assert len(os.listdir("/proc/self/fd")) == descriptors
 
 

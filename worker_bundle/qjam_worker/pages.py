@@ -117,8 +117,11 @@ def make_large(fd: int, size: int) -> bool:
     if whole < WORTH_A_THREAD:
         return _collapse(fd, 0, whole)
     half = whole // 2 // LARGE * LARGE
-    other = _Half(os.dup(fd), half, whole)
-    other.start()
+    try:
+        other = _Half(fd, half, whole)
+        other.start()
+    except (OSError, RuntimeError):  # no room for a thread or its descriptor: memory_limit, ulimit
+        return _collapse(fd, 0, whole)
     try:
         made = _collapse(fd, 0, half)
     finally:
@@ -132,15 +135,23 @@ class _Half(threading.Thread):
     def __init__(self, fd: int, start: int, stop: int) -> None:
         super().__init__(name="qjam-pages", daemon=True)
         self.made = False
-        self._part = fd, start, stop
+        self._fd, self._part = fd, (start, stop)
+
+    def start(self) -> None:
+        self._fd = os.dup(self._fd)
+        try:
+            super().start()
+        except RuntimeError:
+            os.close(self._fd)
+            raise
 
     def run(self) -> None:
         try:
-            self.made = _collapse(*self._part)
+            self.made = _collapse(self._fd, *self._part)
         except OSError:  # whoever reserves what lacks hears of it
             pass
         finally:
-            os.close(self._part[0])
+            os.close(self._fd)
 
 
 def _collapse(fd: int, start: int, stop: int) -> bool:
