@@ -12,8 +12,8 @@ from fuzzing.mutation import sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qjam_worker import wire
-from qjam_worker.wire import HEADERS, MAX_BUFFERS, MAX_HEADER, SMALL, STATES, VERSION, Kind, WireError, pack, unpack
+from qjam_worker.headers import BUFFERS, HEADERS, STATES, Field
+from qjam_worker.wire import MAX_BUFFERS, MAX_HEADER, SMALL, VERSION, Kind, Message, WireError, pack, unpack
 
 LARGE = bytes(SMALL + 1)
 ENTRY = {"epoch": 1, "reduce": False, "code": None, "shadows": [], "module": "m", "function": None, "shipped": True}
@@ -181,7 +181,7 @@ def test_a_text_with_lone_surrogates_gets_through() -> None:
     assert unpack(pack(Kind.ERROR, header)).header["text"] == text
 
 
-def fields_of(kind: Kind, header: dict[str, Any]) -> dict[str, wire.Field]:
+def fields_of(kind: Kind, header: dict[str, Any]) -> dict[str, Field]:
     return HEADERS[kind] | (STATES[header["state"]] if kind is Kind.STATE else {})
 
 
@@ -228,7 +228,7 @@ def test_states_that_nobody_means_are_refused(header: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_each_kind_has_the_buffers_that_go_with_it(kind: Kind) -> None:
-    header, most = sample(kind), wire.BUFFERS.get(kind, range(1))
+    header, most = sample(kind), BUFFERS.get(kind, range(1))
     for count in {0, 1, 2, 3} - {*most}:
         with pytest.raises(WireError, match=f"{kind.name} has {count} buffers"):
             pack(kind, header, [b""] * count)
@@ -395,7 +395,7 @@ def test_fuzzed_frames_give_a_message_or_a_wire_error(data: st.DataObject) -> No
         lo, hi = sorted(data.draw(st.tuples(*[st.integers(0, len(frames[which]))] * 2)))
         frames[which][lo:hi] = data.draw(st.binary(max_size=12))
     try:
-        assert type(unpack(frames)) is wire.Message
+        assert type(unpack(frames)) is Message
     except WireError:
         pass
 
