@@ -12,8 +12,8 @@ from fuzzing.mutation import sealed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qjam_worker.headers import BUFFERS, HEADERS, STATES, Field
-from qjam_worker.wire import MAX_BUFFERS, MAX_HEADER, SMALL, VERSION, Kind, Message, WireError, pack, unpack
+from qjam_worker.headers import BUFFERS, HEADERS, MAX_BUFFERS, STATES, Field
+from qjam_worker.wire import MAX_HEADER, SMALL, VERSION, Kind, Message, WireError, pack, unpack
 
 LARGE = bytes(SMALL + 1)
 ENTRY = {"epoch": 1, "reduce": False, "code": None, "shadows": [], "module": "m", "function": None, "shipped": True}

@@ -13,8 +13,6 @@ from .wire import Buffer, Kind, Message
 
 # Plain ints: each | and & on pyzmq's enums costs as much as sending a frame.
 MORE, READABLE, EVENTS, NOWAIT = int(zmq.SNDMORE), int(zmq.POLLIN), int(zmq.EVENTS), int(zmq.NOBLOCK)
-# Smaller frames are copied: that is cheaper than keeping track of the sender's memory (pyzmq's own threshold).
-COPY_BELOW = 64 * 1024
 # A link over which nothing is acknowledged for 15 s is broken: the kernels ask and answer, also while python is busy. A
 # cable that is out for some seconds does not break it. ZeroMQ's own heartbeats count whole messages, of which one may
 # take minutes on a slow link.
@@ -52,8 +50,7 @@ class Link:
         self._ask = True
         send, last = self.socket.send, len(frames) - 1
         for position, frame in enumerate(frames):
-            size = len(frame) if type(frame) is bytes else memoryview(frame).nbytes
-            send(frame, MORE if position < last else 0, size < COPY_BELOW, False)
+            send(frame, MORE if position < last else 0, wire.nbytes(frame) <= wire.SMALL, False)
 
     def receive(self) -> Optional[list[memoryview]]:
         """The frames of the next message, in the memory where ZeroMQ has put them; None when there is none."""

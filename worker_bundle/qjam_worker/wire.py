@@ -27,7 +27,7 @@ from .headers import MAX_BUFFERS, Kind, WireError, check
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MAX_BUFFERS", "Buffer", "Kind", "Message", "WireError", "pack", "unpack"]
+__all__ = ["Buffer", "Kind", "Message", "WireError", "nbytes", "pack", "unpack"]
 
 VERSION = 2
 MAX_HEADER = 64 << 20  # bytes; bulk data travels in buffers, so a longer header is a bug or an attack
@@ -40,7 +40,9 @@ _FIXED = struct.Struct("!4sBBII")  # magic, version, kind, number of buffers, le
 _CRC = struct.Struct("!I")
 _FIXED_SIZE = _FIXED.size + _CRC.size
 _KINDS = {int(kind): kind for kind in Kind}
-SMALL = 64 * 1024  # bytes; a larger buffer is a frame of its own, which need not be copied
+# Bytes; a larger buffer is a frame of its own, which need not be copied. To copy a smaller one is cheaper than to keep
+# track of its owner's memory (pyzmq's own threshold).
+SMALL = 64 * 1024
 
 
 class Message(NamedTuple):
@@ -70,7 +72,8 @@ def _seal(fixed: Buffer, rest: Buffer) -> bytes:
     return _CRC.pack(zlib.crc32(rest, zlib.crc32(fixed)))
 
 
-def _size(buffer: Buffer) -> int:
+def nbytes(buffer: Buffer) -> int:
+    """How many bytes a buffer has."""
     return len(buffer) if type(buffer) is bytes else memoryview(buffer).nbytes
 
 
@@ -92,7 +95,7 @@ def pack(kind: Kind, header: dict[str, Any] | None = None, buffers: Sequence[Buf
         raise WireError(f"the header of {kind.name} has {len(packed)} bytes; the limit is {MAX_HEADER}")
     if count > MAX_BUFFERS:
         raise WireError(f"{kind.name} has {count} buffers; the limit is {MAX_BUFFERS}")
-    sizes = [_size(buffer) for buffer in buffers]
+    sizes = [nbytes(buffer) for buffer in buffers]
     fixed, lengths = _FIXED.pack(_MAGIC, VERSION, kind, count, len(packed)), struct.pack(f"!{count}Q", *sizes)
     first: list[Buffer] = [fixed, _seal(fixed, lengths + packed), lengths, packed]
     others: list[Buffer] = []
@@ -107,15 +110,15 @@ def unpack(frames: Sequence[Buffer]) -> Message:
     """
     try:
         first = memoryview(frames[0]).cast("B") if frames else memoryview(b"")
-        others = [_size(frame) for frame in frames[1:]]
+        others = [nbytes(frame) for frame in frames[1:]]
     except TypeError as error:
         raise WireError(f"a frame is not bytes: {error}") from None
     kind, count, length = _open(bytes(first[:_FIXED_SIZE]))
     header_at = _FIXED_SIZE + 8 * count
     at = header_at + length
     sizes = struct.unpack_from(f"!{count}Q", first, _FIXED_SIZE) if at <= len(first) else ()
-    small = [size for size in sizes if size <= SMALL]
-    if len(first) != at + sum(small) or [size for size in sizes if size > SMALL] != others:
+    large = [size for size in sizes if size > SMALL]
+    if large != others or len(first) != at + sum(sizes) - sum(large):
         raise WireError(f"{kind.name}: frames were lost, cut or added on the way")
     if _seal(first[: _FIXED.size], first[_FIXED_SIZE:at]) != first[_FIXED.size : _FIXED_SIZE]:
         raise WireError(f"{kind.name} has a wrong checksum: it was altered on the way")
@@ -126,10 +129,10 @@ def unpack(frames: Sequence[Buffer]) -> Message:
         raise WireError(f"the header of {kind.name} cannot be read: {type(error).__name__} {error}") from None
     check(kind, header, count)
     buffers: list[Buffer] = []
-    large = iter(frames[1:])
+    rest = iter(frames[1:])
     for size in sizes:
         if size > SMALL:
-            buffers.append(next(large))
+            buffers.append(next(rest))
         else:
             buffers.append(first[at : at + size])
             at += size
