@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from qjam_worker import codec
-from qjam_worker.reducing import Tree, default_reduce
 
 from . import checks
 from .commands import Failure
@@ -27,7 +26,7 @@ from .hosts import HostSpec, resolve, usable_cores
 from .launch.fleet import Fleet
 from .members import STOP_TIMEOUT, Member, Members
 from .output import Printer
-from .pending import Pending, Roots, Stats
+from .pending import Pending, Stats
 from .report import HostReport
 from .rounds import JobSpec
 from .source import Entry, Sources
@@ -431,24 +430,12 @@ def _settle(future: Future[Any], pending: Pending, entry: Entry, sources: Source
 def _outcome(pending: Pending, entry: Entry, sources: Sources, timeout: float | None) -> Any:
     """The result of a round that is over, or its exception."""
     if pending.roots is not None:
-        return _reduced(pending.roots, pending.spec.nslices, entry)
+        return pending.reduced(entry.reduce)
     assert pending.failure is not None
     error = _EXCEPTIONS[pending.failure.what](pending.failure, timeout)
     if isinstance(error.__cause__, ImportError):
         sources.forget()
     raise error
-
-
-def _reduced(roots: Roots, nslices: int, entry: Entry) -> Any:
-    tree = Tree(nslices)
-    for span, frames in roots:
-        try:
-            tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
-        except codec.CodecError as error:
-            raise QjamError(f"a result cannot be loaded here: {error.__cause__ or error}") from error
-    if len(roots) > 1:
-        tree.fold(entry.reduce or default_reduce)
-    return tree.values[0, nslices]
 
 
 def _task_error(failure: Failure, timeout: float | None) -> BaseException:

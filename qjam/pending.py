@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qjam_worker import codec
+from qjam_worker.reducing import Tree, default_reduce
 
 from .commands import Failure
+from .errors import QjamError
 from .rounds import JobSpec
 
 Roots = list[tuple[tuple[int, int], list[Any]]]
@@ -85,3 +87,18 @@ class Pending:
         self._over.release()
         if self._on_end is not None:
             self._on_end(self)
+
+    def reduced(self, reduce: Callable[[Any, Any], Any] | None = None) -> Any:
+        """What the roots make together by `reduce`, None being default_reduce; arrays are the caller's own. QjamError
+        where a root cannot be loaded here.
+        """
+        assert self.roots is not None
+        tree = Tree(self.spec.nslices)
+        for span, frames in self.roots:
+            try:
+                tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+            except codec.CodecError as error:
+                raise QjamError(f"a result cannot be loaded here: {error.__cause__ or error}") from error
+        if len(self.roots) > 1:
+            tree.fold(reduce or default_reduce)
+        return tree.values[0, self.spec.nslices]

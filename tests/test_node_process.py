@@ -25,7 +25,6 @@ from qjam.pending import Pending
 from qjam.source import Sources
 from qjam.states import NodeState
 from qjam_worker import codec, flat
-from qjam_worker.reducing import Tree
 
 START_S = 30.0
 
@@ -68,11 +67,7 @@ class Cluster:
     def result(self, pending: Pending, reduce: object) -> object:
         pending.wait()
         assert pending.roots is not None, pending.failure
-        tree = Tree(pending.spec.nslices)
-        for span, frames in pending.roots:
-            tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
-        tree.fold(reduce)  # type: ignore[arg-type]
-        return tree.values[0, pending.spec.nslices]
+        return pending.reduced(reduce)  # type: ignore[arg-type]
 
     def close(self) -> None:
         self.engine.say_goodbye()

@@ -19,7 +19,6 @@ from qjam.rounds import JobSpec
 from qjam.source import Sources
 from qjam.states import NodeState
 from qjam_worker import codec
-from qjam_worker.reducing import Tree, default_reduce
 
 NODE = "host/1"
 START_S, STOP_S = 60.0, 5.0
@@ -44,11 +43,7 @@ class Plain(Party):
         self._engine.run(pending)
         if pending.roots is None:
             raise BenchError(f"qjam over plain TCP: {pending.failure}")
-        tree = Tree(len(refs))
-        for span, frames in pending.roots:
-            tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
-        tree.fold(default_reduce)
-        return tree.values[0, len(refs)]
+        return pending.reduced()
 
 
 @contextmanager
