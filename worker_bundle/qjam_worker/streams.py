@@ -12,6 +12,9 @@ import sys
 # that it opens later gets the number of one that we write to.
 HIGH_FDS = 200
 
+_spare: dict[int, int] = {}  # copies of file descriptors 0, 1 and 2, out of harm's way
+_streams = select.poll()  # of the three, those that are closed: told by one call
+
 
 def open_streams(out: int, err: int) -> None:
     """Have an empty stdin, and these as stdout and stderr."""
@@ -38,10 +41,6 @@ def flush_streams() -> None:
             stream.flush()
         except Exception:  # noqa: BLE001, S110  closed, None, or an object of the user's
             pass
-
-
-_spare: dict[int, int] = {}  # copies of file descriptors 0, 1 and 2, out of harm's way
-_streams = select.poll()  # of the three, those that are closed: told by one call
 
 
 def restore_streams() -> None:

@@ -49,11 +49,9 @@ class Dask(ManyWays):
 
     def _embedded(self, params: Any) -> Any:
         """The params are in each task; where that is no way to go, as they are scattered."""
-        return (
-            self._scattered(params, tree=False)
-            if params.nbytes >= LARGE
-            else reduce(operator.add, self._gather(self._map(params)))
-        )
+        if params.nbytes >= LARGE:
+            return self._scattered(params, tree=False)
+        return reduce(operator.add, self._gather(self._map(params)))
 
     def _scattered(self, params: Any, tree: bool) -> Any:
         given = self._client.scatter(params, broadcast=True, hash=False, direct=True)
