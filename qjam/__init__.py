@@ -1,19 +1,12 @@
 """Map a function over data that stays cached on your machines, reduce the results, send only what changes."""
 
-from .dataset import BaseDataSet, DataSet, ListDataSet, NumpyMatrixDataSet, NumpyMatrixFileDataSet
-from .errors import (
-    BootstrapError,
-    MasterClosed,
-    ProtocolError,
-    QjamError,
-    RoundTimeout,
-    TaskError,
-    WorkerLost,
-)
+from .data.datasets import BaseDataSet, DataSet, ListDataSet, NumpyMatrixDataSet, NumpyMatrixFileDataSet
+from .errors import BootstrapError, MasterClosed, ProtocolError, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec
-from .master import Master, RemoteWorker
-from .pending import Stats
+from .master import Master
+from .remote_worker import RemoteWorker
 from .report import HostReport
+from .stats import Stats
 
 __all__ = [
     "BaseDataSet",

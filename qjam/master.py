@@ -13,92 +13,31 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-from qjam_worker import codec
+from qjam_worker.values import codec
 
-from . import checks
-from .commands import Failure
-from .dataset import BaseDataSet, DataSet
-from .engine import Engine
+from . import arguments
+from .code.user_code import Entry, Sources
+from .data.datasets import BaseDataSet, DataSet
+from .dispatch.commands import Failure
+from .dispatch.rounds import JobSpec
+from .engine.engine import Engine
+from .engine.pending import Pending
+from .engine.printer import Printer
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve, usable_cores
 from .launch.fleet import Fleet
-from .members import STOP_TIMEOUT, Member, Members
-from .output import Printer
-from .pending import Pending, Stats
+from .launch.supervisor import STOP_TIMEOUT, Member, Members
+from .remote_worker import Look, RemoteWorker
 from .report import HostReport
-from .rounds import JobSpec
-from .source import Entry, Sources
+from .stats import Stats
 
 # A timeout of more seconds than this is none.
 NEVER = 1e9
 # More slices than this are a mistake, and would not fit the message that tells a node of them.
 MOST_SLICES = 1_000_000
 PING_TIMEOUT = 5.0
-
-
-class Look(NamedTuple):
-    """What a RemoteWorker tells of itself."""
-
-    state: str = "starting"
-    pid: int | None = None
-    route: str = ""
-
-
-class RemoteWorker:
-    """One worker: `RemoteWorker("alice@node1")` asks for it in `Master([...])`; `master.workers` gives those that run.
-
-    Attributes:
-        host: the host as the user wrote it.
-        index: its place among the workers of that host, from 0.
-        state: starting, joining, ready, suspect, lost or closed: the state of its host's node.
-        pid: the process id on its host; another one after the worker has been replaced; None before it runs.
-        route: how its host reaches the master: local (no ssh), direct, tunnel (a port that ssh forwards) or stdio (the
-            stdin and stdout of the ssh session); empty before it runs.
-    """
-
-    def __init__(
-        self,
-        host: str,
-        index: int = 0,
-        look: Callable[[], Look] = Look,
-        ping: Callable[[], float] | None = None,
-    ) -> None:
-        specs = resolve(host)
-        if len(specs) != 1 or specs[0].workers != 1:
-            raise ValueError(f"host: {host!r} must name one host, without *workers: a RemoteWorker is one worker")
-        self.spec = specs[0]
-        self.host = self.spec.address
-        self.index = index
-        self._look = look
-        self._ping = ping
-
-    @property
-    def state(self) -> str:
-        """The state of its host's node now."""
-        return self._look().state
-
-    @property
-    def pid(self) -> int | None:
-        """The process id on its host now."""
-        return self._look().pid
-
-    @property
-    def route(self) -> str:
-        """How its host reaches the master."""
-        return self._look().route
-
-    def ping(self) -> float:
-        """Seconds for a small message to its host's node and back. Raises TimeoutError after 5 s."""
-        if self._ping is None:
-            raise ValueError("this RemoteWorker asks for a worker; only those of Master.workers run")
-        return self._ping()
-
-    def __repr__(self) -> str:
-        look = self._look()
-        route = f", {look.route}" if look.route else ""
-        return f"<RemoteWorker {self.index} on {self.host}: {look.state}, pid {look.pid}{route}>"
 
 
 Hosts = int | str | HostSpec | RemoteWorker | Iterable[str | HostSpec | RemoteWorker] | None
@@ -146,11 +85,11 @@ class Master:
         speculation: bool = True,
     ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
-        limit = checks.memory_limit_bytes(memory_limit)
-        keep = checks.keep_data_bytes(keep_data)
-        options = checks.options(host_keys, ssh_config, route, address, limit, keep)
-        checks.check_speculation(speculation)
-        checks.check_min_workers(min_workers, specs)
+        limit = arguments.memory_limit_bytes(memory_limit)
+        keep = arguments.keep_data_bytes(keep_data)
+        options = arguments.options(host_keys, ssh_config, route, address, limit, keep)
+        arguments.check_speculation(speculation)
+        arguments.check_min_workers(min_workers, specs)
         self._owner = os.getpid()
         self._sources = Sources()
         endpoint = f"inproc://qjam-{uuid.uuid4().hex}"
@@ -221,8 +160,8 @@ class Master:
         """
         self._check_open()
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
-        checks.check_min_workers(min_workers, specs)
-        checks.check_new_hosts(specs, [member.host for member in self._members])
+        arguments.check_min_workers(min_workers, specs)
+        arguments.check_new_hosts(specs, [member.host for member in self._members])
         try:
             came = self._members.start(specs, min_workers)
         except (OSError, BootstrapError):
@@ -239,7 +178,7 @@ class Master:
         """
         self._check_open()
         known = {member.host: member for member in self._members}
-        wanted = checks.hosts_to_remove(resolve(_specs(hosts)), list(known))
+        wanted = arguments.hosts_to_remove(resolve(_specs(hosts)), list(known))
         try:
             self._members.remove([known[host] for host in wanted])
         except OSError:
@@ -312,7 +251,7 @@ class Master:
         on_end: Callable[[Pending], None] | None,
     ) -> tuple[Entry, Pending]:
         self._check_open()
-        checks.check_timeout(timeout)
+        arguments.check_timeout(timeout)
         entry = self._sources.entry(module)
         capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None

@@ -1,1 +1,1 @@
-"""How the node of a host is started."""
+"""A host from its name to a live node, and its fate."""

@@ -23,7 +23,8 @@ class Bundle(NamedTuple):
 def build() -> Bundle:
     """Equal sources give equal bytes, so that a host that has the bundle of this hash need not be sent it."""
     folder = Path(qjam_worker.__path__[0])
-    sources = {item.name: item.read_bytes() for item in folder.iterdir() if _belongs(item.name)}
+    files = [path for path in folder.rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
+    sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, source in sorted(sources.items()):
@@ -31,7 +32,3 @@ def build() -> Bundle:
             archive.writestr(member, source, zipfile.ZIP_DEFLATED, 9)
     data = packed.getvalue()
     return Bundle(hashlib.sha256(data).hexdigest(), data)
-
-
-def _belongs(name: str) -> bool:
-    return name.endswith(".py") or name == "py.typed"

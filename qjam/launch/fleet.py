@@ -22,9 +22,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import qjam_worker
 from qjam.hosts import HostSpec
 from qjam.report import HostReport
-from qjam_worker import forks
+from qjam_worker.ipc import at_fork
 
-from .lines import Lines
+from .json_lines import Lines
 
 logger = logging.getLogger("qjam")
 
@@ -99,7 +99,7 @@ class Fleet:
         self._control: socket.socket | None = None
         self._thread: threading.Thread | None = None
         self._over = ""  # why no host can be started any more
-        forks.add(self)
+        at_fork.add(self)
 
     def start(self, hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
         """Start a node on each host: {node name: (host, keys)}. `report` and `welcomed` tell how that goes. After
@@ -201,7 +201,7 @@ class Fleet:
         self._selector.close()
         self._wake_read.close()
         self._wake_write.close()
-        forks.discard(self)
+        at_fork.discard(self)
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of sockets whose end is to tell of the program's end. Without the
@@ -231,7 +231,7 @@ class Fleet:
             "sys.modules['invoke'] = None\n"
             f"for name, path in {stubs!r}.items():\n"
             "    sys.modules[name] = types.ModuleType(name); sys.modules[name].__path__ = path\n"
-            f"from qjam.launch.lease import main; main({theirs.fileno()})"
+            f"from qjam.launch.host_process import main; main({theirs.fileno()})"
         )
         with theirs:
             self._process = subprocess.Popen(

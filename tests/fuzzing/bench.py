@@ -13,17 +13,19 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from qjam import calls, transfers
-from qjam import engine as engine_module
-from qjam.commands import Failure
-from qjam.engine import Engine
-from qjam.loading import Loader
-from qjam.pending import Pending
-from qjam.rounds import JobSpec
-from qjam.states import PRESENT, NodeState
-from qjam_worker import codec, node, params, pool, wire
-from qjam_worker.reducing import Tree, default_reduce
-from qjam_worker.wire import Kind, WireError
+from qjam.dispatch import transfers
+from qjam.dispatch.commands import Failure
+from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.states import PRESENT, NodeState
+from qjam.engine import call_queue
+from qjam.engine import engine as engine_module
+from qjam.engine.engine import Engine
+from qjam.engine.loader import Loader
+from qjam.engine.pending import Pending
+from qjam_worker.node import node, params, pool
+from qjam_worker.values import codec
+from qjam_worker.values.reduction import Tree, default_reduce
+from qjam_worker.wire.frames import Kind, Message, WireError, unpack
 
 from .mutation import Frames, Lore
 from .peer import CREDIT, MODULES, mapped
@@ -53,7 +55,7 @@ def small() -> Iterator[Clock]:
     """With a clock of our own and small limits."""
     clock = Clock()
     changes: list[tuple[Any, str, Any]] = [
-        (engine_module, "time", clock), (calls, "time", clock), (engine_module, "PARAMS_INLINE", INLINE),
+        (engine_module, "time", clock), (call_queue, "time", clock), (engine_module, "PARAMS_INLINE", INLINE),
         (engine_module, "UNREAD", UNREAD), (transfers, "CHUNK", CHUNK), (pool, "SLOT", SLOT), (params, "SLOT", SLOT),
         (node, "CREDIT", CREDIT),
     ]  # fmt: skip
@@ -118,7 +120,7 @@ class Bench:
         self.engine._loader.load = self.load  # type: ignore[method-assign]
         self.engine._router.send = self.send  # type: ignore[method-assign]
         self.loads: deque[tuple[Any, ...]] = deque()
-        self.deliver: dict[str, Callable[[wire.Message], None]] = {}
+        self.deliver: dict[str, Callable[[Message], None]] = {}
         self.runs: dict[int, Run] = {}
         self.jobs: dict[int, Any] = {}  # the keys of all there have been
         self.made = 0
@@ -155,7 +157,7 @@ class Bench:
     def send(self, name: str, frames: list[Any]) -> bool:
         if name not in self.deliver:
             return False
-        message = wire.unpack([memoryview(bytes(frame)) for frame in frames])
+        message = unpack([memoryview(bytes(frame)) for frame in frames])
         if message.kind is Kind.TASK and message.header["round"] in self.runs:
             self.runs[message.header["round"]].given[name].update(message.header["indices"])
         if message.kind is Kind.REFS:
@@ -227,7 +229,7 @@ class Bench:
         engine = self.engine
         message, verdict = None, "harmless"
         try:
-            message = wire.unpack(frames)
+            message = unpack(frames)
         except WireError as error:
             verdict = "schema" if str(error).startswith("the header of") or " buffers" in str(error) else "frames"
         if message is not None:
@@ -245,7 +247,7 @@ class Bench:
         self.check_ends()
         return verdict if there else "ignored"
 
-    def _note(self, name: str, message: wire.Message) -> None:
+    def _note(self, name: str, message: Message) -> None:
         number = message.header.get("round")
         run = self.runs.get(number) if type(number) is int else None
         if run is None or name not in self.deliver:

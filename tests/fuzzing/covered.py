@@ -29,11 +29,12 @@ def run(arguments: list[str]) -> int:
     with atheris.instrument_imports(include=["qjam_worker"]):
         for name in [name for name in sys.modules if name.startswith("qjam_worker")]:
             del sys.modules[name]  # to be imported anew, with marks of what is covered
-        from qjam_worker import codec, flat, stdio, wire
+        from qjam_worker.values import codec, flat
+        from qjam_worker.wire import frames, stdio_frames
 
     def read_message(flags: int, data: bytes) -> None:
-        with contextlib.suppress(wire.WireError):
-            wire.unpack(sealed(data[0] % 17, data[1:], [b"x"] * (flags >> 6)))
+        with contextlib.suppress(frames.WireError):
+            frames.unpack(sealed(data[0] % 17, data[1:], [b"x"] * (flags >> 6)))
 
     def read_value(flags: int, data: bytes) -> None:
         header = struct.pack("<I", zlib.crc32(data)) + data
@@ -45,8 +46,8 @@ def run(arguments: list[str]) -> int:
             codec.decode(*flat.read(data), allow_pickle=False)
 
     def read_relay(flags: int, data: bytes) -> None:
-        frames, half = stdio.Frames(), len(data) // 2
-        assert sum(len(piece) for part in (data[:half], data[half:]) for _, piece in frames.feed(part)) <= len(data)
+        relayed, half = stdio_frames.Frames(), len(data) // 2
+        assert sum(len(piece) for part in (data[:half], data[half:]) for _, piece in relayed.feed(part)) <= len(data)
 
     readers = (read_message, read_value, read_flat, read_relay)
 
@@ -67,7 +68,7 @@ def run(arguments: list[str]) -> int:
 
 def seeds() -> list[bytes]:
     """What is right, to begin with."""
-    from qjam_worker import flat
+    from qjam_worker.values import flat
 
     from .bench import small
     from .masters import Episode

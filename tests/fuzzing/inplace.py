@@ -9,10 +9,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from qjam_worker import codec, flat, wire
-from qjam_worker.node import Node
-from qjam_worker.reducing import Tree, default_reduce
-from qjam_worker.store import map_file
+from qjam_worker.ipc.files import map_file
+from qjam_worker.node.node import Node
+from qjam_worker.values import codec, flat
+from qjam_worker.values.reduction import Tree, default_reduce
+from qjam_worker.wire.frames import Kind, Message, pack, unpack
 
 from .mutation import Frames
 from .peer import MODULES, mapped
@@ -31,11 +32,11 @@ class Uplink:
 
     def close(self) -> None: ...
 
-    def send(self, kind: wire.Kind, header: dict[str, Any], buffers: Any) -> None:
-        self.out.append([bytes(frame) for frame in wire.pack(kind, header, buffers)])
+    def send(self, kind: Kind, header: dict[str, Any], buffers: Any) -> None:
+        self.out.append([bytes(frame) for frame in pack(kind, header, buffers)])
 
-    def receive(self) -> wire.Message | None:
-        return wire.unpack(self.inbox.popleft()) if self.inbox else None
+    def receive(self) -> Message | None:
+        return unpack(self.inbox.popleft()) if self.inbox else None
 
 
 class Answers:
@@ -113,8 +114,8 @@ class InPlace:
     def out(self) -> deque[Frames]:
         return self.uplink.out
 
-    def deliver(self, message: wire.Message) -> None:
-        self.hear([bytes(frame) for frame in wire.pack(*message)])
+    def deliver(self, message: Message) -> None:
+        self.hear([bytes(frame) for frame in pack(*message)])
 
     def hear(self, frames: Frames) -> None:
         self.uplink.inbox.append([memoryview(frame) for frame in frames])

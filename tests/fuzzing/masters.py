@@ -6,8 +6,7 @@ from collections import Counter, deque
 from random import Random
 from typing import Any
 
-from qjam_worker import wire
-from qjam_worker.wire import Kind
+from qjam_worker.wire.frames import Kind, Message
 
 from .bench import Bench, Broken, Clock
 from .mutation import TEXTS, Frames, Mutator, packed, sealed
@@ -21,7 +20,7 @@ STEPS = 20_000  # for the honest to bring all to an end
 class Liar(Peer):
     """Honest at first. What it says goes through `tell`, which may say something else."""
 
-    def deliver(self, message: wire.Message) -> None:
+    def deliver(self, message: Message) -> None:
         self.inbox.append(message)
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import msgpack
 
-from qjam_worker import wire
-from qjam_worker.wire import Kind
+from qjam_worker.wire.frames import SMALL, VERSION, Kind
 
 Frames = list[bytes]
 
@@ -44,10 +43,10 @@ class Lore:
 def sealed(kind: int, header: bytes, buffers: Sequence[bytes] = (), count: int | None = None) -> Frames:
     """Frames with a right checksum, whatever is in them."""
     number = len(buffers) if count is None else count
-    fixed = struct.pack("!4sBBII", b"qjam", wire.VERSION, kind, number, len(header))
+    fixed = struct.pack("!4sBBII", b"qjam", VERSION, kind, number, len(header))
     rest = b"".join(struct.pack("!Q", len(buffer)) for buffer in buffers) + header
-    small = [buffer for buffer in buffers if len(buffer) <= wire.SMALL]
-    large = [buffer for buffer in buffers if len(buffer) > wire.SMALL]
+    small = [buffer for buffer in buffers if len(buffer) <= SMALL]
+    large = [buffer for buffer in buffers if len(buffer) > SMALL]
     return [b"".join([fixed, struct.pack("!I", zlib.crc32(fixed + rest)), rest, *small]), *large]
 
 
@@ -59,8 +58,8 @@ def opened(frames: Frames) -> tuple[int, bytes, list[bytes]]:
     header, rest = rest[:length], rest[length:]
     buffers = []
     for size in sizes:
-        buffers.append(next(large) if size > wire.SMALL else rest[:size])
-        rest = rest if size > wire.SMALL else rest[size:]
+        buffers.append(next(large) if size > SMALL else rest[:size])
+        rest = rest if size > SMALL else rest[size:]
     return kind, header, buffers
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from qjam_worker import wire
-from qjam_worker.wire import Kind, WireError
+from qjam_worker.wire.frames import Kind, WireError, pack, unpack
 
 from .bench import Bench, Broken, Clock
 from .inplace import InPlace
@@ -41,7 +40,7 @@ class Episode:
         name, workers = f"node/{self.made}", self.rng.choice((1, 2, 3))
         if name not in self.bench.engine.dispatch.nodes:
             self.bench.engine.add_node(name, name, workers)
-        self.bench.deliver[name] = lambda message: self.waiting.append([bytes(f) for f in wire.pack(*message)])
+        self.bench.deliver[name] = lambda message: self.waiting.append([bytes(f) for f in pack(*message)])
         self.waiting.clear()
         return InPlace(name, workers, self.rng, self.base)
 
@@ -59,7 +58,7 @@ class Episode:
         if not why:
             raise Broken("a node has left without a word why")
         self.node.close()
-        bye = wire.unpack(self.node.out[-1])
+        bye = unpack(self.node.out[-1])
         if bye.kind is not Kind.BYE or bye.header["reason"] != why:
             raise Broken(f"the last words are {bye}")
         while self.node.out and self.node.name in self.bench.deliver:
@@ -145,7 +144,7 @@ class Episode:
         self.last = self.node.name, frames
         verdict = "harmless"
         try:
-            message = wire.unpack(frames)
+            message = unpack(frames)
         except WireError as error:
             message = None
             verdict = "schema" if str(error).startswith("the header of") or " buffers" in str(error) else "frames"
@@ -200,4 +199,4 @@ class Episode:
             (Kind.RESULT, {"round": number, "roots": [[0, 1, 1]], "seconds": 0.0}, [piece]),
         ]  # fmt: skip
         kind, header, buffers = rng.choice(forgeries)
-        return [bytes(frame) for frame in wire.pack(kind, header, buffers)]
+        return [bytes(frame) for frame in pack(kind, header, buffers)]

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import zmq.utils.z85
 
-from qjam.launch.lines import Lines
-from qjam.router import Router
-from qjam_worker import codec, flat, wire
-from qjam_worker.codec import CodecError
-from qjam_worker.stdio import FRAME, Frames
-from qjam_worker.wire import Kind, WireError
+from qjam.engine.router import Router
+from qjam.launch.json_lines import Lines
+from qjam_worker.values import codec, flat
+from qjam_worker.values.codec import CodecError
+from qjam_worker.wire.frames import Kind, WireError, unpack
+from qjam_worker.wire.stdio_frames import FRAME, Frames
 
 from .bench import Broken
 from .mutation import Lore, Mutator, packed, sealed
@@ -105,7 +105,7 @@ class Parsers:
             frames = sealed(kind, packed(mutator.value(Lore())), [b""] * rng.randrange(2))
         self.last = "unpack", frames
         try:
-            wire.unpack(frames)
+            unpack(frames)
         except WireError as error:
             return "frames" if "checksum" in str(error) or "not a qjam" in str(error) else "schema"
         return "harmless"

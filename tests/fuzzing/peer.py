@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from qjam_worker import codec, flat, wire
-from qjam_worker.reducing import Tree, default_reduce
-from qjam_worker.results import Held
-from qjam_worker.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell
-from qjam_worker.wire import Kind
+from qjam_worker.node.results import Held
+from qjam_worker.node.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell
+from qjam_worker.values import codec, flat
+from qjam_worker.values.reduction import Tree, default_reduce
+from qjam_worker.wire import frames
+from qjam_worker.wire.frames import Kind
 
 from .mutation import Frames
 
@@ -65,7 +66,7 @@ class Peer:
         self.workers = workers
         self.shelf = Shelf()
         self.scheduler = Scheduler(workers, self.shelf)
-        self.inbox: deque[wire.Message] = deque()
+        self.inbox: deque[frames.Message] = deque()
         self.out: deque[Frames] = deque()
         self.todo: deque[Give] = deque()
         self.interrupted: set[int] = set()
@@ -95,7 +96,7 @@ class Peer:
         )  # fmt: skip
 
     def send(self, kind: Kind, header: dict[str, Any], buffers: Any = ()) -> None:
-        self.out.append([bytes(frame) for frame in wire.pack(kind, header, buffers)])
+        self.out.append([bytes(frame) for frame in frames.pack(kind, header, buffers)])
 
     def receive(self) -> None:
         message = self.inbox.popleft()

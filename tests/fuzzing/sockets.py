@@ -13,9 +13,9 @@ from typing import Any
 import zmq
 
 from qjam import Master
-from qjam.router import Keys
-from qjam_worker import codec, wire
-from qjam_worker.wire import Kind
+from qjam.engine.router import Keys
+from qjam_worker.values import codec
+from qjam_worker.wire.frames import Kind, pack
 
 from .bench import Broken
 from .mutation import Frames, Lore, Mutator
@@ -39,7 +39,7 @@ def honest_messages() -> list[Frames]:
         (Kind.LOG, {"worker": 0, "stream": 1}, [b"liar\n"]),
         (Kind.BYE, {"reason": "done"}, []),
     ]
-    return [[bytes(frame) for frame in wire.pack(*message)] for message in messages]
+    return [[bytes(frame) for frame in pack(*message)] for message in messages]
 
 
 class Sockets:

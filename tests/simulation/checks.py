@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from qjam.commands import Failure
-from qjam.dispatch import POISON, Dispatch
-from qjam.rounds import Round
-from qjam.states import COMING, DONE, PRESENT, QUEUED, SENT, NodeState
-from qjam_worker.reducing import Tree
-from qjam_worker.rounds import NodeRound
-from qjam_worker.wire import Kind
+from qjam.dispatch.commands import Failure
+from qjam.dispatch.dispatcher import POISON, Dispatch
+from qjam.dispatch.rounds import Round
+from qjam.dispatch.states import COMING, DONE, PRESENT, QUEUED, SENT, NodeState
+from qjam_worker.node.rounds import NodeRound
+from qjam_worker.values.reduction import Tree
+from qjam_worker.wire.frames import Kind
 
 from .world import Broken
 

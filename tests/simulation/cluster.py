@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import qjam.dispatch
-from qjam.commands import Done, Fail, Failure
-from qjam.rounds import JobSpec
-from qjam.states import DONE, NodeState
-from qjam_worker import results
-from qjam_worker.reducing import Tree
-from qjam_worker.wire import Kind
+import qjam.dispatch.dispatcher
+from qjam.dispatch.commands import Done, Fail, Failure
+from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.states import DONE, NodeState
+from qjam_worker.node import results
+from qjam_worker.values.reduction import Tree
+from qjam_worker.wire.frames import Kind
 
 from . import checks, usercode
 from .master import Master
@@ -438,10 +438,10 @@ class Cluster(World):
 @contextmanager
 def _constants(cluster: Cluster) -> Iterator[None]:
     """What is of the host in reality: unlink, and how large is large."""
-    before = results.remove, results.SLOT, qjam.dispatch.JOBS_KEPT
+    before = results.remove, results.SLOT, qjam.dispatch.dispatcher.JOBS_KEPT
     results.remove, results.SLOT = cluster.remove, SMALL
-    qjam.dispatch.JOBS_KEPT = cluster.plan.jobs_kept
+    qjam.dispatch.dispatcher.JOBS_KEPT = cluster.plan.jobs_kept
     try:
         yield
     finally:
-        results.remove, results.SLOT, qjam.dispatch.JOBS_KEPT = before
+        results.remove, results.SLOT, qjam.dispatch.dispatcher.JOBS_KEPT = before

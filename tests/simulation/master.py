@@ -1,4 +1,4 @@
-"""The master of a simulated cluster: the real Dispatch, with what qjam.engine and qjam.members do around it played."""
+"""The master of a simulated cluster: the real Dispatch; the engine and the supervisor around it are played."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qjam.commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
-from qjam.dispatch import Dispatch
-from qjam.rounds import JobSpec
-from qjam.states import COMING, NodeState
-from qjam_worker.wire import Kind
+from qjam.dispatch.commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.dispatcher import Dispatch
+from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.states import COMING, NodeState
+from qjam_worker.wire.frames import Kind
 
 from . import checks
 from .plans import HostPlan

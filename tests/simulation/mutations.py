@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-DISPATCH, BOOKS, PLACEMENT, ROSTER = "qjam.dispatch", "qjam.rounds", "qjam.placement", "qjam.roster"
-GIVING, IDLE, SILENCE = "qjam.giving", "qjam.idle", "qjam.silence"
-SCHEDULER, ROUNDS, REDUCING = "qjam_worker.scheduler", "qjam_worker.rounds", "qjam_worker.reducing"
+DISPATCH, BOOKS, ROSTER = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
+GIVING, IDLE, SILENCE = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
+SCHEDULER, ROUNDS, REDUCING = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.values.reduction"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
 
@@ -125,10 +125,10 @@ MUTATIONS = [
              "            if other is None:\n", "            if other is not None or True:\n"),
     Mutation("believes in shares that are not the node's to give", DISPATCH,
              "single = sorted(set(round_.single(name)).intersection(indices))", "single = sorted(indices)"),
-    Mutation("leaves a slice out when it spreads them", PLACEMENT,
+    Mutation("leaves a slice out when it spreads them", GIVING,
              "    for position, index in enumerate(indices):\n",
              "    for position, index in enumerate(indices[:-1] or indices):\n"),
-    Mutation("runs what has no data on the first nodes alone", PLACEMENT,
+    Mutation("runs what has no data on the first nodes alone", GIVING,
              "seats[len(seats) * position // len(indices)]", "seats[len(seats) * position // len(indices) // 2]"),
     Mutation("queues nothing of what is taken back", BOOKS,
              '                self.move(index, "lost")\n', ""),

@@ -1,6 +1,6 @@
 """A node of a simulated cluster: the real Scheduler and its books, with processes, files and bytes played.
 
-What is done with messages and decisions is what qjam_worker.node and qjam_worker.pool do.
+What is done with messages and decisions is what qjam_worker.node.node and qjam_worker.node.pool do.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qjam_worker import segments
-from qjam_worker.imports import Imports
-from qjam_worker.pool import GRACE
-from qjam_worker.reducing import Span, Tree
-from qjam_worker.results import Held
-from qjam_worker.rounds import Fold, NodeRound, Work
-from qjam_worker.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
-from qjam_worker.store import Mapped, NoRoom
-from qjam_worker.wire import Kind
+from qjam_worker.ipc.files import Mapped, NoRoom
+from qjam_worker.node.module_cache import Imports
+from qjam_worker.node.pool import GRACE
+from qjam_worker.node.results import Held
+from qjam_worker.node.rounds import Fold, NodeRound, Work
+from qjam_worker.node.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from qjam_worker.values import segmented_sum
+from qjam_worker.values.reduction import Span, Tree
+from qjam_worker.wire.frames import Kind
 
 from . import checks
 from .plans import MIB, HostPlan
@@ -33,7 +33,7 @@ MODULE = {"source": b"", "path": "m.py", "package": False}
 
 
 class Shelf:
-    """qjam_worker.store.Store without bytes."""
+    """qjam_worker.node.store.Store without bytes."""
 
     def __init__(self, limit: int, room: int, allocate: Callable[[], None]) -> None:
         self.limit = limit
@@ -548,7 +548,7 @@ class Node(Process):
         if work.fold.out is not None:
             views = {span: memoryview(data) for span, data in items}
             if work.fold.out.flat is not None:  # else the round is over
-                segments.add_up(views, run.nslices, work.fold.out.flat, work.part, work.fold.parts)
+                segmented_sum.add_up(views, run.nslices, work.fold.out.flat, work.part, work.fold.parts)
             return []
         for span, data in items:
             tree.add(span, unpacked(data))

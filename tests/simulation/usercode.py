@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qjam_worker import codec, flat
-from qjam_worker.reducing import default_reduce
+from qjam_worker.values import codec, flat
+from qjam_worker.values.reduction import default_reduce
 
 KINDS = ("float", "array", "nest", "decimal", "large", "text")
 # Results above this many bytes are large: kept in files, folded by workers. (In reality 256 KiB.)

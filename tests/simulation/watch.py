@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import TYPE_CHECKING
 
-from qjam.rounds import Round
-from qjam.silence import LOST_AFTER, SUSPECT_AFTER, SWEEP
-from qjam.states import PRESENT, NodeState
-from qjam_worker.wire import Kind
+from qjam.dispatch.liveness import LOST_AFTER, SUSPECT_AFTER, SWEEP
+from qjam.dispatch.rounds import Round
+from qjam.dispatch.states import PRESENT, NodeState
+from qjam_worker.wire.frames import Kind
 
 from .checks import hold
 from .node import CREDIT, Node

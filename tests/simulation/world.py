@@ -7,8 +7,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from qjam_worker import wire
-from qjam_worker.wire import Kind
+from qjam_worker.wire.frames import Kind, pack, unpack
 
 from .plans import Plan
 from .usercode import noise
@@ -185,8 +184,8 @@ class Link:
 
 
 def _through_the_wire(message: Message) -> Message:
-    frames = wire.pack(message.kind, message.header, [b"" for _ in message.buffers])
-    read = wire.unpack(frames)
+    frames = pack(message.kind, message.header, [b"" for _ in message.buffers])
+    read = unpack(frames)
     return Message(read.kind, read.header, message.buffers)
 
 

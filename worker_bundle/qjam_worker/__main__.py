@@ -10,9 +10,10 @@ from typing import Any, Optional
 
 import zmq
 
-from . import lease, pages
-from .node import Node
-from .warm import Warm
+from .ipc import huge_pages
+from .node.fork_server_client import Warm
+from .node.node import Node
+from .wire import heartbeat
 
 
 def serve(
@@ -30,7 +31,7 @@ def serve(
         whys.append(why)
         os.write(end, b"!")
 
-    pages.keep_freed()
+    huge_pages.keep_freed()
     context = zmq.Context()
     node = Node.connect(
         context,
@@ -44,7 +45,7 @@ def serve(
         memory_limit=welcome.get("memory_limit"),
         keep_data=welcome.get("keep_data"),
     )
-    lease.hold(read_fd, write_fd, welcome.get("lease"), on_end)
+    heartbeat.hold(read_fd, write_fd, welcome.get("lease"), on_end)
     node.run()
     if "lease" in welcome and node.leaving is not None:
         print(node.leaving, file=sys.stderr)  # noqa: T201  the last words, where BYE may come too late

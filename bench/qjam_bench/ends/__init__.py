@@ -1,0 +1,48 @@
+"""The far ends of the rivals: programs, and modules of these, that import nothing of qjam, so that they start fast."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+CHECKOUT = FOLDER.parents[2]  # in a checkout: it has examples/ and tests/
+STOP_S = 5.0  # what a child gets to leave by itself
+
+
+def prepare() -> None:
+    """Let this process and all that it starts import the work of all parties, and the examples of a checkout."""
+    folders = [str(FOLDER), str(CHECKOUT / "bench"), str(CHECKOUT)]
+    sys.path += [folder for folder in folders if folder not in sys.path]
+    paths = [*folders, str(CHECKOUT / "worker_bundle"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.pathsep.join(paths).split(os.pathsep)))
+
+
+def work(name: str) -> Callable[[Any, Any], Any]:
+    """Give one function of qjam_bench_work, from a module that any process below this one can import by name."""
+    found: Callable[[Any, Any], Any] = getattr(importlib.import_module("qjam_bench_work"), name)
+    return found
+
+
+def program(name: str, *arguments: str) -> list[str]:
+    """Give the command line of one of the programs in this folder."""
+    return [sys.executable, str(FOLDER / f"{name}.py"), *arguments]
+
+
+@contextmanager
+def child(command: Sequence[str]) -> Iterator[None]:
+    """Holds a child process that is gone when the block ends: by itself, or else killed."""
+    # A session of its own keeps the terminal's Ctrl-C from it: it would only print a traceback.
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+        process.wait(STOP_S)
+    finally:
+        process.kill()  # nothing, once it has been waited for
+        process.wait()

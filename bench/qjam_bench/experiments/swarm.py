@@ -1,0 +1,277 @@
+"""Simulated nodes around a real Dispatch: everything in memory, the time in Dispatch alone counted."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from random import Random
+from typing import Any
+
+from qjam.dispatch.commands import Command, Done, Fail, Lose, Send
+from qjam.dispatch.dispatcher import Dispatch, JobSpec
+from qjam_worker.values.reduction import Span, parent
+from qjam_worker.wire.frames import Kind, pack, unpack
+
+PARAMS = (b"header", bytes(3934 * 8))  # as many as the paper's autoencoder has
+CREDIT = 16 * 1024 * 1024
+ENTRY = {"epoch": 1, "reduce": False, "code": None, "module": "work", "function": None}
+AT_A_TIME = 100  # messages
+
+Message = tuple[Kind, str, dict[str, Any], list[Any]]
+"""What a node says: kind, its name, header, buffers."""
+
+
+def nothing(round_: int, lo: int, hi: int) -> list[Any]:
+    """The frames of a result that nobody looks at."""
+    return [b"result"]
+
+
+@dataclass
+class Swarm:
+    """A master's dispatch and its nodes, which answer when they are let.
+
+    Attributes:
+        frames: gives the frames of the result over slices [lo, hi) of a round.
+        spent: seconds of CPU in Dispatch so far.
+        moment: seconds of simulated time from message to message.
+        shares: whether nodes have something to share when they are asked.
+        wired: seconds of CPU for packing and unpacking messages so far; counted where `wire` is true.
+        given, taken: slices so far that were given out; whose result was taken.
+        messages: that went out or came in so far.
+    """
+
+    workers: int
+    frames: Callable[[int, int, int], list[Any]] = nothing
+    moment: float = 1e-6
+    wire: bool = False
+    shares: bool = True
+    spent: float = 0.0
+    wired: float = 0.0
+    given: int = 0
+    taken: int = 0
+    messages: int = 0
+    now: float = 1.0
+    done: dict[int, list[tuple[Span, list[Any]]]] = field(default_factory=dict)
+    failed: list[Fail] = field(default_factory=list)
+    tasks: dict[tuple[str, int], set[int]] = field(default_factory=dict)  # what nodes have been given: by node, round
+    answers: list[Message] = field(default_factory=list)  # to be delivered next
+
+    def __post_init__(self) -> None:
+        self.dispatch = Dispatch()
+        self._rounds = self._names = 0
+        self._shared: defaultdict[tuple[str, int], set[int]] = defaultdict(set)  # by node and round
+        self._take: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
+            Kind.HELLO: lambda name, header, buffers: self.dispatch.on_hello(name, header),
+            Kind.RESULT: self.dispatch.on_result,
+            Kind.PONG: lambda name, header, buffers: [],
+            Kind.STATE: self._on_state,
+        }
+        self._heed: dict[Kind, Callable[[Send], None]] = {
+            Kind.WELCOME: self._welcomed,
+            Kind.TASK: self._tasked,
+            Kind.CANCEL: self._cancelled,
+            Kind.SHARE: self._asked,
+            Kind.PING: self._pinged,
+        }
+
+    # What happens
+
+    def join(self, count: int) -> list[str]:
+        """Have so many nodes come; gives their names."""
+        names = [self._new_name() for _ in range(count)]
+        self._count(partial(self._add, names))
+        for name in names:
+            self._say_hello(name)
+        self.settle()
+        return names
+
+    def lose(self, names: Iterable[str]) -> list[str]:
+        """Have nodes end, one after the other, and their hosts start the next ones; gives the names of these."""
+        successors = []
+        for name in names:
+            for owner, number in [key for key in self.tasks if key[0] == name]:
+                del self.tasks[owner, number]
+            successor = self._new_name()
+            self._carry_out(self._count(partial(self.dispatch.on_node_lost, name, "lost", successor)))
+            self._say_hello(successor)
+            successors.append(successor)
+        return successors
+
+    def submit(self, spec: JobSpec) -> int:
+        """Begin a round; gives its number."""
+        self._rounds += 1
+        number, deadline = self._rounds, self.now + 3600.0
+        submit = partial(self.dispatch.on_submit, number, spec, PARAMS, None, deadline, self.now)
+        self._carry_out(self._count(submit))
+        return number
+
+    def results(
+        self, names: Iterable[str] | None = None, *, each: bool = False, order: Random | None = None
+    ) -> Iterator[Message]:
+        """What nodes (all) say that have done what they were given: one RESULT a node and round, or each slice; node by
+        node, or in any order.
+        """
+        whose = None if names is None else set(names)
+        keys = [key for key in self.tasks if whose is None or key[0] in whose]
+        done: list[tuple[str, int, int, Iterable[int]]] = []
+        for name, number in keys:
+            indices, nslices = self.tasks.pop((name, number)), self.dispatch.rounds[number].job.nslices
+            done += [(name, number, nslices, its) for its in ([(i,) for i in indices] if each else [indices])]
+        if order is not None:
+            order.shuffle(done)
+        return (self._result(*some) for some in done)
+
+    def _result(self, name: str, number: int, nslices: int, indices: Iterable[int]) -> Message:
+        roots = spans(indices, nslices)
+        frames = [self.frames(number, lo, hi) for lo, hi in roots]
+        header = {
+            "round": number,
+            "roots": [[lo, hi, len(its)] for (lo, hi), its in zip(roots, frames, strict=True)],
+            "seconds": 0.1,
+        }
+        return Kind.RESULT, name, header, [frame for its in frames for frame in its]
+
+    def deliver(self, messages: Iterable[Message]) -> None:
+        """Have the master hear these, as its engine would: what is due in between is done. They are made a few at a
+        time, for in reality they have just come.
+        """
+        messages = iter(messages)
+        while some := list(islice(messages, AT_A_TIME)):
+            self.messages += len(some)
+            results = (header for kind, _, header, _ in some if kind is Kind.RESULT)
+            self.taken += sum(hi - lo for header in results for lo, hi, _ in header["roots"])
+            self._carry_out(self._count(partial(self._hear, some)))
+            if self.wire:
+                frames = [pack(kind, header, buffers) for kind, _, header, buffers in some]
+                began = time.process_time()
+                for message in frames:
+                    unpack(message)
+                self.wired += time.process_time() - began
+
+    def settle(self) -> None:
+        """Deliver what nodes answer at once (HELLO, PONG, shares), until they have nothing to say."""
+        while self.answers:
+            answers, self.answers = self.answers, []
+            self.deliver(answers)
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with every timer at its moment, and nodes that answer at once."""
+        until = self.now + seconds
+        while (due := self.dispatch.next_deadline()) is not None and due <= until:
+            self.now = max(self.now, due)
+            self._carry_out(self._count(partial(self.dispatch.on_timer, self.now)))
+            self.settle()
+        self.now = until
+
+    # Inside
+
+    def _count(self, call: Callable[[], list[Command]]) -> list[Command]:
+        began = time.process_time()
+        commands = call()
+        self.spent += time.process_time() - began
+        return commands
+
+    def _add(self, names: list[str]) -> list[Command]:
+        for name in names:
+            self.dispatch.add_node(name, name.partition("/")[0], self.workers)
+        return []
+
+    def _hear(self, messages: list[Message]) -> list[Command]:
+        dispatch, take = self.dispatch, self._take
+        commands: list[Command] = []
+        for kind, name, header, buffers in messages:
+            self.now = now = self.now + self.moment
+            if name not in dispatch.nodes:
+                continue
+            commands += dispatch.on_heard(name, now)
+            commands += take[kind](name, header, buffers)
+            due = dispatch.next_deadline()
+            if due is not None and due <= now:
+                commands += dispatch.on_timer(now)
+        return commands
+
+    def _on_state(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        if header["state"] == "ready":
+            return self.dispatch.on_ready(name, header["workers"])
+        return self.dispatch.on_shared(name, header)
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        sends = [command for command in commands if isinstance(command, Send)]
+        self.messages += len(sends)
+        if self.wire:
+            began = time.process_time()
+            for send in sends:
+                pack(send.kind, send.header, send.buffers)
+            self.wired += time.process_time() - began
+        for command in commands:
+            if isinstance(command, Send):
+                if command.kind in self._heed:
+                    self._heed[command.kind](command)
+            elif isinstance(command, Done):
+                self.done[command.round] = command.roots
+            elif isinstance(command, Fail):
+                self.failed.append(command)
+            elif isinstance(command, Lose):
+                self.lose([command.node])
+
+    def _new_name(self) -> str:
+        self._names += 1
+        return f"host{self._names:05}/1"
+
+    def _say_hello(self, name: str) -> None:
+        header = {
+            "version": "0", "python": "3", "pid": 1, "host": name, "cores": self.workers, "memory": 1, "held": [],
+            "workers": list(range(self.workers)), "credit": CREDIT,
+        }  # fmt: skip
+        self.answers.append((Kind.HELLO, name, header, []))
+
+    def _welcomed(self, send: Send) -> None:
+        pids = list(range(1000, 1000 + self.workers))
+        self.answers.append((Kind.STATE, send.node, {"state": "ready", "workers": pids}, []))
+
+    def _tasked(self, send: Send) -> None:
+        self.given += len(send.header["indices"])
+        self.tasks.setdefault((send.node, send.header["round"]), set()).update(send.header["indices"])
+
+    def _cancelled(self, send: Send) -> None:
+        key = send.node, send.header["round"]
+        self._shared.pop(key, None)
+        left = self.tasks.get(key, set()).difference(send.header.get("indices", self.tasks.get(key, ())))
+        if left:
+            self.tasks[key] = left
+        else:
+            self.tasks.pop(key, None)
+
+    def _asked(self, send: Send) -> None:
+        """It has begun nothing yet, and shares nothing twice."""
+        number, count = send.header["round"], send.header["count"]
+        key = send.node, number
+        indices = sorted(self.tasks.get(key, set()).difference(self._shared[key]))[-count:] if self.shares else []
+        self._shared[key].update(indices)
+        header = {"state": "shared", "round": number, "for": send.header["for"], "indices": indices}
+        self.answers.append((Kind.STATE, send.node, header, []))
+
+    def _pinged(self, send: Send) -> None:
+        self.answers.append((Kind.PONG, send.node, send.header, []))
+
+
+def spans(indices: Iterable[int], nslices: int) -> list[Span]:
+    """The largest nodes of the tree over `nslices` slices that these slices make up."""
+    held = {(index, index + 1) for index in indices}
+    level = held
+    while level:
+        above = {parent(span, nslices) for span in level} - level
+        whole = {span for span in above if set(_halves(span, nslices)) <= held}
+        held = held.difference(half for span in whole for half in _halves(span, nslices)) | whole
+        level = whole
+    return sorted(held)
+
+
+def _halves(span: Span, nslices: int) -> tuple[Span, Span]:
+    lo, hi = span
+    middle = lo + (1 << ((hi - lo - 1).bit_length() - 1))
+    return (lo, middle), (middle, hi)

@@ -1,0 +1,1 @@
+"""What experiments share: parties, hosts, figures, pictures, options."""

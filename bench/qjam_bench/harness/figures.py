@@ -1,0 +1,159 @@
+"""What was measured, from single figures to a table: spreads, ratios to qjam, text, markdown and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+OURS = "qjam"
+
+
+class BenchError(Exception):
+    """What was to be measured cannot be; the text is one line for the user."""
+
+
+class Spread(NamedTuple):
+    """The median of many figures, and where the middle half of them lies."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, figures: Sequence[float]) -> Spread:
+        """Give the spread of at least one figure."""
+        return cls(*(float(q) for q in np.percentile(figures, [50, 25, 75])))
+
+
+class Figure(NamedTuple):
+    """The seconds that one party took for one thing, each time that it did it."""
+
+    what: str
+    party: str
+    seconds: list[float]
+    nbytes: int = 0  # that were moved meanwhile, where a rate tells more
+    against: str = OURS  # the party of the same thing that it is compared with
+    more: dict[str, Any] = {}  # noqa: RUF012  # for the JSON alone
+
+    @property
+    def spread(self) -> Spread:
+        """Of the seconds."""
+        return Spread.of(self.seconds)
+
+
+def ratio(figure: Figure, figures: Iterable[Figure]) -> float | None:
+    """Give how many times as long it took as the party that it is compared with; None where that was not measured."""
+    same = [one for one in figures if (one.what, one.party) == (figure.what, figure.against)]
+    return figure.spread.median / same[0].spread.median if same else None
+
+
+def row(figure: Figure, figures: Iterable[Figure]) -> dict[str, Any]:
+    """Give what the JSON has of a figure."""
+    spread = figure.spread
+    found: dict[str, Any] = {"what": figure.what, "party": figure.party, "ms": {}}
+    found["ms"] = {name: 1e3 * value for name, value in spread._asdict().items()}
+    if figure.nbytes:
+        found |= {"bytes": figure.nbytes, "mb_s": figure.nbytes / 1e6 / spread.median}
+    return {
+        **found,
+        "times": ratio(figure, figures),
+        "to": figure.against,
+        **figure.more,
+        "seconds": figure.seconds,
+    }
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Give the figures as a table of text."""
+    widths = [max((len(one.what) for one in figures), default=0), max((len(one.party) for one in figures), default=0)]
+    rates = any(one.nbytes for one in figures)
+    head = f"{'':<{widths[0]}}  {'':<{widths[1]}} {'median ms':>10} {'q1':>9} {'q3':>9} {'n':>5}"
+    lines = [head + f" {'MB/s':>7}" * rates + "  times"]
+    for one in figures:
+        times = ratio(one, figures)
+        numbers = [f"{number(1e3 * value):>{width}}" for value, width in zip(one.spread, (10, 9, 9), strict=True)]
+        line = f"{one.what:<{widths[0]}}  {one.party:<{widths[1]}} {' '.join(numbers)} {len(one.seconds):>5}"
+        if rates:
+            line += f" {one.nbytes / 1e6 / one.spread.median:>7,.0f}" if one.nbytes else " " * 8
+        lines.append(
+            line + (f"  {times:.2f} of {one.against}" if times is not None and one.party != one.against else "")
+        )
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Give three digits that count, without an exponent."""
+    digits = max(0, 2 - int(np.floor(np.log10(value)))) if value > 0 else 0
+    return f"{value:,.{min(digits, 3)}f}"
+
+
+def markdown(groups: Sequence[tuple[str, Sequence[Figure]]]) -> str:
+    """Give a table in markdown, a line for each thing of each group and a column for each party.
+
+    In brackets: how many times what qjam took.
+    """
+    parties = list(dict.fromkeys(one.party for _, figures in groups for one in figures if one.party != OURS))
+    lines = ["| | " + " | ".join([OURS, *parties]) + " |", "|---" * (len(parties) + 2) + "|"]
+    for title, figures in groups:
+        for what in dict.fromkeys(one.what for one in figures):
+            cells = {one.party: one for one in figures if one.what == what}
+            texts = [_cell(cells[party], figures) if party in cells else "" for party in (OURS, *parties)]
+            lines.append(f"| {title}, {what} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _cell(figure: Figure, figures: Sequence[Figure]) -> str:
+    text = number(1e3 * figure.spread.median)
+    times = ratio(figure, figures)
+    return text if figure.party == OURS or times is None else f"{text} ({times:.1f}x)"
+
+
+def write_json(path: Path, report: dict[str, Any]) -> None:
+    """Keep a report."""
+    path.write_text(json.dumps(report) + "\n")
+
+
+# Mean seconds an iteration in the paper of 2010, by patches and workers: ssh pipes, base64 JSON, 16 machines.
+PAPER = {
+    1_000: {1: 0.1458, 2: 0.1752, 4: 0.2634, 8: 0.5339, 16: 0.9969},
+    10_000: {1: 0.7310, 2: 0.3321, 4: 0.3360, 8: 0.5251, 16: 1.0186},
+    100_000: {1: 10.0282, 2: 4.6782, 4: 2.4858, 8: 1.8046, 16: 1.4376},
+}
+
+
+class Line(NamedTuple):
+    """One line of the table: means a round or an iteration in seconds, of the middle one of all runs.
+
+    `efficiency` is ideal / round of one and the same turn, the middle one of all turns: what else the machine does
+    comes and goes in seconds, and has then hit both.
+    """
+
+    patches: int
+    workers: int
+    iteration: float
+    total: float  # of all iterations
+    step: float  # of an iteration, the optimiser's own
+    round: float
+    pure: float  # a round, computed here slice by slice
+    apart: float  # a round, computed by a process a core that all have nothing to do with each other
+    cores: int  # that could be busy at once
+    efficiency: float
+
+    @property
+    def what(self) -> str:
+        """What the figures of this line are called."""
+        return f"{self.patches:,} patches, {self.workers} workers"
+
+    @property
+    def ideal(self) -> float:
+        """Pure compute, spread evenly over the cores that could be busy, for nothing."""
+        return self.pure / self.cores
+
+    def row(self) -> dict[str, Any]:
+        """Give what the JSON has of it."""
+        overhead = {"ideal": self.ideal, "overhead": self.round - self.ideal}
+        return {**self._asdict(), **overhead, "paper": PAPER.get(self.patches, {}).get(self.workers)}

@@ -1,0 +1,62 @@
+"""qjam itself: `master.run(module.function, params, dataset)`, added up by default_reduce."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import qjam
+from qjam_bench import ends
+from qjam_bench.harness import hosts
+from qjam_bench.harness.party import Party
+
+from . import plain
+
+
+class Qjam(Party):
+    """A master, and the function that it runs. The first round after `load` ships the slices."""
+
+    def __init__(self, master: qjam.Master, function: Any) -> None:
+        """Take what has been started."""
+        self.master = master
+        self._function = function
+        self._data: qjam.BaseDataSet | None = None
+
+    def _load(self, data: Any) -> None:
+        self._data = qjam.DataSet(data)
+
+    def round(self, params: Any) -> Any:
+        return self.master.run(self._function, params, self._data)
+
+
+@contextmanager
+def party(function: str, workers: int, route: str) -> Iterator[Party]:
+    """Holds a master with so many workers: of this machine, or of a private ssh host that takes this route. `tcp` is
+    no route of a master's: see plain.py.
+    """
+    with shipped() as module, ExitStack() as stack:
+        work = getattr(module, function)
+        if route == "tcp":
+            yield stack.enter_context(plain.party(work, workers))
+        else:
+            yield Qjam(stack.enter_context(hosts.pool(workers, route)), work)
+
+
+@contextmanager
+def shipped(source: str | None = None) -> Iterator[Any]:
+    """Yields a module of user code, by default that of all parties, where masters find it to be the user's own."""
+    text = source or (ends.FOLDER / "qjam_bench_work.py").read_text()
+    with tempfile.TemporaryDirectory(prefix="qjam-bench-") as folder, ExitStack() as stack:
+        Path(folder, "qjam_bench_user.py").write_text(text)
+        sys.path.insert(0, folder)
+        stack.callback(sys.path.remove, folder)
+        importlib.invalidate_caches()
+        sys.modules.pop("qjam_bench_user", None)
+        module = importlib.import_module("qjam_bench_user")
+        stack.callback(sys.modules.pop, module.__name__, None)
+        yield module

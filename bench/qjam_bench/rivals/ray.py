@@ -1,0 +1,89 @@
+"""Ray: an actor a worker, which keeps its slice; params by ray.put into the shared object store, or in the call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import ray
+
+from qjam_bench import ends
+from qjam_bench.ends.loops import Round
+from qjam_bench.harness.party import ManyWays, Party, parts
+
+
+class Worker:
+    """What becomes an actor."""
+
+    def __init__(self, function: Any) -> None:
+        """Take the function that all its rounds call."""
+        self._function = function
+        self._part: Any = None
+
+    def load(self, part: Any) -> None:
+        """Keep a slice: a view of the object store."""
+        self._part = part
+
+    def round(self, params: Any) -> Any:
+        """One task."""
+        return self._function(params, self._part)
+
+    def add(self, one: Any, other: Any) -> Any:
+        """Add up two results of two actors."""
+        return one + other
+
+
+class Ray(ManyWays):
+    """The handles of the actors."""
+
+    def __init__(self, actors: list[Any]) -> None:
+        """Take what has been started."""
+        super().__init__()
+        self._actors = actors
+
+    @property
+    def ways(self) -> list[Round]:
+        return [
+            partial(self._play, put=put, collect=collect)
+            for put in (False, True)
+            for collect in (self._here, self._tree)
+        ]
+
+    def _load(self, data: Any) -> None:
+        refs = [ray.put(part) for part in parts(data, len(self._actors))]
+        ray.get([actor.load.remote(ref) for actor, ref in zip(self._actors, refs, strict=True)])
+
+    def _play(self, params: Any, put: bool, collect: Any) -> Any:
+        given = ray.put(params) if put else params
+        return collect([actor.round.remote(given) for actor in self._actors])
+
+    def _here(self, refs: list[Any]) -> Any:
+        results = ray.get(refs)
+        total = results[0].copy()
+        for result in results[1:]:
+            total += result
+        return total
+
+    def _tree(self, refs: list[Any]) -> Any:
+        """The actors add up in pairs, over the object store."""
+        actors = self._actors
+        while len(refs) > 1:
+            pairs = zip(refs[::2], refs[1::2], strict=False)
+            odd = refs[-1:] if len(refs) % 2 else []
+            refs = [actors[index].add.remote(*pair) for index, pair in enumerate(pairs)] + odd
+        return ray.get(refs[0])
+
+
+@contextmanager
+def party(function: str, workers: int, route: str) -> Iterator[Party]:
+    """Holds a Ray of this machine alone, and its actors."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # says what the default will be, without a warning
+    with ExitStack() as stack:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
+        stack.callback(ray.shutdown)
+        actor = ray.remote(num_cpus=1)(Worker)
+        yield Ray([actor.remote(ends.work(function)) for _ in range(workers)])

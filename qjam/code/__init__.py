@@ -1,0 +1,1 @@
+"""What user code is, and which of it travels to the hosts."""

@@ -1,0 +1,418 @@
+"""Data, as its user has it, becomes an ordered row of slices, each with the hash of its content."""
+
+from __future__ import annotations
+
+import builtins
+import copy
+import operator
+import os
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from qjam_worker.ipc.file_slices import stamp
+from qjam_worker.values import codec
+
+from . import file_slices
+from .text_matrix import TextMatrix
+
+_ACCEPTED = "a list, a tuple, a range, a numpy array of one dimension or more (cut by rows), or a BaseDataSet"
+PARALLEL_HASH = 4 * 1024 * 1024  # bytes of a slice that is worth a thread
+HASH_THREADS = min(8, os.cpu_count() or 1)
+_EMPTY = (
+    "so there is nothing to map over and no result; leave the data set out of run() to call "
+    "mapfunc(params, None) once on each worker"
+)
+
+
+class _Known(NamedTuple):
+    """The hashes that a data set has computed so far."""
+
+    hash_at: dict[int, str]
+    index_of: dict[str, int]
+
+
+class BaseDataSet(ABC):
+    """A data set that is made of slices; subclass it to take data from elsewhere.
+
+    A subclass defines `chunks()` and `slice(index)`. Each chunk is one slice, unless there is a `slice_size`:
+    then a slice is that many chunks (the last one may have fewer), and `slice(index)` gives them together.
+
+    The data must not change while the data set is in use: hashes are computed once, and a worker that has
+    the slice of a hash is not sent it again. For changed data make a new data set.
+    """
+
+    slice_size: int | None = None
+
+    def __init__(self, slice_size: int | None = None) -> None:
+        """`slice_size`: chunks a slice, at least 1, or None; anything else is a TypeError or ValueError."""
+        self.slice_size = None if slice_size is None else _counted("slice_size", slice_size)
+
+    @abstractmethod
+    def chunks(self) -> int:
+        """The number of pieces that the data could be cut into: its elements, rows or lines."""
+
+    @abstractmethod
+    def slice(self, index: int) -> Any:
+        """The data of one slice, as mapfunc gets it; `index` runs from 0 to len(self) - 1."""
+
+    def raw_data(self) -> Any:
+        """All of the data: here a list of the slices; one made of given data gives that, not a copy."""
+        return list(self)
+
+    def bind(self, slices: int) -> BaseDataSet:
+        """This data set with its slicing fixed.
+
+        Where the slicing was left open (data that qjam cuts, no `slice_size`): `slices` slices, whose sizes
+        differ by at most one chunk, but no more slices than chunks. The same number gives the same object, so
+        that hashes are computed once. Otherwise self.
+        """
+        return self
+
+    def slice_data(self, index: int) -> codec.Encoded:
+        """One slice as it goes over the wire; arrays stay in the memory where they are. Not kept."""
+        return codec.encode(self[index])
+
+    def in_file(self) -> file_slices.InFile | None:
+        """The slices that lie in a file as they would be sent: hosts that see it map them. None: none do."""
+        return None
+
+    def hash(self, index: int) -> str:
+        """The hash of one slice: 32 hexadecimal digits (xxh3-128) over types, dtypes, shapes and bytes.
+
+        Equal data has equal hashes in every process. The exception are objects whose pickle differs from one
+        process to the next: their slice is sent once more than needed.
+        """
+        index = self._index(index)
+        if index not in self._known.hash_at:
+            found = _content_hash(codec.encode(self.slice(index)))
+            # In this order: a thread that sees the hash must find its slice.
+            self._known.index_of.setdefault(found, index)
+            self._known.hash_at[index] = found
+        return self._known.hash_at[index]
+
+    def hash_list(self) -> list[str]:
+        """The hashes of all slices, in order."""
+        slices = range(len(self))
+        # Every round asks for this; only the first one has work to do.
+        hash_at = self._known.hash_at
+        if len(hash_at) < len(slices):
+            self._hash_all(slices)
+        return [hash_at[index] for index in slices]
+
+    def _hash_all(self, slices: range) -> None:
+        for index in slices:
+            self.hash(index)
+
+    def slice_from_hash(self, hash: str) -> Any:
+        """The data of a slice that has this hash. Raises KeyError where there is none."""
+        index_of = self._known.index_of
+        if hash not in index_of:
+            self.hash_list()
+        if hash not in index_of:
+            raise KeyError(f"none of the {len(self)} slices of this data set has the hash {hash!r}")
+        return self.slice(index_of[hash])
+
+    def __len__(self) -> int:
+        """The number of slices."""
+        size = self.slice_size or 1
+        return (self._checked_chunks() + size - 1) // size
+
+    @overload
+    def __getitem__(self, key: int) -> Any: ...
+    @overload
+    def __getitem__(self, key: builtins.slice) -> list[Any]: ...
+    def __getitem__(self, key: Any) -> Any:
+        """`slice(key)`, a negative key counted from the end; for a range of keys a list of slices."""
+        if isinstance(key, slice):
+            return [self.slice(index) for index in range(len(self))[key]]
+        return self.slice(self._index(key))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self.slice(index) for index in range(len(self)))
+
+    @property
+    def _known(self) -> _Known:
+        # On demand, since a subclass need not call __init__; by setdefault, since threads must share one.
+        known: _Known = vars(self).setdefault("_slices_known", _Known({}, {}))
+        return known
+
+    def _index(self, index: int) -> int:
+        found = operator.index(index)
+        slices = len(self)
+        if not -slices <= found < slices:
+            raise IndexError(f"there is no slice {found}: the data set has {slices}, from 0 to {slices - 1}")
+        return found % slices
+
+    def _checked_chunks(self) -> int:
+        """Raises TypeError or ValueError that names the subclass at fault."""
+        chunks = self.chunks()
+        name = f"{type(self).__name__}.chunks()"
+        try:
+            found = operator.index(chunks)
+        except TypeError:
+            raise TypeError(f"{name} must give an int, not {_named(chunks)}") from None
+        if found < 0:
+            raise ValueError(f"{name} must not be negative: {found}")
+        return found
+
+
+class _CutDataSet(BaseDataSet):
+    """Data of which any run of chunks can be taken, so that the slicing may stay open until `bind`."""
+
+    _bound: int | None = None
+    _array: npt.NDArray[Any] | None = None  # the data, where it is one that may lie in a file
+
+    def __init__(self, data: Any, count: int, slice_size: int | None) -> None:
+        super().__init__(slice_size)
+        if count == 0:
+            raise ValueError(f"data is empty, {_EMPTY}")
+        self._data = data
+        self._count = count
+        self._bindings: dict[int, BaseDataSet] = {}
+
+    @abstractmethod
+    def _cut(self, start: int, stop: int) -> Any:
+        """The chunks from `start` up to `stop`, as one slice."""
+
+    def chunks(self) -> int:
+        return self._count
+
+    def raw_data(self) -> Any:
+        return self._data
+
+    def bind(self, slices: int) -> BaseDataSet:
+        wanted = min(_counted("slices", slices), self._count)
+        if self.slice_size is not None or self._bound is not None:
+            return self
+        if wanted not in self._bindings:
+            bound = copy.copy(self)
+            vars(bound).update(_bound=wanted, _slices_known=_Known({}, {}))
+            vars(bound).pop("_in_file", None)
+            # Two threads may come here at once; both must leave with the same object.
+            self._bindings.setdefault(wanted, bound)
+        return self._bindings[wanted]
+
+    def in_file(self) -> file_slices.InFile | None:
+        if self._array is None:
+            return None
+        if "_in_file" not in vars(self):
+            self._in_file = file_slices.find(self._array, self)
+        return self._in_file
+
+    def _hash_all(self, slices: range) -> None:
+        """On all cores where that is worth it: nothing is sent before all of them are known."""
+        array = self._array
+        if array is not None and _is_bare(array) and array.nbytes >= PARALLEL_HASH * len(slices):
+            with ThreadPoolExecutor(min(HASH_THREADS, len(slices))) as pool:
+                list(pool.map(self.hash, slices))
+        super()._hash_all(slices)
+
+    def slice(self, index: int) -> Any:
+        index = self._index(index)
+        if self.slice_size is not None:
+            start = index * self.slice_size
+            return self._cut(start, min(start + self.slice_size, self._count))
+        slices = len(self)
+        return self._cut(index * self._count // slices, (index + 1) * self._count // slices)
+
+    def __len__(self) -> int:
+        return super().__len__() if self.slice_size is not None else self._bound or 1
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: chunks={self._count}, slices={len(self)}>"
+
+
+class ListDataSet(_CutDataSet):
+    """The elements of a list or tuple; a slice is a shorter list or tuple. A range counts as a list."""
+
+    def __init__(self, data: list[Any] | tuple[Any, ...] | range, slice_size: int | None = None) -> None:
+        """Raises TypeError or ValueError for other data, no elements, or a `slice_size` that cannot be."""
+        if not isinstance(data, (list, tuple, range)):
+            raise TypeError(f"data must be a list, a tuple or a range, not {_named(data)}{_hint(data)}")
+        super().__init__(data, len(data), slice_size)
+
+    def _cut(self, start: int, stop: int) -> Any:
+        part = self._data[start:stop]
+        return list(part) if isinstance(part, range) else part
+
+
+class NumpyMatrixDataSet(_CutDataSet):
+    """The rows of an array; a slice is a read-only view of some of them, (rows, ...), and nothing is copied.
+
+    With `row_major=False` it is the columns, and a slice has the shape (all rows, columns, ...).
+    """
+
+    def __init__(self, data: npt.NDArray[Any], slice_size: int | None = None, row_major: bool = True) -> None:
+        """Raises TypeError or ValueError for other data, no rows, or a `slice_size` that cannot be."""
+        if not isinstance(data, np.ndarray):
+            raise TypeError(f"data must be a numpy array, not {_named(data)}{_hint(data)}")
+        axis = 0 if row_major else 1
+        if data.ndim <= axis:
+            raise ValueError(
+                f"data has {data.ndim} dimensions and so no {'rows' if row_major else 'columns'} to cut: "
+                f"pass an array of at least {axis + 1}; for one value alone use params"
+            )
+        super().__init__(data, data.shape[axis], slice_size)
+        self._array = data
+        self._row_major = row_major
+
+    def _cut(self, start: int, stop: int) -> Any:
+        part = self._data[start:stop] if self._row_major else self._data[:, start:stop]
+        return _frozen(part)
+
+
+class NumpyMatrixFileDataSet(_CutDataSet):
+    """The rows of a matrix in a file, which may be larger than memory; a slice is an array of some rows.
+
+    A `.npy` file is mapped into memory, and slices are views of that; hosts that have the same file at the same path
+    map it as well and are sent nothing. Any other file is text, one row a line, with `#` comments and empty lines left
+    out: one pass over it finds the lines, and a slice reads its own.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        slice_size: int | None = None,
+        *,
+        delimiter: str | None = None,
+        dtype: npt.DTypeLike | None = None,
+    ) -> None:
+        """Text alone takes `delimiter` (None: a comma if the first row has one, else white space) and `dtype`
+        (None: float64).
+
+        Raises OSError where the file cannot be read, TypeError or ValueError where it holds no matrix or an
+        argument cannot be right.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(f"path must be the name of a file, not {_named(path)}")
+        # What is read later must be this file, wherever the user's program has gone by then.
+        self._file = os.path.abspath(os.fspath(path))
+        self._stamp = stamp(self._file)
+        self._matrix: npt.NDArray[Any] | TextMatrix
+        if _is_npy(self._file):
+            if delimiter is not None or dtype is not None:
+                raise ValueError(f"{self._file} is a .npy file; delimiter and dtype are for text files only")
+            self._array = self._matrix = _mapped(self._file)
+        else:
+            self._matrix = TextMatrix(self._file, delimiter, np.dtype(dtype))
+        if len(self._matrix) == 0:
+            raise ValueError(f"{self._file} has no rows, {_EMPTY}")
+        super().__init__(path, len(self._matrix), slice_size)
+
+    def _cut(self, start: int, stop: int) -> Any:
+        if stamp(self._file) != self._stamp:
+            raise RuntimeError(
+                f"{self._file} has changed since its data set was made; "
+                "make a new NumpyMatrixFileDataSet to work on what it holds now"
+            )
+        return _frozen(self._matrix[start:stop])
+
+
+def DataSet(data: Any, *, slice_size: int | None = None) -> BaseDataSet:
+    """The data set of a list, tuple, range or array (cut by rows); a data set is given back as it is.
+
+    `slice_size`: elements or rows a slice, kept as given. None: as many slices as there are workers.
+
+    Raises TypeError or ValueError, which says what is accepted, for other or empty data.
+    """
+    if isinstance(data, BaseDataSet):
+        if slice_size is not None:
+            raise ValueError("data already is a data set: give slice_size where that one is made")
+        if len(data) == 0:
+            raise ValueError(f"data is empty ({type(data).__name__}.chunks() is 0), {_EMPTY}")
+        return data
+    if isinstance(data, (list, tuple, range)):
+        return ListDataSet(data, slice_size)
+    if isinstance(data, np.ndarray):
+        return NumpyMatrixDataSet(data, slice_size)
+    raise TypeError(f"data must be {_ACCEPTED}, not {_named(data)}{_hint(data)}")
+
+
+def _is_npy(file: str) -> bool:
+    with open(file, "rb") as content:
+        return content.read(6) == b"\x93NUMPY"
+
+
+def _mapped(file: str) -> npt.NDArray[Any]:
+    try:
+        matrix: npt.NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be mapped as an array: {error}") from error
+    if matrix.ndim == 0:
+        raise ValueError(f"{file} holds one value, not a matrix; use params for it")
+    return matrix
+
+
+def _is_bare(array: npt.NDArray[Any]) -> bool:
+    """Whether to encode slices of it runs no user code and copies nothing."""
+    return type(array) in (np.ndarray, np.memmap) and array.flags.c_contiguous and not array.dtype.hasobject
+
+
+def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The fresh view `part`, read-only as in a worker: writing to it would make the slice's hash a lie."""
+    if isinstance(part, np.memmap):
+        part = part.view(np.ndarray)
+    part.flags.writeable = False
+    return part
+
+
+def _content_hash(encoded: codec.Encoded) -> str:
+    # Over exactly what is sent, so that no hash stands for two contents; the lengths keep the parts apart.
+    sizes = [len(encoded.header), *(buffer.nbytes for buffer in encoded.buffers)]
+    content = xxhash.xxh3_128(struct.pack(f"<{len(sizes)}Q", *sizes))
+    content.update(encoded.header)
+    for buffer in encoded.buffers:
+        content.update(buffer)
+    return content.hexdigest()
+
+
+def _counted(name: str, value: Any) -> int:
+    right = f"{name} must be an int of at least 1" + (" or None" if name == "slice_size" else "")
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{right}, not {_named(value)}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{right}, not {number}")
+    return number
+
+
+def _named(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, (bool, int, float, complex, np.generic)):
+        return f"{value!r} ({type(value).__name__})"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def _hint(data: Any) -> str:
+    """What the user may have meant."""
+    if data is None:
+        return "; leave the data set out of run() to call mapfunc(params, None) once on each worker"
+    if isinstance(data, str):
+        return (
+            "; for its lines pass data.splitlines(), for its characters list(data), "
+            "for a matrix in a file NumpyMatrixFileDataSet(path)"
+        )
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return "; pass numpy.frombuffer(data, dtype=...)"
+    if isinstance(data, dict):
+        return "; pass list(data.items())"
+    if isinstance(data, (set, frozenset)):
+        return "; pass sorted(data)"
+    if hasattr(data, "to_numpy"):
+        return "; pass data.to_numpy()"
+    if isinstance(data, Iterator):
+        return "; pass list(data)"
+    if hasattr(data, "__array__") and not isinstance(data, np.generic):
+        return "; pass numpy.asarray(data)"
+    if isinstance(data, (bool, int, float, complex, np.generic)):
+        return "; for one value alone use params"
+    return ""

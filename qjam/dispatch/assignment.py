@@ -1,0 +1,111 @@
+"""Who gets which slices of a round, and what it is told with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+
+from qjam_worker.wire.frames import Kind
+
+from .commands import Send
+from .nodes import NodeRecord, Roster
+from .rounds import Job, Round, Share, share
+
+
+def shares(round_: Round, roster: Roster) -> dict[str, Share]:
+    """Which node gets which of the queued slices. A node keeps those it has had, for it has the data, unless others
+    have come. That is planned once for all rounds, as long as the nodes stay the same.
+    """
+    job, queued = round_.job, round_.queued
+    if len(queued) < job.nslices:
+        return _places(job, sorted(queued), roster)
+    if job.planned_for != roster.version:
+        if job.refs is not None and job.placed_for != roster.membership:
+            members = {node.name: node.workers for node in roster.present.values()}
+            job.homes, job.placed_for = place(job.nslices, job.homes, members), roster.membership
+        job.plan, job.planned_for = _places(job, range(job.nslices), roster), roster.version
+    return job.plan
+
+
+def _places(job: Job, indices: Sequence[int], roster: Roster) -> dict[str, Share]:
+    """A silent node keeps what it has, and others do it meanwhile; what a lost one had they keep."""
+    found: dict[str, list[int]] = {}
+    homeless, useful = [], roster.useful
+    homes = {} if job.refs is None else job.homes  # without data: once on each worker, whatever was before
+    for index in indices:
+        home = homes.get(index, "")
+        if home in useful:
+            found.setdefault(home, []).append(index)
+        else:
+            homeless.append(index)
+    for name, more in spread(homeless, roster.turns(len(homeless))).items():
+        found[name] = sorted([*found.get(name, ()), *more])
+        homes.update({index: name for index in more if homes.get(index) not in roster.present})
+    return {name: share(its) for name, its in found.items()}
+
+
+def tell(node: NodeRecord, job: Job, its: Share) -> list[Send]:
+    """The JOB that tells a node of those of its slices that it does not know of."""
+    told = job.told.get(node.name, frozenset())
+    if told >= its.slices:
+        return []
+    job.told[node.name] = told | its.slices if told else its.slices
+    node.jobs[job.number] = job
+    forget, node.forget = node.forget, []
+    indices = [index for index in its.indices if index not in told]
+    header = {
+        "job": job.number,
+        "entry": job.entry,
+        "slices": [[index, job.refs[index] if job.refs else None] for index in indices],
+        "nslices": job.nslices,
+        "reduce": job.entry["reduce"],
+        "forget": forget,
+        **({} if job.file is None else {"file": job.file.told(indices)}),
+    }
+    return [Send(node.name, Kind.JOB, header)]
+
+
+def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
+    """The TASK. `known`: the node has the params; if not, it has ended the round by itself, and does nothing."""
+    ref, params = (None, ()) if known else (round_.params_ref, round_.params)
+    header = {"job": round_.job.number, "round": round_.number, "indices": indices, "params": ref}
+    return Send(name, Kind.TASK, header, params)
+
+
+def forget(jobs: Iterable[Job], roster: Roster) -> None:
+    """Have the nodes forget these, with the next job that they are told of."""
+    for job in jobs:
+        for name in job.told:
+            del roster.nodes[name].jobs[job.number]
+            roster.nodes[name].forget.append(job.number)
+
+
+def place(nslices: int, homes: Mapping[int, str], workers: Mapping[str, int]) -> dict[int, str]:
+    """A node for each slice, given where they have been and how many workers the nodes have now.
+
+    A slice stays where it is unless its node is gone or has more than its share: then the last ones go to those that
+    have less.
+    """
+    bounds = [0, *accumulate(workers.values())]
+    cuts = [-(-bound * nslices // bounds[-1]) for bound in bounds]
+    room = {name: high - low for name, (low, high) in zip(workers, pairwise(cuts), strict=True)}
+    placed: dict[int, str] = {}
+    for index in range(nslices):
+        home = homes.get(index)
+        if home is not None and room.get(home, 0) > 0:
+            placed[index] = home
+            room[home] -= 1
+    free = iter([name for name, left in room.items() for _ in range(left)])
+    for index in range(nslices):
+        if index not in placed:
+            placed[index] = next(free)
+    return placed
+
+
+def spread(indices: list[int], workers: Mapping[str, int]) -> dict[str, list[int]]:
+    """Slices that have no home now, over the nodes: neighbours together, in proportion to the workers."""
+    seats = [name for name, count in workers.items() for _ in range(count)]
+    shares: dict[str, list[int]] = {}
+    for position, index in enumerate(indices):
+        shares.setdefault(seats[len(seats) * position // len(indices)], []).append(index)
+    return shares

@@ -1,0 +1,87 @@
+"""What dispatch decides, for the engine to carry out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from qjam_worker.values.reduction import Span
+from qjam_worker.wire.frames import Kind
+
+# Named tuples: several are made in every round, and a frozen dataclass takes five times as long to make.
+
+
+class Send(NamedTuple):
+    """Send this message to a node."""
+
+    node: str
+    kind: Kind
+    header: dict[str, Any]
+    buffers: tuple[Any, ...] = ()
+
+
+class Load(NamedTuple):
+    """Get the content of a ref ready, then call `on_loaded` or `on_load_failed`."""
+
+    node: str
+    round: int
+    ref: str
+
+
+class Chunk(NamedTuple):
+    """Send these bytes of a loaded ref."""
+
+    node: str
+    ref: str
+    offset: int
+    size: int
+
+
+class Unload(NamedTuple):
+    """The node needs the loaded ref no longer."""
+
+    node: str
+    ref: str
+
+
+class Done(NamedTuple):
+    """The round is over; its roots, by ascending slices, each with the frames of its value."""
+
+    round: int
+    roots: list[tuple[Span, list[Any]]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a round has no result. `what` is task, lost, room, load, timeout, cancelled or unreachable."""
+
+    what: str
+    text: str
+    host: str = ""
+    worker: int = -1
+    slice: int | None = None
+    summary: str = ""
+    error: Any = None  # the pickled exception of a task, the exception itself of a load
+
+
+class Fail(NamedTuple):
+    """The round has failed."""
+
+    round: int
+    failure: Failure
+
+
+class Lose(NamedTuple):
+    """The node is to be given up, as when its launcher says that it has ended."""
+
+    node: str
+    why: str
+
+
+class Note(NamedTuple):
+    """Something that the user may want to know."""
+
+    text: str
+
+
+Command = Send | Load | Chunk | Unload | Done | Fail | Lose | Note

@@ -1,0 +1,457 @@
+"""Who does which slice: events and `now` in, commands and the next deadline out. No sockets, clocks or threads.
+
+Rules that hold whatever comes in, in whatever order: each slice counts once in a result; the result is the fixed
+tree over slice indices; an exception of user code is an answer and ends its round; a lost worker or node is not an
+answer, its slices go elsewhere; a slice that kills its worker three times ends its round; no round waits for a node
+that cannot come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from qjam_worker.wire.frames import Kind
+
+from .assignment import forget, shares, task, tell
+from .commands import Command, Done, Fail, Failure, Note, Send
+from .liveness import Silence
+from .nodes import NodeRecord, Roster
+from .rounds import Jobs, JobSpec, Round, Share, share
+from .states import DONE, SENT, NodeState
+from .stealing import LOOK, Idle, Take
+from .timers import Alarms
+from .transfers import gone, is_module
+from .validation import check_given, check_named, check_roots, check_slices, check_worker
+
+__all__ = ["Dispatch", "JobSpec"]
+
+# A slice that has ended this many worker processes is at fault itself.
+POISON = 3
+# Jobs that nodes remember beside those in use.
+JOBS_KEPT = 64
+
+
+class Dispatch:
+    """The whole state of a master. Every `on_...` gives the commands that follow from the event.
+
+    `now` (seconds) comes with `on_heard`, which is to be called before what a node has said, with `on_submit` and with
+    `on_timer`; all else is taken to happen at the last of these. `speculation`: whether two workers may try the same
+    slice at the same time. No event takes longer for the nodes that it does not concern; docs/scale.md has the figures.
+    """
+
+    def __init__(self, *, speculation: bool = True) -> None:
+        self.rounds: dict[int, Round] = {}
+        self.resent = 0
+        self.speculation = speculation
+        self._now = 0.0
+        self._roster = Roster()
+        self._jobs = Jobs()
+        self._deadlines: Alarms[int] = Alarms()  # of rounds
+        self._silence = Silence(self._roster)
+        self._idle = Idle(self._roster, self.rounds, speculation)
+        self._alarms = (self._deadlines, self._idle.alarms)
+
+    def __repr__(self) -> str:
+        nodes = ", ".join(f"{node.name} {node.state.value}" for node in self.nodes.values())
+        return f"<Dispatch: {nodes}; {len(self.rounds)} rounds>"
+
+    @property
+    def nodes(self) -> dict[str, NodeRecord]:
+        """All nodes by name, those that are lost for good as well."""
+        return self._roster.nodes
+
+    @property
+    def ready(self) -> list[NodeRecord]:
+        """The nodes that can be given work; those that may have been lost only when there is nobody else."""
+        return list(self._roster.useful.values())
+
+    @property
+    def capacity(self) -> int:
+        """How many workers these have."""
+        return self._roster.capacity
+
+    def next_deadline(self) -> float | None:
+        """When `on_timer` is due."""
+        first = self._silence.at
+        for alarms in self._alarms:
+            if alarms and (at := alarms.first) is not None and (first is None or at < first):
+                first = at
+        return first
+
+    # Nodes
+
+    def add_node(self, name: str, host: str, workers: int, asked: int | None = None) -> None:
+        """Expect a node. `asked`: how many workers it must come with; None: as many as it likes."""
+        self._roster.add(NodeRecord(name, host, workers, asked=asked))
+
+    def on_hello(self, name: str, header: dict[str, Any]) -> list[Command]:
+        """A node has connected."""
+        node = self.nodes[name]
+        if node.state is not NodeState.STARTING:
+            raise ValueError(f"it says HELLO and is {node.state.value} already")
+        count = len(header.get("workers", ())) or node.workers
+        if node.asked not in (None, count):
+            raise ValueError(f"it has {count} workers; it was to have {node.asked}")
+        node.workers = count
+        self._roster.move(node, "hello")
+        welcome = {"node": name, "speculation": self.speculation}
+        return [Send(name, Kind.WELCOME, welcome), *node.transfers.grant(header["credit"])]
+
+    def on_ready(self, name: str, pids: list[int]) -> list[Command]:
+        """All workers of a node are up; rounds that wait for a node get this one."""
+        node = self.nodes[name]
+        if node.state is not NodeState.JOINING:
+            raise ValueError(f"it says that its workers are ready, and it is {node.state.value}")
+        if len(pids) != node.workers:
+            raise ValueError(f"{len(pids)} of its {node.workers} workers are ready")
+        node.pids = list(pids)
+        self._roster.move(node, "ready")
+        self._idle.look_in(name, self._now)
+        return self._send_all_queued()
+
+    def _send_all_queued(self) -> list[Command]:
+        waiting = [round_ for round_ in self.rounds.values() if round_.queued]
+        return [command for round_ in waiting for command in self._send_queued(round_)]
+
+    def on_heard(self, name: str, now: float) -> list[Command]:
+        """A node has said something, whatever it is."""
+        self._now = now
+        node = self.nodes[name]
+        silence, node.heard, node.pinged = now - node.heard, now, False
+        if node.state is not NodeState.SUSPECT:
+            return []
+        self._roster.move(node, "heard")
+        self._idle.look_in(name, now)
+        return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self._send_all_queued()]
+
+    def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
+        """A new process is in the place of a worker that had died."""
+        pids = self.nodes[name].pids
+        if worker >= len(pids):
+            raise ValueError(f"it has no worker {worker}")
+        pids[worker] = pid
+
+    def on_node_lost(self, name: str, why: str, successor: str | None = None) -> list[Command]:
+        """A node is gone: what it owed goes to others. `successor` is the name of the node that its host will be next,
+        if it is started again.
+        """
+        node = self.nodes[name]
+        if node.state in (NodeState.LOST, NodeState.CLOSED):
+            return []
+        self._roster.move(node, "lost")
+        node.why = why
+        if successor is not None:
+            del self.nodes[name]
+            self.add_node(successor, node.host, node.workers, node.asked)
+        return self._let_go(node)
+
+    def on_remove(self, name: str, why: str) -> list[Command]:
+        """Nobody wants this node any more."""
+        node = self.nodes.pop(name)
+        if node.state is NodeState.LOST:
+            return []
+        if node.state is NodeState.CLOSED:
+            return self._let_go(node)
+        self._roster.move(node, "close")
+        return [Send(name, Kind.BYE, {"reason": why}), *self._let_go(node)]
+
+    def _let_go(self, node: NodeRecord) -> list[Command]:
+        name, commands = node.name, node.transfers.clear()
+        for job in node.jobs.values():
+            del job.told[name]
+        node.jobs.clear()
+        self._idle.drop(name)
+        for round_ in self.rounds.values():
+            if name in round_.debts:
+                commands += self._take_back(round_, name, list(round_.debts[name]))
+                round_.let_go(name)
+        return commands + self._send_all_queued()
+
+    def _take_back(self, round_: Round, name: str, indices: list[int]) -> list[Command]:
+        """A node will not bring these slices. Whoever has shared one with it is alone with it now."""
+        shared = [index for index in indices if round_.owners[index] and round_.owners[index][0] != name]
+        others = {owner for index in round_.shared.intersection(indices) for owner in round_.owners[index]}
+        self.resent += len(round_.take_back(name, indices))
+        for owner in others:
+            self._idle.touch(round_, owner)
+        return self._leave_alone(round_, shared)
+
+    def _leave_alone(self, round_: Round, indices: Iterable[int]) -> list[Command]:
+        """Give slices again to the nodes that owe them, if nobody else does: they may ask others to try them."""
+        alone: dict[str, list[int]] = {}
+        for index in indices:
+            if len(round_.owners[index]) == 1:
+                alone.setdefault(round_.owners[index][0], []).append(index)
+        for its in alone.values():
+            self._idle.wake(self._roster.idle(len(its)), self._now)
+        return [task(name, round_, its, True) for name, its in alone.items()]
+
+    def on_close(self) -> list[Command]:
+        """The user closes the master."""
+        commands: list[Command] = []
+        for node in self.nodes.values():
+            if node.state is not NodeState.LOST:
+                self._roster.move(node, "close")
+                commands.append(Send(node.name, Kind.BYE, {"reason": "the master is closed"}))
+        return commands
+
+    # Rounds
+
+    def on_submit(
+        self,
+        number: int,
+        spec: JobSpec,
+        params: tuple[Any, ...],
+        params_ref: str | None,
+        deadline: float | None,
+        now: float,
+    ) -> list[Command]:
+        """A new round. `params` go with the task, or are pulled as a ref where `params_ref` names one."""
+        self._now = now
+        job = self._jobs.begin(spec)
+        round_ = self.rounds[number] = Round(number, job, params, params_ref, now, self._roster.owe)
+        if deadline is not None:
+            self._deadlines.set(number, deadline)
+        self._silence.begin(now)
+        forget(self._jobs.forget(JOBS_KEPT), self._roster)
+        commands = self._send_queued(round_)
+        if job.refs is not None:
+            self._idle.wake(self._roster.idle(job.nslices), now, job.usual / 2)
+        return commands
+
+    def on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        """Roots from a node. Whatever overlaps with what is here already counts once."""
+        round_ = self._round_of(name, header["round"])
+        if round_ is None:
+            return []
+        job, roots = round_.job, header["roots"]
+        check_roots(round_, name, roots, len(buffers))
+        beaten: dict[str, list[int]] = {}
+        position = 0
+        for lo, hi, frames in roots:
+            round_.tree.add((lo, hi), buffers[position : position + frames])
+            position += frames
+            for owner, indices in round_.settle(name, lo, hi).items():
+                beaten.setdefault(owner, []).extend(indices)
+                job.move_home(indices, name)  # where it is done sooner it is to be done from now on
+        if round_.tree.covered < job.nslices:
+            job.usual = min(job.usual or header["seconds"], header["seconds"]) or job.usual
+            self._idle.wake([name], self._now, LOOK * (self._now - round_.began))
+            return [
+                Send(owner, Kind.CANCEL, {"round": round_.number, "indices": indices})
+                for owner, indices in beaten.items()
+            ]
+        job.usual = header["seconds"] or job.usual
+        held = [(span, round_.tree.values[span]) for span in round_.tree.spans]
+        has_ended = name if len(held) == 1 else None  # a node that has sent the root of all has forgotten the round
+        return [Done(round_.number, held), *self._end(round_, has_ended)]
+
+    def on_error(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        """User code has raised, or a node cannot go on with a round."""
+        round_ = self._round_of(name, header["round"])
+        if round_ is None:
+            return []
+        check_worker(self.nodes[name], header["worker"])
+        if header["slice"] is not None:
+            check_given(round_, name, [header["slice"]])
+            if round_.states[header["slice"]] == DONE:
+                return []  # somebody else was sooner; the node goes on with the others
+        failure = Failure(
+            header["what"],
+            header["text"],
+            self.nodes[name].host,
+            -1 if header["worker"] is None else header["worker"],
+            header["slice"],
+            header["summary"],
+            buffers[0] if buffers else None,
+        )
+        return self._fail(round_, failure)
+
+    def on_worker_lost(self, name: str, header: dict[str, Any]) -> list[Command]:
+        """A worker process has died, and another has taken its place."""
+        check_worker(self.nodes[name], header["worker"])
+        round_ = self._round_of(name, header.get("round", 0))
+        if round_ is None:
+            return []
+        if "slices" not in header or "slice" not in header:
+            raise ValueError("it does not tell which slices its lost worker had")
+        slices = header["slices"]
+        check_given(round_, name, slices if header["slice"] is None else [*slices, header["slice"]])
+        blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else None
+        needed = not slices or blamed is None or round_.states[blamed] != DONE  # without slices it was reducing
+        round_.deaths[blamed] += needed
+        if needed and round_.deaths[blamed] >= POISON:
+            if blamed is not None and round_.states[blamed] == SENT:
+                round_.move(blamed, "poison")
+            text = f"{header['how']}, and so did the {POISON - 1} workers before it that had this slice"
+            if round_.job.refs is None:
+                text = f"{header['how']}, {POISON} times in this round"
+            failure = Failure("lost", text, self.nodes[name].host, header["worker"], blamed)
+            return self._fail(round_, failure)
+        return [*self._take_back(round_, name, slices), *self._send_queued(round_)]
+
+    def on_cancel(self, number: int, failure: Failure) -> list[Command]:
+        """The caller does not wait any longer."""
+        round_ = self.rounds.get(number)
+        return [] if round_ is None else self._fail(round_, failure)
+
+    def on_timer(self, now: float) -> list[Command]:
+        """End the rounds whose time is up, see who is silent, and find work for those who have none."""
+        self._now = now
+        commands: list[Command] = []
+        for number in self._deadlines.due(now):
+            commands += self._fail(self.rounds[number], Failure("timeout", self.rounds[number].progress))
+        if self._silence.at is not None and self._silence.at <= now:
+            told, suspect = self._silence.sweep(now, bool(self.rounds))
+            commands += told
+            for name in suspect:
+                self._have_others_try(name)
+        for name, since in self._idle.due(now):
+            commands += self._find_work(name, since)
+        return commands
+
+    # Second attempts
+
+    def _have_others_try(self, name: str) -> None:
+        """A node is suspect: those that have nothing to do may do what it owes."""
+        for round_ in self.rounds.values():
+            self._idle.touch(round_, name)
+        self._idle.wake(self._roster.idle(self._roster.owed[name]), self._now)
+
+    def _find_work(self, name: str, since: float) -> list[Command]:
+        """For a node that has had nothing to do since then."""
+        found = self._idle.find(name, since, self._now)
+        if found is None:
+            return []
+        round_ = found.round
+        if isinstance(found, Take):
+            return self._send_task(self.nodes[name], round_, share(found.indices))
+        header = {"round": round_.number, "count": found.slices, "seconds": round_.job.usual, "for": name}
+        return [Send(found.node, Kind.SHARE, header)]
+
+    def on_shared(self, name: str, header: dict[str, Any]) -> list[Command]:
+        """The slices that a node shares with one that has nothing to do."""
+        round_, idle = self._round_of(name, header["round"]), self.nodes.get(header["for"])
+        look = self._idle.answered(round_, name, header["for"])
+        if round_ is None:
+            return []
+        commands = self._share_out(round_, name, header["indices"], idle)
+        if not commands:
+            self._idle.refused(round_, name, self._now)
+            if look is not None and idle is not None:  # somebody else may have something
+                commands = self._find_work(idle.name, look.since)
+        return commands
+
+    def _share_out(self, round_: Round, name: str, indices: list[int], idle: NodeRecord | None) -> list[Command]:
+        check_slices(round_, indices)
+        single = sorted(set(round_.single(name)).intersection(indices))
+        if idle is not None and (idle.state is not NodeState.READY or idle.name == name):
+            idle = None
+        if not self.speculation:  # it has given them away
+            if idle is not None:
+                round_.job.move_home(single, idle.name)
+            round_.take_back(name, indices)
+            return self._send_queued(round_)
+        if idle is None:
+            return self._leave_alone(round_, single)
+        return self._send_task(idle, round_, share(single)) if single else []
+
+    # Refs
+
+    def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[str, int]]) -> list[Command]:
+        """A node lacks refs, of which it has the first `offset` bytes; modules may be wanted without a round."""
+        transfers, wanted = self.nodes[name].transfers, list(missing)
+        transfers.check(wanted)
+        round_ = None if number is None else self._round_of(name, number)
+        if round_ is not None:
+            check_named(round_, name, [ref for ref, _ in wanted])
+            under_way = {transfer.ref: transfer for transfer in transfers}
+            for ref, offset in wanted:  # it had no room for what it was sent, if that was more
+                if ref in under_way:
+                    under_way[ref].offset = min(under_way[ref].offset, offset)
+            return transfers.add(round_.number, wanted)
+        # The round is over. Another one may want the same slices: the node will ask again in that one's name.
+        modules = [item for item in wanted if is_module(item[0])]
+        return [*(gone(name, ref) for ref, _ in wanted if not is_module(ref)), *transfers.add(number or 0, modules)]
+
+    def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
+        """The content that `Load` asked for is there."""
+        return self.nodes[name].transfers.loaded(ref, size)
+
+    def on_load_failed(self, name: str, ref: str, failure: Failure) -> list[Command]:
+        """The content that `Load` asked for cannot be had: user code that makes slices has raised, and no round of that
+        job can end well. A module that cannot be read is none.
+        """
+        transfers = self.nodes[name].transfers
+        transfer = transfers.find(ref)
+        if transfer is None:
+            return []
+        wanted_by = self.rounds.get(transfer.round)
+        if wanted_by is None or is_module(ref):
+            return transfers.drop(transfer)
+        rounds = [round_.number for round_ in self.rounds.values() if round_.job is wanted_by.job]
+        return [command for number in rounds for command in self.on_cancel(number, failure)]
+
+    def on_credit(self, name: str, granted: int) -> list[Command]:
+        """A node has taken this many bytes and may be sent as many again."""
+        return self.nodes[name].transfers.taken(granted)
+
+    # Inside
+
+    def _round_of(self, name: str, number: int) -> Round | None:
+        """The round that a node speaks of; None when it is over. ValueError when it was given nothing of it."""
+        round_ = self.rounds.get(number)
+        if round_ is not None and name not in round_.given:
+            raise ValueError(f"it speaks of round {number}, of which it was given nothing")
+        return round_
+
+    def _send_queued(self, round_: Round) -> list[Command]:
+        """Give the queued slices of a round to those that can be given work."""
+        if not round_.queued:
+            return []
+        if not self._roster.useful:
+            coming = self._roster.somebody_comes
+            return [] if coming else self._fail(round_, Failure("unreachable", self._roster.reasons))
+        commands: list[Command] = []
+        for name, its in shares(round_, self._roster).items():
+            commands += self._send_task(self.nodes[name], round_, its)
+        return commands
+
+    def _send_task(self, node: NodeRecord, round_: Round, its: Share) -> list[Command]:
+        name = node.name
+        if name not in self._roster.owed:
+            node.heard, node.pinged = self._now, False
+            self._idle.drop(name)
+        known = name in round_.debts
+        round_.give(name, its)
+        self._idle.touch(round_, name)
+        return [*tell(node, round_.job, its), task(name, round_, its.indices, known)]
+
+    def _fail(self, round_: Round, failure: Failure) -> list[Command]:
+        return [Fail(round_.number, failure), *self._end(round_, None)]
+
+    def _end(self, round_: Round, has_ended: str | None) -> list[Command]:
+        """Forget the round, and have the nodes forget it, but for one that has done so by itself."""
+        del self.rounds[round_.number]
+        self._deadlines.drop(round_.number)
+        self._idle.end(round_)
+        self._jobs.end(round_.job)
+        round_.end()
+        commands: list[Command] = []
+        for name in round_.debts:
+            if name != has_ended:
+                commands.append(Send(name, Kind.CANCEL, {"round": round_.number}))
+            if self.nodes[name].transfers:
+                heir = self._heir(round_, name)
+                commands += self.nodes[name].transfers.end_round(round_.number, heir, round_.params_ref)
+        if self.rounds:
+            self._idle.wake(round_.debts, self._now)
+        return commands
+
+    def _heir(self, ended: Round, name: str) -> int | None:
+        """Another round that the node has of the same job, and which wants the same slices."""
+        if not ended.job.rounds:
+            return None
+        rounds = (r.number for r in self.rounds.values() if r.job is ended.job and name in r.debts)
+        return next(rounds, None)

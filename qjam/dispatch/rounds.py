@@ -1,0 +1,214 @@
+"""The books of jobs and rounds: what is mapped over what, who owes which slices, what has come in."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from qjam.data.file_slices import InFile
+from qjam_worker.values.reduction import Tree
+
+from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
+
+_RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items() if event == "result"}
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a round runs: equal keys are the same job, which nodes are told of once."""
+
+    key: Hashable
+    entry: dict[str, Any]
+    refs: list[str] | None
+    nslices: int
+    file: InFile | None = None
+
+
+class Share(NamedTuple):
+    """Slices of one node: in order, and as a set that every round may use."""
+
+    indices: list[int]
+    slices: frozenset[int]
+
+
+@dataclass(eq=False)
+class Job:
+    """A module mapped over a data set; `refs` is None for a round on each worker without data."""
+
+    number: int
+    spec: JobSpec
+    homes: dict[int, str] = field(default_factory=dict)  # slice -> the node that has its data, or will have
+    placed_for: int = -1  # the membership that `homes` was made for
+    plan: dict[str, Share] = field(default_factory=dict)  # what each node gets of a new round
+    planned_for: int = -1  # the version of the roster that `plan` was made for
+    told: dict[str, frozenset[int]] = field(default_factory=dict)  # the slices that each node knows of
+    usual: float = 0.0  # seconds that a worker takes for a slice, as the fastest node has told last; 0: unknown
+    rounds: int = 0  # in flight
+
+    def __post_init__(self) -> None:
+        self.entry, self.refs, self.nslices = self.spec.entry, self.spec.refs, self.spec.nslices
+        self.file = self.spec.file  # where slices lie that a host may have without being sent them
+
+    def move_home(self, indices: Iterable[int], name: str) -> None:
+        """These slices are to be done there from now on."""
+        self.homes.update(dict.fromkeys(indices, name))
+        self.planned_for = -1
+
+
+class Jobs:
+    """The jobs that are in use, and the last ones that were."""
+
+    def __init__(self) -> None:
+        self._made = 0
+        self._jobs: dict[Hashable, Job] = {}
+        self._unused: OrderedDict[Hashable, Job] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def begin(self, spec: JobSpec) -> Job:
+        """The job of a round that begins."""
+        job = self._jobs.get(spec.key)
+        if job is None:
+            self._made += 1
+            job = self._jobs[spec.key] = Job(self._made, spec)
+        elif not job.rounds:
+            del self._unused[spec.key]
+        job.rounds += 1
+        return job
+
+    def end(self, job: Job) -> None:
+        """A round of this job is over."""
+        job.rounds -= 1
+        if not job.rounds:
+            self._unused[job.spec.key] = job
+
+    def forget(self, kept: int) -> Iterator[Job]:
+        """Forget those that nobody uses as long as there are more than are to be kept; yields them."""
+        while len(self._jobs) > kept and self._unused:
+            key, job = self._unused.popitem(last=False)
+            del self._jobs[key]
+            yield job
+
+
+class Round:
+    """One run. `owe(node, more)` is told of all that changes in how many slices a node owes."""
+
+    def __init__(
+        self,
+        number: int,
+        job: Job,
+        params: tuple[Any, ...],
+        params_ref: str | None,
+        began: float,
+        owe: Callable[[str, int], None],
+    ) -> None:
+        n = job.nslices
+        self.number, self.job, self.params, self.params_ref, self.began = number, job, params, params_ref, began
+        self._owe = owe
+        self.tree = Tree(n)
+        self.states: list[str] = [QUEUED] * n
+        self.queued = set(range(n))  # the slices that nobody has been given
+        self.owners: list[tuple[str, ...]] = [()] * n  # by slice: the nodes that have been given it and owe it
+        self.shared: set[int] = set()  # the slices that several nodes owe
+        self.debts: dict[str, set[int]] = {}  # what each node owes; all nodes that know of the round
+        self.given: dict[str, frozenset[int]] = {}  # what each node may speak of: all that it was ever given
+        self.deaths: defaultdict[int | None, int] = defaultdict(int)  # by the slice at fault; None: while reducing
+
+    def __repr__(self) -> str:
+        return f"<Round {self.number} of job {self.job.number}: {self.progress}>"
+
+    def move(self, index: int, event: str) -> None:
+        self.states[index] = SLICE_TRANSITIONS[self.states[index], event]
+
+    def give(self, name: str, share: Share) -> None:
+        """A node owes these slices from now on; another one may do so as well."""
+        indices, slices = share
+        states, owners = self.states, self.owners
+        if name in self.debts:
+            before = len(self.debts[name])
+            self.debts[name] |= slices
+            if not self.given[name] >= slices:
+                self.given[name] |= slices
+            self._owe(name, len(self.debts[name]) - before)
+        else:
+            self.debts[name], self.given[name] = set(slices), slices
+            self._owe(name, len(slices))
+        mine = (name,)
+        for index in indices:
+            if states[index] == QUEUED:
+                states[index], owners[index] = SENT, mine
+            elif name not in owners[index]:
+                owners[index] += mine
+                self.shared.add(index)
+        self.queued -= slices
+
+    def take_back(self, name: str, indices: Iterable[int]) -> list[int]:
+        """A node will not bring these. Gives those that nobody owes now; they are queued again."""
+        debts = self.debts.get(name, set())
+        lost = sorted(debts.intersection(indices))
+        debts.difference_update(lost)
+        self._owe(name, -len(lost))
+        nobodys = []
+        for index in lost:
+            self.owners[index] = tuple(owner for owner in self.owners[index] if owner != name)
+            if len(self.owners[index]) == 1:
+                self.shared.discard(index)
+            if not self.owners[index]:
+                self.move(index, "lost")
+                self.queued.add(index)
+                nobodys.append(index)
+        return nobodys
+
+    def settle(self, name: str, lo: int, hi: int) -> dict[str, list[int]]:
+        """The results of these slices are here, from this node. Gives the others that owed some of them."""
+        span = range(lo, hi)
+        owners, self.owners[lo:hi] = self.owners[lo:hi], [()] * (hi - lo)
+        self.states[lo:hi] = map(_RESULT.__getitem__, self.states[lo:hi])
+        if owners[0] == (name,) and owners.count(owners[0]) == hi - lo:  # as a rule
+            self.debts[name].difference_update(span)
+            self._owe(name, lo - hi)
+            return {}
+        self.queued.difference_update(span)
+        self.shared.difference_update(span)
+        owed: dict[str, list[int]] = {}
+        for index, names in zip(span, owners, strict=True):
+            for owner in names:
+                owed.setdefault(owner, []).append(index)
+        for owner, indices in owed.items():
+            self.debts[owner].difference_update(indices)
+            self._owe(owner, -len(indices))
+        owed.pop(name, None)
+        return owed
+
+    def let_go(self, name: str) -> None:
+        """Nothing will come of this node any more, and what it owed has been taken back."""
+        self.debts.pop(name, None)
+        self.given.pop(name, None)
+
+    def end(self) -> None:
+        """Nobody owes anything any more."""
+        for name, indices in self.debts.items():
+            if indices:
+                self._owe(name, -len(indices))
+
+    def single(self, name: str) -> list[int]:
+        """What this node owes and no other one tries."""
+        return sorted(self.debts.get(name, set()) - self.shared)
+
+    def count_single(self, name: str) -> int:
+        """How many these are."""
+        debts = self.debts.get(name, ())
+        return len(debts) - len(self.shared.intersection(debts)) if self.shared else len(debts)
+
+    @property
+    def progress(self) -> str:
+        """For whoever waits for it."""
+        return f"{self.states.count(DONE)} of {len(self.states)} slices were done"
+
+
+def share(indices: Sequence[int]) -> Share:
+    """These slices as a share; they are in order."""
+    return Share(list(indices), frozenset(indices))

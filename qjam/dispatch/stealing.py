@@ -1,0 +1,234 @@
+"""Work for nodes that have nothing to do: what others owe, found without walking through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from .nodes import Roster
+from .rounds import Round
+from .states import NodeState
+from .timers import Alarms
+
+# A node that has nothing left to do looks for slices that others owe after this part of the time that the round has
+# taken so far, at least so many seconds.
+LOOK, LOOK_LEAST = 0.1, 0.005
+# A slice is late when it takes this many times as long as others have.
+LATE = 2.0
+# Seconds that a node waits for the answer of the last one that it asked.
+PATIENCE = 1.0
+# Of how many that have the most to do a node finds out whether they can share it, each time that it looks.
+WIDTH = 32
+
+
+@dataclass
+class Look:
+    """A node that has nothing to do looks for what others owe."""
+
+    since: float
+    waits_for: str | None = None  # whom it has asked, as long as there is no answer
+
+
+class Take(NamedTuple):
+    """The node can do these slices of a silent one as well, without asking it."""
+
+    round: Round
+    indices: list[int]
+
+
+class Ask(NamedTuple):
+    """A node can be asked to share so many slices."""
+
+    round: Round
+    node: str
+    slices: int
+
+
+class Laden:
+    """The nodes that owe slices of one round, first who has most for each worker that nobody else tries or has asked
+    for; silent ones before all. What has become less is found out when it comes up, so that no result costs anything.
+    """
+
+    def __init__(self, round_: Round, roster: Roster) -> None:
+        self._round, self._roster = round_, roster
+        self._asked: dict[str, dict[str, int]] = {}  # node -> who waits for its answer -> how many slices
+        self._resting: Alarms[str] = Alarms()  # nodes that had nothing to share, until they are asked again
+        self._keys: dict[str, tuple[bool, float]] = {}
+        self._heap: list[tuple[tuple[bool, float], str]] = []
+        for name in round_.debts:
+            self.touch(name)
+
+    def free(self, name: str) -> int:
+        """How many slices this node could share."""
+        free = self._round.count_single(name)
+        if name in self._asked and name not in self._roster.suspect:
+            free -= sum(self._asked[name].values())
+        return free
+
+    def touch(self, name: str) -> None:
+        """This node may have more to do than before."""
+        key = self._key(name)
+        if key is None:
+            self._keys.pop(name, None)
+        elif self._keys.get(name) != key:
+            self._keys[name] = key
+            heappush(self._heap, (key, name))
+
+    def ask(self, name: str, idle: str, count: int) -> None:
+        """A node is asked for so many slices for another one; what it was asked for before may never come."""
+        self._asked.setdefault(name, {})[idle] = count
+        self.touch(name)
+
+    def answered(self, name: str, idle: str) -> None:
+        """It has answered."""
+        if self._asked.get(name, {}).pop(idle, None) is not None:
+            self.touch(name)
+
+    def refused(self, name: str, now: float) -> None:
+        """It had nothing to share: for a while nobody asks it, or all that are idle would ask all that are not."""
+        self._resting.set(name, now + max(LOOK_LEAST, LOOK * (now - self._round.began)))
+
+    def first(self, fits: Callable[[str], bool], now: float) -> str | None:
+        """The first of them that will do, if one of the first `WIDTH` will."""
+        for name in self._resting.due(now):
+            self.touch(name)
+        passed: list[tuple[tuple[bool, float], str]] = []
+        found = None
+        while self._heap and found is None and len(passed) < WIDTH:
+            key, name = heappop(self._heap)
+            if self._keys.get(name) != key:
+                continue
+            if self._key(name) != key:
+                del self._keys[name]
+                self.touch(name)
+                continue
+            passed.append((key, name))
+            found = name if fits(name) else None
+        for entry in passed:
+            heappush(self._heap, entry)
+        return found
+
+    def _key(self, name: str) -> tuple[bool, float] | None:
+        node, silent = self._roster.present.get(name), name in self._roster.suspect
+        if node is None or (self._resting.get(name) is not None and not silent):
+            return None
+        free = self.free(name)
+        return (not silent, -free / node.workers) if free > 0 else None
+
+
+class Idle:
+    """When nodes that have nothing to do look for something, and what they find."""
+
+    def __init__(self, roster: Roster, rounds: dict[int, Round], speculation: bool) -> None:
+        self._roster, self._rounds, self._speculation = roster, rounds, speculation
+        self.looks: dict[str, Look] = {}
+        self.alarms: Alarms[str] = Alarms()
+        self._laden: dict[int, Laden] = {}  # of the rounds of which somebody has looked for slices
+
+    def look_in(self, name: str, now: float, delay: float = 0.0) -> None:
+        """Have a node look for something to do, in `LOOK_LEAST` seconds or later."""
+        if name not in self.looks:
+            self.looks[name] = Look(now)
+        at, before = now + max(LOOK_LEAST, delay), self.alarms.get(name)
+        if before is None or at < before:
+            self.alarms.set(name, at)
+
+    def wake(self, names: Iterable[str], now: float, delay: float = 0.0) -> None:
+        """There may be something for these, if they have nothing to do."""
+        if len(self._roster.nodes) > 1:
+            for name in names:
+                if name not in self._roster.owed and name in self._roster.useful:
+                    self.look_in(name, now, delay)
+
+    def drop(self, name: str) -> None:
+        """It has something to do, or is gone."""
+        if self.looks.pop(name, None) is not None:
+            self.alarms.drop(name)
+
+    def touch(self, round_: Round, name: str) -> None:
+        """A node may have more to do in this round than before."""
+        if round_.number in self._laden:
+            self._laden[round_.number].touch(name)
+
+    def end(self, round_: Round) -> None:
+        """The round is over."""
+        self._laden.pop(round_.number, None)
+
+    def due(self, now: float) -> list[tuple[str, float]]:
+        """The nodes that look now, each with the moment at which it began to."""
+        found = []
+        for name in self.alarms.due(now):
+            look = self.looks[name]
+            if look.waits_for in self._roster.ready:
+                look.waits_for = None  # its answer may be on its way
+                self.alarms.set(name, now + PATIENCE)
+            else:
+                found.append((name, self.looks.pop(name).since))
+        return found
+
+    def find(self, name: str, since: float, now: float) -> Take | Ask | None:
+        """What others owe, for a node that owes nothing since then: of silent ones without asking them, else of who
+        has most.
+        """
+        node = self._roster.nodes[name]
+        if node.state is not NodeState.READY or name in self._roster.owed:
+            return None
+        rounds = [round_ for round_ in self._rounds.values() if round_.job.refs is not None]
+        for round_ in rounds:
+            self.look_in(name, now, (now - round_.began) / 2)
+        look = self.looks.get(name) or Look(now)
+        look.since = since
+        for round_ in rounds:
+            late = self._is_late(round_, now)
+            if not (late or self._roster.laden or self._roster.suspect):
+                continue
+            laden = self._laden_of(round_)
+            other = laden.first(self._who_can_share(round_, since, late, now), now)
+            if other is None:
+                continue
+            if other in self._roster.suspect:
+                return Take(round_, round_.single(other)[: node.workers])
+            look.waits_for = other
+            both = node.workers + self._roster.nodes[other].workers
+            count = max(1, laden.free(other) * node.workers // both)
+            laden.ask(other, name, count)
+            return Ask(round_, other, count)
+        return None
+
+    def _laden_of(self, round_: Round) -> Laden:
+        if round_.number not in self._laden:
+            self._laden[round_.number] = Laden(round_, self._roster)
+        return self._laden[round_.number]
+
+    def _is_late(self, round_: Round, now: float) -> bool:
+        usual = round_.job.usual
+        return self._speculation and usual > 0 and now - round_.began > LATE * usual
+
+    def _who_can_share(self, round_: Round, since: float, late: bool, now: float) -> Callable[[str], bool]:
+        # What is on its way would have to be sent twice.
+        fetching = now - round_.began < 2 * (since - round_.began)
+
+        def fits(name: str) -> bool:
+            node = self._roster.nodes[name]
+            if name in self._roster.suspect:
+                return self._speculation
+            if fetching and node.transfers:
+                return False
+            return late or name in self._roster.laden
+
+        return fits
+
+    def answered(self, round_: Round | None, name: str, idle: str) -> Look | None:
+        """A node has answered the one that has nothing to do; gives what that one has asked so far."""
+        look = self.looks.get(idle)
+        if look is not None and look.waits_for == name:
+            look.waits_for = None
+        if round_ is not None and round_.number in self._laden:
+            self._laden[round_.number].answered(name, idle)
+        return look
+
+    def refused(self, round_: Round, name: str, now: float) -> None:
+        """A node that was asked has nothing to share."""
+        self._laden_of(round_).refused(name, now)

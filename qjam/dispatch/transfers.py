@@ -1,0 +1,170 @@
+"""The refs on their way to one node: loaded ahead, cut in chunks, and no more than the node has given credit for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, takewhile
+
+from qjam_worker.wire.frames import Kind
+
+from .commands import Chunk, Command, Load, Lose, Send, Unload
+
+# Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
+# heartbeat or a small round waits for it a few milliseconds at most.
+CHUNK = 4 * 1024 * 1024
+# Modules that a node may be waiting for: each of its workers asks for one at a time.
+MODULES = 1000
+# Refs are loaded ahead of being sent as long as what is loaded stays below this many bytes, and at most so many.
+AHEAD_BYTES = 16 * 1024 * 1024
+AHEAD = 16
+
+
+@dataclass
+class Transfer:
+    """A ref that a round waits for; `size` is None until it is loaded."""
+
+    ref: str
+    round: int
+    offset: int
+    size: int | None = None
+    loading: bool = False
+
+
+class Transfers:
+    """The queue of one node. Every method gives the commands that follow."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.credit = 0  # bytes
+        self.sent = 0  # bytes that the node has not given back yet
+        self._queue: deque[Transfer] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Transfers to {self.node}: {[transfer.ref for transfer in self._queue]}, credit {self.credit}>"
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def __iter__(self) -> Iterator[Transfer]:
+        return iter(self._queue)
+
+    def find(self, ref: str) -> Transfer | None:
+        """The transfer of this ref."""
+        return next((transfer for transfer in self._queue if transfer.ref == ref), None)
+
+    def add(self, number: int, missing: list[tuple[str, int]]) -> list[Command]:
+        """A round on the node waits for refs, of which the node has the first `offset` bytes. Slices wait their turn;
+        code and params, without which nothing can start, go before them.
+        """
+        known = {transfer.ref for transfer in self._queue}
+        for ref, offset in missing:
+            if ref in known:
+                continue
+            if is_slice(ref):
+                self._queue.append(Transfer(ref, number, offset))
+            else:
+                urgent = sum(1 for _ in takewhile(lambda transfer: not is_slice(transfer.ref), self._queue))
+                self._queue.insert(urgent, Transfer(ref, number, offset))
+        return self._load_ahead()
+
+    def loaded(self, ref: str, size: int) -> list[Command]:
+        """The content of a ref is there."""
+        transfer = self.find(ref)
+        if transfer is None:
+            return [Unload(self.node, ref)]
+        if transfer.offset >= size > 0:
+            why = f"it asks for what comes after the first {transfer.offset} bytes of {ref}, which has {size}"
+            return [Lose(self.node, why)]
+        transfer.size = size
+        return self._stream()
+
+    def grant(self, size: int) -> list[Command]:
+        """The node may be sent this many bytes more."""
+        self.credit += size
+        return self._stream()
+
+    def taken(self, size: int) -> list[Command]:
+        """The node has taken this many bytes and may be sent as many again. ValueError when it was sent fewer."""
+        if size > self.sent:
+            raise ValueError(f"it gives credit back for {size} bytes, and {self.sent} are on their way to it")
+        self.sent -= size
+        return self.grant(size)
+
+    def check(self, missing: list[tuple[str, int]]) -> None:
+        """ValueError when a node cannot mean to ask for this."""
+        if len({ref for ref, _ in missing}) < len(missing):
+            raise ValueError("it asks for a ref twice")
+        modules = sum(is_module(ref) for ref, _ in missing)
+        if modules and modules + sum(is_module(transfer.ref) for transfer in self._queue) > MODULES:
+            raise ValueError(f"it asks for more than {MODULES} modules at a time")
+
+    def drop(self, transfer: Transfer) -> list[Command]:
+        """Give a transfer up; the node hears that it will not come."""
+        return [*self._remove(transfer), *self._stream()]
+
+    def _remove(self, transfer: Transfer) -> list[Command]:
+        self._queue.remove(transfer)
+        return [Unload(self.node, transfer.ref), gone(self.node, transfer.ref)]
+
+    def end_round(self, number: int, heir: int | None, params_ref: str | None) -> list[Command]:
+        """Stop sending what only the ended round wanted; what a round of the same job wants goes on in its name."""
+        commands: list[Command] = []
+        for transfer in [t for t in self._queue if t.round == number and not is_module(t.ref)]:
+            if heir is not None and transfer.ref != params_ref:
+                transfer.round = heir
+            else:
+                commands += self._remove(transfer)
+        return commands + self._stream()
+
+    def clear(self) -> list[Command]:
+        """The node is gone."""
+        commands: list[Command] = [Unload(self.node, transfer.ref) for transfer in self._queue]
+        self._queue.clear()
+        return commands
+
+    def _load_ahead(self) -> list[Command]:
+        """Have the next refs made ready: the first one always, more while they are small."""
+        commands: list[Command] = []
+        loaded, before = 0, None
+        for position, transfer in enumerate(islice(self._queue, AHEAD)):
+            if not transfer.loading:
+                if before is not None and (loaded > AHEAD_BYTES or before.size is None):
+                    break
+                transfer.loading = True
+                commands.append(Load(self.node, transfer.round, transfer.ref))
+            loaded += (transfer.size or 0) * (position + 2)  # the next ones may be as large
+            before = transfer
+        return commands
+
+    def _stream(self) -> list[Command]:
+        """As many chunks as the credit allows, of one ref after the other."""
+        commands: list[Command] = []
+        while self._queue and (transfer := self._queue[0]).size is not None:
+            while transfer.offset < transfer.size and self.credit > 0:
+                size = min(CHUNK, transfer.size - transfer.offset, self.credit)
+                commands.append(Chunk(self.node, transfer.ref, transfer.offset, size))
+                transfer.offset += size
+                self.credit -= size
+                self.sent += size
+            if transfer.offset < transfer.size:
+                break
+            self._queue.popleft()
+            commands.append(Unload(self.node, transfer.ref))
+        return commands + self._load_ahead()
+
+
+def gone(node: str, ref: str) -> Send:
+    """Tells a node that a ref that it waits for will not come."""
+    return Send(node, Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, (b"",))
+
+
+def is_module(ref: str) -> bool:
+    """Whether the ref is the source of a module, which no round owns."""
+    return ref.startswith("module:")
+
+
+def is_slice(ref: str) -> bool:
+    """Whether the ref is a slice: its content hash alone."""
+    return ":" not in ref

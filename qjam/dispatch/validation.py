@@ -1,0 +1,53 @@
+"""Whether a node can mean what it says of a round: ValueError when not, before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from qjam_worker.values.reduction import is_span
+
+from .nodes import NodeRecord
+from .rounds import Round
+from .transfers import is_module
+
+
+def check_roots(round_: Round, name: str, roots: list[Any], buffers: int) -> None:
+    """Roots are nodes of the tree, over slices that the node was given, and go with the buffers."""
+    nslices, given, frames = round_.job.nslices, round_.given[name], 0
+    for lo, hi, count in roots:
+        if not is_span(lo, hi, nslices):
+            raise ValueError(f"[{lo}, {hi}) is not a node of the reduction tree over {nslices} slices")
+        if not given.issuperset(range(lo, hi)):
+            raise ValueError(f"it was not given all of the slices [{lo}, {hi})")
+        frames += count
+    if frames != buffers:
+        raise ValueError(f"{len(roots)} roots do not go with {buffers} buffers")
+
+
+def check_given(round_: Round, name: str, indices: Iterable[int]) -> None:
+    """The node was given these slices."""
+    if not round_.given[name].issuperset(indices):
+        raise ValueError(f"it speaks of slices of round {round_.number} that it was not given")
+
+
+def check_slices(round_: Round, indices: Iterable[Any]) -> None:
+    """These are slices at all."""
+    if any(type(index) is not int or not 0 <= index < round_.job.nslices for index in indices):
+        raise ValueError(f"{indices} are not slices of the round")
+
+
+def check_worker(node: NodeRecord, worker: int | None) -> None:
+    """The node has this worker."""
+    if worker is not None and worker >= node.workers:
+        raise ValueError(f"it speaks of worker {worker} and has {node.workers}")
+
+
+def check_named(round_: Round, name: str, refs: list[str]) -> None:
+    """The node was told of these refs with the round; modules may be asked for at any time."""
+    job = round_.job
+    strange = {ref for ref in refs if not is_module(ref)} - {job.entry["code"], round_.params_ref}
+    if strange and job.refs is not None:
+        strange -= {job.refs[index] for index in round_.given[name]}
+    if strange:
+        raise ValueError(f"it asks for {min(strange)!r}, of which round {round_.number} has not told it")

@@ -1,0 +1,1 @@
+"""The loop that owns the ROUTER and carries out what dispatch decides."""

@@ -1,0 +1,80 @@
+"""A round between its caller and the engine, and the figures that rounds leave behind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from qjam.dispatch.commands import Failure
+from qjam.dispatch.rounds import JobSpec
+from qjam.errors import QjamError
+from qjam_worker.values import codec
+from qjam_worker.values.reduction import Tree, default_reduce
+
+Roots = list[tuple[tuple[int, int], list[Any]]]
+
+
+class SliceSource(Protocol):
+    """A data set, as far as the engine needs it."""
+
+    def slice_from_hash(self, hash: str) -> Any: ...
+
+
+class Pending:
+    """A round on its way. `wait` blocks until it is over; then `roots` or `failure` is set."""
+
+    def __init__(
+        self,
+        spec: JobSpec,
+        code: bytes | None,
+        params: codec.Encoded,
+        dataset: SliceSource | None,
+        deadline: float | None,
+        on_end: Callable[[Pending], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.code = code
+        self.params = params
+        self.dataset = dataset
+        self.deadline = deadline
+        self.number = 0
+        self.roots: Roots | None = None
+        self.failure: Failure | None = None
+        self._on_end = on_end
+        self._over = threading.Lock()  # a bare lock wakes its waiter faster than an Event does
+        self._over.acquire()
+
+    @property
+    def over(self) -> bool:
+        """Whether it has ended."""
+        return self.roots is not None or self.failure is not None
+
+    def wait(self) -> None:
+        """Block until the round is over. A signal handler's exception (Ctrl-C) comes through."""
+        self._over.acquire()
+        self._over.release()
+
+    def end(self, roots: Roots | None, failure: Failure | None) -> None:
+        """Called by the engine; what comes after the first end is ignored."""
+        if self.over:
+            return
+        self.roots, self.failure = roots, failure
+        self._over.release()
+        if self._on_end is not None:
+            self._on_end(self)
+
+    def reduced(self, reduce: Callable[[Any, Any], Any] | None = None) -> Any:
+        """What the roots make together by `reduce`, None being default_reduce; arrays are the caller's own. QjamError
+        where a root cannot be loaded here.
+        """
+        assert self.roots is not None
+        tree = Tree(self.spec.nslices)
+        for span, frames in self.roots:
+            try:
+                tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+            except codec.CodecError as error:
+                raise QjamError(f"a result cannot be loaded here: {error.__cause__ or error}") from error
+        if len(self.roots) > 1:
+            tree.fold(reduce or default_reduce)
+        return tree.values[0, self.spec.nslices]

@@ -1,0 +1,1 @@
+"""Connect and log in as OpenSSH would."""

@@ -1,0 +1,263 @@
+"""Data that lies in a file which its hosts see as well: mapped there and not sent, unless it is not the same file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gather
+import pyzmq_garbage  # noqa: F401
+from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet, NumpyMatrixFileDataSet
+from qjam_worker.ipc import file_slices
+from qjam_worker.ipc.file_slices import PAGE, SAMPLES, Place, identify
+from qjam_worker.ipc.files import Files
+from qjam_worker.node.shelf import Shelf
+from qjam_worker.node.store import Store
+from ssh_hosts import home, ssh_host  # noqa: F401
+from sshd import Sshd, write_config
+
+MATRIX = np.arange(60_000.0).reshape(2000, 30)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "matrix.npy"
+    np.save(path, MATRIX)
+    return path
+
+
+@pytest.fixture(scope="module")
+def master() -> Iterator[Master]:
+    with Master(3) as master:
+        yield master
+
+
+def sent(master: Master, data: Any, expected: float = float(MATRIX.sum())) -> int:
+    """Bytes that a round over the data sends; its sum is checked."""
+    before = master.stats().dataset_sent
+    assert master.run(lambda params, part: float(part.sum()), None, data) == expected
+    return master.stats().dataset_sent - before
+
+
+# Without being sent
+
+
+@pytest.mark.parametrize("slice_size", [None, 7, 2000])
+def test_a_npy_file_is_not_sent_to_a_host_that_sees_it(master: Master, file: Path, slice_size: int | None) -> None:
+    data = NumpyMatrixFileDataSet(file, slice_size)
+    assert [sent(master, data) for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("load", "of"),
+    [
+        (lambda file: np.load(file, mmap_mode="r"), MATRIX),
+        (lambda file: np.load(file, mmap_mode="r")[100:-5], MATRIX[100:-5]),
+        (lambda file: np.asarray(np.load(file, mmap_mode="r")), MATRIX),
+        (lambda file: np.load(file, mmap_mode="r").reshape(-1, 5, 3), MATRIX),
+        (lambda file: np.memmap(file, np.float64, "r", offset=128 + 30 * 8, shape=(500, 30)), MATRIX[1:501]),
+    ],
+    ids=["load", "part", "array", "reshaped", "memmap"],
+)
+def test_an_array_that_is_mapped_from_a_file_is_not_sent(
+    master: Master, file: Path, load: Callable[[Path], Any], of: Any
+) -> None:
+    assert sent(master, load(file), float(of.sum())) == 0
+
+
+def test_parts_come_as_they_would_if_they_were_sent(master: Master, tmp_path: Path) -> None:
+    records = np.zeros(900, [("a", "<f8"), ("b", "S5"), ("c", ">i4", (3,))])
+    records["a"] = np.arange(900)
+    np.save(tmp_path / "records.npy", records)
+    data, before = NumpyMatrixFileDataSet(tmp_path / "records.npy"), master.stats().dataset_sent
+
+    def tell(part: Any) -> Any:
+        return type(part), part.dtype, part.shape, part.flags.writeable, part.tobytes()
+
+    assert master.run(gather, tell, data) == master.run(gather, tell, records[::-1][::-1].copy())
+    assert master.stats().dataset_sent == before
+    assert master.run(lambda params, part: part["a"].sum(), None, data) == records["a"].sum()
+
+
+def test_the_parts_are_views_of_the_file_and_no_copy(master: Master, file: Path) -> None:
+    def is_mapped(part: Any) -> bool:
+        part.sum()
+        with open("/proc/self/maps") as lines:
+            return any(line.endswith(f" {file}\n") for line in lines)
+
+    assert master.run(gather, is_mapped, NumpyMatrixFileDataSet(file)) == [True, True, True]
+
+
+def test_a_host_that_is_reached_by_ssh_maps_the_file_too(
+    file: Path,
+    tmp_path: Path,
+    ssh_host: Callable[..., Sshd],
+) -> None:
+    config = write_config(tmp_path / "config", [ssh_host()])
+    with Master("testhost*2", ssh_config=config) as master:
+        assert sent(master, NumpyMatrixFileDataSet(file)) == 0
+
+
+# Sent all the same
+
+
+@pytest.mark.parametrize(
+    ("load", "salt"),
+    [
+        (lambda file: np.load(file), 1),
+        (lambda file: np.load(file, mmap_mode="c"), 2),
+        (lambda file: np.load(file, mmap_mode="r+"), 3),
+        (lambda file: np.load(file, mmap_mode="r").T, 4),
+        (lambda file: np.load(file, mmap_mode="r")[::-1], 5),
+    ],
+    ids=["in memory", "copy on write", "to be written", "in another order", "backwards"],
+)
+def test_what_does_not_lie_in_the_file_as_it_is_sent_is_sent(
+    master: Master, file: Path, load: Callable[[Path], Any], salt: int
+) -> None:
+    np.save(file, MATRIX * salt - 1)  # nothing that another test has sent
+    data = DataSet(load(file)).bind(3)
+    assert data.in_file() is None
+    assert sent(master, data, float((MATRIX * salt - 1).sum())) >= MATRIX.nbytes
+
+
+def test_a_file_in_text_is_sent(master: Master, tmp_path: Path) -> None:
+    np.savetxt(tmp_path / "matrix.txt", MATRIX[:300] + 0.25)
+    assert sent(master, NumpyMatrixFileDataSet(tmp_path / "matrix.txt"), float((MATRIX[:300] + 0.25).sum())) > 0
+
+
+def test_a_file_that_is_gone_or_another_by_now_is_sent_from_memory(master: Master, file: Path) -> None:
+    np.save(file, MATRIX + 0.5)
+    data = np.load(file, mmap_mode="r")
+    os.unlink(file)
+    assert DataSet(data).bind(3).in_file() is None
+    np.save(file, MATRIX)
+    assert DataSet(data).bind(3).in_file() is None
+    assert sent(master, data, float((MATRIX + 0.5).sum())) > 0
+
+
+def test_a_file_that_changes_before_a_host_looks_at_it_is_sent_from_memory(master: Master, file: Path) -> None:
+    np.save(file, MATRIX + 0.75)
+    data = DataSet(np.load(file, mmap_mode="r")).bind(3)
+    data.in_file()
+    os.unlink(file)
+    np.save(file, MATRIX)
+    assert sent(master, data, float((MATRIX + 0.75).sum())) > 0
+
+
+def test_a_file_that_changes_between_rounds_is_an_error(master: Master, file: Path) -> None:
+    np.save(file, MATRIX * 7)
+    data = NumpyMatrixFileDataSet(file)
+    assert sent(master, data, float((MATRIX * 7).sum())) == 0
+    np.save(file, MATRIX + 1)
+    with pytest.raises(RuntimeError, match="has changed"):
+        master.run(lambda params, part: part.sum(), None, data)
+
+
+def test_the_same_data_from_memory_goes_on_when_the_file_has_changed(master: Master, file: Path) -> None:
+    np.save(file, MATRIX - 3)
+    assert sent(master, NumpyMatrixFileDataSet(file), float((MATRIX - 3).sum())) == 0
+    data = DataSet(MATRIX - 3)
+    assert sent(master, data, float((MATRIX - 3).sum())) == 0
+    os.unlink(file)
+    assert sent(master, data, float((MATRIX - 3).sum())) > 0
+
+
+# Whether a file is the same
+
+
+def test_the_identity_of_a_file_is_its_size_its_time_and_what_is_in_it(file: Path, tmp_path: Path) -> None:
+    identity, stamp = identify(str(file))
+    assert stamp == file_slices.stamp(str(file))
+    status = os.stat(file)
+    times = (status.st_atime_ns, status.st_mtime_ns)
+    copy = tmp_path / "copy"
+    copy.write_bytes(file.read_bytes())
+    assert identify(str(copy))[0] != identity
+    os.utime(copy, ns=times)
+    assert identify(str(copy))[0] == identity
+    for offset in (0, status.st_size - 1, (status.st_size - PAGE) // (SAMPLES - 1)):
+        with open(copy, "r+b") as other:
+            old = os.pread(other.fileno(), 1, offset)
+            os.pwrite(other.fileno(), bytes([old[0] ^ 1]), offset)
+            os.utime(copy, ns=times)
+            assert identify(str(copy))[0] != identity
+            os.pwrite(other.fileno(), old, offset)
+    with open(copy, "ab") as other:
+        other.write(b"\0")
+    os.utime(copy, ns=times)
+    assert identify(str(copy))[0] != identity
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    files = Files.make([str(tmp_path)])
+    yield Shelf(Store(files, 1 << 20))
+    files.remove()
+
+
+def told(file: Path, **changes: Any) -> dict[str, Any]:
+    """A master's words for two slices in a file."""
+    found = NumpyMatrixFileDataSet(file).bind(2).in_file()
+    assert found is not None
+    return found.told([0, 1]) | changes
+
+
+def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(shelf: Shelf, file: Path) -> None:
+    shelf.learn(1, told(file), {0: "a", 1: "b"})
+    assert ("a" in shelf, "b" in shelf, "c" in shelf) == (True, True, False)
+    place, size = shelf.where("b")
+    assert isinstance(place, Place)
+    assert size == MATRIX.nbytes // 2
+    assert np.array_equal(file_slices.loader(place)(), MATRIX[1000:])
+
+
+def test_what_else_may_be_at_its_path_is_nothing_to_a_node(shelf: Shelf, file: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path, tmp_path / "fifo", tmp_path / "nothing", "/dev/zero", "a\0b"):
+        shelf.learn(1, told(file, path=str(path)), {0: "a", 1: "b"})
+    shelf.learn(1, told(file, identity=b"another"), {0: "a", 1: "b"})
+    assert "a" not in shelf
+
+
+def test_a_file_that_changes_has_no_slices_any_more(shelf: Shelf, file: Path) -> None:
+    shelf.learn(1, told(file), {0: "a", 1: "b"})
+    place, _ = shelf.where("a")
+    os.utime(file, ns=(0, 0))
+    assert "a" not in shelf
+    assert isinstance(place, Place)
+    with pytest.raises(RuntimeError, match=r"matrix\.npy has changed"):
+        file_slices.loader(place)
+
+
+def test_slices_are_forgotten_with_the_last_job_that_has_them(shelf: Shelf, file: Path) -> None:
+    for job in (1, 2):
+        shelf.learn(job, told(file), {0: "a", 1: "b"})
+    shelf.pin("b")
+    shelf.forget(1)
+    assert "a" in shelf
+    shelf.forget(2)
+    assert ("a" in shelf, "b" in shelf) == (False, True)  # a round is using it
+
+
+@pytest.mark.parametrize("part", [[0, 0, MATRIX.nbytes, MATRIX.nbytes], [5, 0, 0, 8]])
+def test_slices_that_cannot_lie_in_the_file_are_refused(shelf: Shelf, file: Path, part: list[int]) -> None:
+    with pytest.raises(ValueError, match="cannot lie"):
+        shelf.learn(1, told(file, parts=[part]), {0: "a", 1: "b"})
+
+
+def test_a_data_set_of_ones_own_lies_in_no_file() -> None:
+    class Own(BaseDataSet):
+        def chunks(self) -> int:
+            return 1
+
+        def slice(self, index: int) -> Any:
+            return 0
+
+    assert Own().in_file() is None
+    assert NumpyMatrixDataSet(MATRIX).in_file() is None

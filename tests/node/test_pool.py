@@ -1,0 +1,62 @@
+"""How a node calls its workers: one by its bell, and the others sleep on; more by one beat of the gong."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import qjam
+from qjam_worker.ipc.mailbox import ONE, counter
+from qjam_worker.node.pool import Pool
+
+
+class Bell:
+    """A worker's channel, of which only the bell is of interest."""
+
+    def __init__(self) -> None:
+        self.rang = False
+
+    def ring(self) -> None:
+        self.rang = True
+
+
+@pytest.mark.parametrize(
+    ("rung", "workers", "by_gong"), [(1, 1, False), (1, 2, False), (2, 2, True), (2, 16, True), (16, 16, True)]
+)
+def test_one_worker_is_called_by_its_bell_and_more_by_the_gong(rung: int, workers: int, by_gong: bool) -> None:
+    bells = [SimpleNamespace(channel=Bell()) for _ in range(workers)]
+    gong = counter()
+    pool: Any = SimpleNamespace(workers=bells, _rung=bells[:rung], _gong=gong)
+    try:
+        os.write(gong, ONE)  # that it can be read even if it is not beaten
+        Pool.call(pool)
+        beats = int.from_bytes(os.read(gong, 8), "little") - 1
+    finally:
+        os.close(gong)
+    assert beats == by_gong
+    assert [bell.channel.rang for bell in bells] == [not by_gong] * rung + [False] * (workers - rung)
+    assert pool._rung == []
+
+
+def _naps(worker: qjam.RemoteWorker) -> int:
+    """How often its process has gone to sleep so far."""
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+
+
+def test_a_worker_without_work_sleeps_on() -> None:
+    with qjam.Master(2) as master:
+        master.run(_one, None)  # on both: they are up
+        single = qjam.DataSet([1], slice_size=1)
+        assert master.run(_one, None, single) == 1
+        before = [_naps(worker) for worker in master.workers]
+        assert sum(master.run(_one, None, single) for _ in range(20)) == 20
+        assert min(_naps(worker) - naps for worker, naps in zip(master.workers, before, strict=True)) < 5
+
+
+def _one(params: Any, part: Any) -> int:
+    return 1

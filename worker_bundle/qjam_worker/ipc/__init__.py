@@ -1,0 +1,1 @@
+"""What node and workers share: files, mailboxes, pipes, slots."""

@@ -1,0 +1,1 @@
+"""One host: takes work from the master, gives it to the workers, sends their results back."""

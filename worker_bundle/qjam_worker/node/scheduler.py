@@ -1,0 +1,438 @@
+"""What one node decides: who does what, when a slice gets a second attempt, what the master is told. Events and `now`
+in, commands out; files, pipes, sockets and clocks are the node's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import Any, NamedTuple, Optional, Protocol, Union
+
+from qjam_worker.values.reduction import Span
+from qjam_worker.wire.frames import Kind
+
+from .results import Held, are_alike, fold_rows, fold_small
+from .rounds import LATE_LEAST, NodeJob, NodeRound, Work
+
+_is_small = attrgetter("small")
+# Seconds after which idle workers look again for what others are late with: another round may have such.
+CHECK = 1.0
+
+
+class Tell(NamedTuple):
+    """Send this to the master."""
+
+    kind: Kind
+    header: dict[str, Any]
+    buffers: list[Any]
+
+
+class Give(NamedTuple):
+    """Ring an idle worker: this is its work."""
+
+    worker: int
+    round: NodeRound
+    work: Work
+
+
+class Interrupt(NamedTuple):
+    """What the worker does is of no use any more."""
+
+    worker: int
+
+
+class Forget(NamedTuple):
+    """The workers need this job no longer."""
+
+    job: int
+
+
+class Ended(NamedTuple):
+    """The round is over here: its params can go."""
+
+    round: int
+
+
+Command = Union[Tell, Give, Interrupt, Forget, Ended]
+
+
+class Shelf(Protocol):
+    """The store, as far as decisions go by it."""
+
+    def __contains__(self, ref: str) -> bool: ...
+    def have(self, ref: str) -> int: ...
+    def pin(self, ref: str) -> None: ...
+    def unpin(self, ref: str) -> None: ...
+
+
+class Seat:
+    """One worker: whether it is there, and what it was given last."""
+
+    __slots__ = ("busy", "index", "ready", "round")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.ready = False
+        self.busy = False
+        self.round: Optional[int] = None
+
+    def __repr__(self) -> str:
+        return f"<worker {self.index} {'busy' if self.busy else 'idle' if self.ready else 'starting'}>"
+
+
+class Scheduler:
+    """All rounds and workers of a node. Every `on_...` gives the commands that follow from the event."""
+
+    def __init__(self, workers: int, shelf: Shelf) -> None:
+        self.shelf = shelf
+        self.seats = [Seat(index) for index in range(workers)]
+        self.jobs: dict[int, NodeJob] = {}
+        self.rounds: dict[int, NodeRound] = {}
+        self.asked: set[str] = set()  # refs that the master knows to be missing
+        self.speculation = True
+        self._params: dict[int, Optional[str]] = {}  # round -> the ref that its params are in
+        self._check: Optional[tuple[float, int]] = None  # when an attempt may be late, and in which round
+
+    def __repr__(self) -> str:
+        return f"<Scheduler: {self.seats}; {list(self.rounds.values())}>"
+
+    def next_deadline(self) -> Optional[float]:
+        """When `on_timer` is due, in seconds."""
+        return None if self._check is None else self._check[0]
+
+    # What the master says
+
+    def on_welcome(self, header: dict[str, Any]) -> list[Command]:
+        """The master has let the node in."""
+        self.speculation = header.get("speculation", True)
+        return []
+
+    def on_job(self, header: dict[str, Any]) -> list[Command]:
+        """What a job is, and more of its slices. ValueError, as for a task, when no master can mean it."""
+        number = header["job"]
+        self._check_job(header)
+        forgotten: list[Command] = [Forget(old) for old in header.get("forget", ()) if self.jobs.pop(old, None)]
+        if number not in self.jobs:
+            self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
+        self.jobs[number].add(dict(header["slices"]))
+        return forgotten
+
+    def on_task(self, header: dict[str, Any], now: float) -> list[Command]:
+        """Slices to map, for a new round or for one that is known."""
+        number, job = header["round"], self._job_of(header)
+        round_ = self.rounds.get(number)
+        if round_ is None:
+            round_ = self.rounds[number] = NodeRound(number, job, len(self.seats), now)
+            self._params[number] = header["params"]
+        for ref in (job.entry["code"], self._params[number]):
+            if ref is not None and not self._pin(round_, ref):
+                round_.lacking.add(ref)
+        refs = [job.refs[index] for index in header["indices"]]
+        round_.add(header["indices"], {ref for ref in refs if ref is not None and not self._pin(round_, ref)})
+        return [*self._ask_for_missing(round_), *self._assign(now)]
+
+    def _pin(self, round_: NodeRound, ref: str) -> bool:
+        """Keep the ref for the round; False when it is not here yet."""
+        if ref not in round_.pinned:
+            round_.pinned.add(ref)
+            self.shelf.pin(ref)
+        return ref in self.shelf
+
+    def _ask_for_missing(self, round_: NodeRound) -> list[Command]:
+        """Tell the master which refs the round lacks."""
+        if not (round_.lacking or round_.waiting):
+            return []
+        return self._blocked(round_.number, round_.missing)
+
+    def _blocked(self, number: Optional[int], refs: Iterable[str]) -> list[Command]:
+        missing = [ref for ref in refs if ref not in self.asked]
+        if not missing:
+            return []
+        self.asked.update(missing)
+        told = [[ref, self.shelf.have(ref)] for ref in missing]
+        return [Tell(Kind.STATE, {"state": "blocked", "round": number, "missing": told}, [])]
+
+    def on_cancel(self, header: dict[str, Any], now: float) -> list[Command]:
+        """The round is over, or only some of its slices are done elsewhere."""
+        round_ = self.rounds.get(header["round"])
+        if round_ is None:
+            return []
+        indices = header.get("indices")
+        if indices is None:
+            return [*self._end(round_), *self._assign(now)]
+        return [*map(Interrupt, round_.drop(indices)), *self._finish(round_), *self._assign(now)]
+
+    def on_share(self, header: dict[str, Any], now: float) -> list[Command]:
+        """Another node is idle: which slices can it try?"""
+        round_ = self.rounds.get(header["round"])
+        indices: list[int] = []
+        if round_ is not None:
+            indices = round_.share(header["count"], header["seconds"], self.speculation, now)
+        answer = {"state": "shared", "round": header["round"], "for": header["for"], "indices": indices}
+        commands: list[Command] = [Tell(Kind.STATE, answer, [])]
+        return commands if round_ is None else [*commands, *self._finish(round_), *self._assign(now)]
+
+    def on_arrived(self, ref: str, now: float) -> list[Command]:
+        """All of a ref is here."""
+        self.asked.discard(ref)
+        for round_ in self.rounds.values():
+            round_.arrived(ref)
+        return self._assign(now)
+
+    def on_gone(self, ref: str) -> list[Command]:
+        """The master has dropped it with the round that asked first; another round may still want it."""
+        self.asked.discard(ref)
+        wanting = [round_ for round_ in self.rounds.values() if ref in round_.pinned]
+        return [command for round_ in wanting for command in self._ask_for_missing(round_)]
+
+    def on_import(self, worker: int, ref: str) -> list[Command]:
+        """User code wants a module that is not here."""
+        return self._blocked(self.seats[worker].round, [ref])
+
+    def on_no_room(self, number: int, text: str, now: float) -> list[Command]:
+        """There is no room for what the round needs."""
+        round_ = self.rounds.get(number)
+        return [] if round_ is None else [*self._fail(round_, "room", text), *self._assign(now)]
+
+    def _check_job(self, header: dict[str, Any]) -> None:
+        number, entry, nslices = header["job"], header["entry"], header["nslices"]
+        known, slices = self.jobs.get(number), dict(header["slices"])
+        if known is not None and (known.entry, known.nslices) != (entry, nslices):
+            raise ValueError(f"job {number} was another one before")
+        if known is not None and any(known.refs.get(index, ref) != ref for index, ref in slices.items()):
+            raise ValueError(f"job {number} had other slices before")
+        if max(slices) >= nslices:
+            raise ValueError(f"job {number} has {nslices} slices, and not the {max(slices)}-th")
+        if len({*(ref is None for ref in slices.values()), *([not known.has_data] if known else [])}) > 1:
+            raise ValueError(f"only some slices of job {number} have data")
+        if not all(ref is None or is_slice(ref) for ref in slices.values()):
+            raise ValueError(f"job {number} has slices that are none")
+        forgotten = {number, *(round_.job.number for round_ in self.rounds.values())}.intersection(header["forget"])
+        if forgotten:
+            raise ValueError(f"job {min(forgotten)} is to be forgotten and is in use")
+
+    def _job_of(self, header: dict[str, Any]) -> NodeJob:
+        """The job of a task, once the task is one that can be done."""
+        job, round_, indices = self.jobs.get(header["job"]), self.rounds.get(header["round"]), header["indices"]
+        if job is None:
+            raise ValueError(f"a task is of job {header['job']}, which nobody has told of")
+        if round_ is not None and round_.job is not job:
+            raise ValueError(f"round {round_.number} is of job {round_.job.number} and not of job {job.number}")
+        wanted = set(indices)
+        if len(wanted) < len(indices) or not wanted <= job.refs.keys():
+            raise ValueError(f"a task of job {job.number} has slices twice, or such that nobody has told of")
+        if header["params"] not in (None, f"params:{header['round']}"):
+            raise ValueError(f"{header['params']!r} cannot be the params of round {header['round']}")
+        return job
+
+    def named(self, ref: str) -> bool:
+        """Whether the master has told of this slice or code, and the job has not been forgotten."""
+        return any(ref == job.entry["code"] or ref in job.refs.values() for job in self.jobs.values())
+
+    def wanting(self, ref: str) -> list[int]:
+        """The rounds that need a ref for which there is no room; nobody waits for it any longer."""
+        self.asked.discard(ref)
+        return [round_.number for round_ in self.rounds.values() if ref in round_.pinned]
+
+    # What the workers say
+
+    def on_ready(self, worker: int, now: float) -> list[Command]:
+        """A process is in its place and waits for work."""
+        self.seats[worker].ready = True
+        return self._assign(now)
+
+    def on_done(self, worker: int, roots: list[tuple[Span, Held]], now: float, *, assign: bool = True) -> list[Command]:
+        """A worker has done what it was given. `assign`: whether to give out work now; else `assign` is to follow."""
+        round_ = self._rest(worker)
+        if round_ is None or worker not in round_.works:
+            for _, held in roots:
+                held.release()
+            return self._assign(now) if assign else []
+        superseded = round_.put(worker, roots, now)
+        commands: list[Command] = [Interrupt(other) for other in superseded] if superseded else []
+        if not round_.job.user_reduce:
+            self._fold_small(round_, [span for span, _ in roots])
+        if not round_.owed:
+            commands += self._finish(round_)
+        return self._assign(now, commands) if assign else commands
+
+    def assign(self, now: float) -> list[Command]:
+        """Give out work, after answers that were heard together."""
+        return self._assign(now)
+
+    def _fold_small(self, round_: NodeRound, spans: list[Span]) -> None:
+        """Fold what a worker has brought; where there are no more slices than workers, at the end all together."""
+        tree = round_.tree
+        if tree.n <= len(self.seats) and tree.n > 2:
+            if round_.owed:
+                return
+            if len(tree.values) == tree.n and (total := fold_rows([tree.values[span] for span in tree.spans])):
+                tree.conclude(total)
+                return
+            spans = tree.spans
+        for span in spans:
+            tree.fold_from(span, fold_small)
+
+    def on_error(self, worker: int, message: dict[str, Any], now: float) -> list[Command]:
+        """User code has raised. That is an answer, unless somebody else has given another one meanwhile."""
+        round_ = self._rest(worker)
+        if round_ is None or worker not in round_.works:
+            return self._assign(now)
+        at = message["slice"]
+        if round_.works[worker].fold is not None:
+            at, round_.unfoldable = None, True
+        elif at is not None and at not in round_.owed:
+            round_.again(round_.abandon(worker))
+            return self._assign(now)
+        slices = round_.abandon(worker)
+        failed = slices if at is None else [at]  # what has raised is not tried again
+        round_.again(index for index in slices if index not in failed)
+        report = _report(round_.number, "task", message["text"], worker, at, message["summary"], message["pickled"])
+        return [report, *map(Interrupt, round_.drop(failed)), *self._finish(round_), *self._assign(now)]
+
+    def on_cancelled(self, worker: int, now: float) -> list[Command]:
+        """A worker has stopped, as it was told to."""
+        round_ = self._rest(worker)
+        if round_ is not None:
+            round_.again(round_.abandon(worker))
+        return self._assign(now)
+
+    def on_failed(self, worker: int, what: str, text: str, now: float) -> list[Command]:
+        """Its work could not be given to it, or its answer cannot be used."""
+        round_ = self._rest(worker)
+        if round_ is None or worker not in round_.works:
+            return self._assign(now)
+        return [*self._fail(round_, what, text), *self._assign(now)]
+
+    def on_exit(self, worker: int, how: str, at: Optional[int], pid: int, now: float) -> list[Command]:
+        """A worker process has ended; another one is on its way."""
+        seat = self.seats[worker]
+        round_ = self._rest(worker)
+        seat.ready = False
+        report: dict[str, Any] = {"state": "lost", "worker": worker, "how": how, "pid": pid}
+        if round_ is None or worker not in round_.works:
+            return [Tell(Kind.STATE, report, []), *self._assign(now)]
+        slices = round_.abandon(worker)
+        round_.drop(slices)
+        report.update({"round": round_.number, "slice": at, "slices": slices})
+        return [Tell(Kind.STATE, report, []), *self._finish(round_), *self._assign(now)]
+
+    def _rest(self, worker: int) -> Optional[NodeRound]:
+        """The worker has answered; gives the round that it worked for."""
+        seat = self.seats[worker]
+        number, seat.round, seat.busy = seat.round, None, False
+        return None if number is None else self.rounds.get(number)
+
+    # Giving out work
+
+    def on_timer(self, now: float) -> list[Command]:
+        """Give idle workers second attempts at what others are late with."""
+        if self._check is None or self._check[0] > now:
+            return []
+        self._check = None
+        return self._assign(now)
+
+    def _assign(self, now: float, before: Optional[list[Command]] = None) -> list[Command]:
+        """Give every idle worker something to do, the oldest round first. The commands for that come after others."""
+        commands = [] if before is None else before
+        for round_ in self.rounds.values():
+            if not round_.has_work:
+                continue
+            for seat in self.seats:
+                if seat.busy or not seat.ready:
+                    continue
+                work = round_.take(seat.index, now, _is_small, never if round_.job.user_reduce else are_alike)
+                if work is not None:
+                    commands.append(self._give(seat, round_, work))
+                elif round_.job.has_data:
+                    break
+        if self._check is None and self.speculation and self.rounds:
+            commands += self._second_attempts(now)
+        return commands
+
+    def _give(self, seat: Seat, round_: NodeRound, work: Work) -> Give:
+        seat.busy, seat.round = True, round_.number
+        return Give(seat.index, round_, work)
+
+    def _second_attempts(self, now: float) -> list[Command]:
+        """Have idle workers try what others are late with, and note when to look again."""
+        oldest = next(iter(self.rounds.values()))
+        if now < oldest.began + LATE_LEAST:  # nobody can be late yet: most rounds end here
+            self._check = oldest.began + LATE_LEAST, oldest.number
+            return []
+        idle = [seat for seat in self.seats if seat.ready and not seat.busy]
+        commands: list[Command] = []
+        at_work = [round_ for round_ in self.rounds.values() if round_.works and not round_.lacking]
+        for round_ in at_work:
+            while idle and (work := round_.take_second(idle[-1].index, now)) is not None:
+                commands.append(self._give(idle.pop(), round_, work))
+        due = [(at, round_.number) for round_ in at_work if (at := round_.late_at()) is not None] if idle else []
+        if due:
+            at, number = min(due)
+            self._check = min(at, now + CHECK), number
+        return commands
+
+    # The ends of rounds
+
+    def _finish(self, round_: NodeRound) -> list[Command]:
+        """Send the roots when nothing is left to do here."""
+        if not round_.settled or not round_.tree.values:
+            return []
+        roots, buffers = [], []
+        for lo, hi in round_.tree.spans:
+            frames = round_.tree.values[lo, hi].frames()
+            roots.append([lo, hi, len(frames)])
+            buffers += frames
+        usual = round_.seconds / round_.mapped if round_.mapped else 0.0
+        told = Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": usual}, buffers)
+        if round_.tree.complete:
+            return [told, *self._end(round_)]
+        for span in roots:
+            round_.tree.take((span[0], span[1])).release()
+        return [told]
+
+    def _fail(self, round_: NodeRound, what: str, text: str) -> list[Command]:
+        """Give a round up that cannot go on here."""
+        return [_report(round_.number, what, text, None, None, text, None), *self._end(round_)]
+
+    def _end(self, round_: NodeRound) -> list[Command]:
+        """The round is over here: stop who works for it, give back what it held."""
+        del self.rounds[round_.number]
+        del self._params[round_.number]
+        if self._check is not None and self._check[1] == round_.number:
+            self._check = None
+        commands: list[Command] = [Interrupt(worker) for worker in round_.works]
+        for ref in round_.pinned:
+            self.shelf.unpin(ref)
+        self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
+        for held in round_.held:
+            held.release()
+        return [*commands, Ended(round_.number)]
+
+
+def never(results: list[Held]) -> bool:
+    """What a reduce function of the user's wants is known to nobody else."""
+    return False
+
+
+def is_slice(ref: str) -> bool:
+    """Whether the ref is a slice: its content hash alone."""
+    return ":" not in ref
+
+
+def refusal(number: int, text: str) -> Tell:
+    """There is no room for a round that has not begun here."""
+    return _report(number, "room", text, None, None, text, None)
+
+
+def _report(
+    number: int,
+    what: str,
+    text: str,
+    worker: Optional[int],
+    slice_: Optional[int],
+    summary: str,
+    pickled: Optional[bytes],
+) -> Tell:
+    header = {"round": number, "what": what, "text": text, "worker": worker, "slice": slice_, "summary": summary}
+    return Tell(Kind.ERROR, header, [] if pickled is None else [pickled])

@@ -1,0 +1,159 @@
+"""Mapped files that a node and its workers share, and the slices kept in them by content hash, bounded in bytes."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from typing import Optional
+
+from qjam_worker.ipc import huge_pages
+from qjam_worker.ipc.files import Files, remove
+
+
+class Entry:
+    """One ref's content: the first `have` of `size` bytes are in the file. It is open only while it is being filled:
+    descriptors are few, in a process that is the user's own, and slices may be many. Large pages are filled through
+    maps, which takes a third of the time of pwrite.
+    """
+
+    __slots__ = ("fd", "have", "large", "path", "size")
+
+    def __init__(self, path: str, size: int, fd: int, large: bool = False) -> None:
+        self.path = path
+        self.size = size
+        self.have = 0
+        self.fd: Optional[int] = fd
+        self.large = large
+
+    def write(self, data: memoryview) -> None:
+        assert self.fd is not None
+        while data:
+            write = huge_pages.write if self.large else os.pwrite
+            written = write(self.fd, data, self.have)
+            self.have += written
+            data = data[written:]
+        if self.have == self.size:
+            self.close()
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
+class OnDisk(Entry):
+    """All of a ref in a file that was there before: the system can take its memory back, so that it does not count."""
+
+    __slots__ = ()
+
+    def __init__(self, path: str, size: int) -> None:
+        self.path = path
+        self.size = self.have = size
+        self.fd = None
+
+
+class Store:
+    """Refs by name in files that workers map. Beyond `limit` bytes the least recently used unpinned ones go."""
+
+    def __init__(self, files: Files, limit: int) -> None:
+        self.files = files
+        self.limit = limit
+        self.bytes = 0
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._pins: dict[str, int] = {}
+        self._made = 0
+
+    def __contains__(self, ref: str) -> bool:
+        entry = self._entries.get(ref)
+        return entry is not None and entry.have == entry.size
+
+    def have(self, ref: str) -> int:
+        """How many leading bytes of the ref are here: where a broken transfer resumes."""
+        entry = self._entries.get(ref)
+        return 0 if entry is None else entry.have
+
+    def refs(self) -> list[str]:
+        """The refs that are here whole, the least recently used first."""
+        return [ref for ref in self._entries if ref in self]
+
+    def path(self, ref: str) -> str:
+        """The file of a ref, which counts as used now."""
+        self._entries.move_to_end(ref)
+        return self._entries[ref].path
+
+    def size(self, ref: str) -> int:
+        """The bytes of a ref."""
+        return self._entries[ref].size
+
+    def read(self, ref: str) -> bytes:
+        """A copy of what is here of a ref."""
+        entry = self._entries[ref]
+        with open(entry.path, "rb") as file:
+            return file.read(entry.have)
+
+    def pin(self, ref: str) -> None:
+        """Keep the ref while a round needs it."""
+        self._pins[ref] = self._pins.get(ref, 0) + 1
+
+    def is_pinned(self, ref: str) -> bool:
+        """Whether a round needs the ref."""
+        return ref in self._pins
+
+    def unpin(self, ref: str) -> None:
+        """A round needs it no longer."""
+        left = self._pins.pop(ref, 0) - 1
+        if left > 0:
+            self._pins[ref] = left
+
+    def write(self, ref: str, offset: int, total: int, data: memoryview) -> list[str]:
+        """Put one chunk in its place; what is here already is dropped (it came twice), and so is what leaves a gap.
+
+        Gives the paths of files that had to go to make room. Raises NoRoom, ValueError for impossible offsets.
+        """
+        dropped: list[str] = []
+        entry = self._entries.get(ref)
+        size = total if entry is None else entry.size
+        if total != size or offset < 0 or offset + len(data) > total:
+            raise ValueError(f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {size}, not {total}")
+        if entry is None:
+            dropped = self._make_room(total)
+            self._made += 1
+            path, fd, large = self.files.open(f"ref{self._made}", total)
+            entry = self._entries[ref] = Entry(path, total, fd, large)
+            self.bytes += total
+            if total == 0:
+                entry.close()
+        if offset <= entry.have < offset + len(data):  # it may begin with what is here: two answers to two questions
+            entry.write(data[entry.have - offset :])
+        return dropped
+
+    def adopt(self, ref: str, path: str, size: int) -> None:
+        """Take in a file on disk that holds all of a ref. It goes with the ref."""
+        self.drop(ref)
+        self._entries[ref] = OnDisk(path, size)
+
+    def drop(self, ref: str) -> None:
+        """Remove a ref; workers that have mapped it keep their map."""
+        entry = self._entries.pop(ref, None)
+        if entry is not None:
+            entry.close()
+            self.bytes -= 0 if isinstance(entry, OnDisk) else entry.size
+            remove(entry.path)
+
+    def clear(self) -> None:
+        """Drop everything."""
+        for ref in list(self._entries):
+            self.drop(ref)
+
+    def _make_room(self, size: int) -> list[str]:
+        dropped: list[str] = []
+        while self.bytes + size > self.limit:
+            ref = next((ref for ref in self._entries if self._can_go(ref)), None)
+            if ref is None:
+                break
+            dropped.append(self._entries[ref].path)
+            self.drop(ref)
+        return dropped
+
+    def _can_go(self, ref: str) -> bool:
+        return ref not in self._pins and not isinstance(self._entries[ref], OnDisk)

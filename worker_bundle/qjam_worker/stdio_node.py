@@ -1,0 +1,98 @@
+"""The way to the master where no connection can be made: the uplink's bytes ride the stdin and stdout that ssh gave.
+
+Two streams share them, in frames of a byte (which stream), a length of four bytes, and that many bytes. A child process
+relays them between the master and the node, which is connected to a socket and does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from io import BufferedReader
+from typing import Any, Optional
+
+from .node.fork_server_client import Warm
+from .wire.stdio_frames import LEASE, UPLINK, Frames, frame
+
+PIECE = 128 * 1024  # bytes that are read at once
+CONNECT_TIMEOUT = 60.0  # seconds for the node to connect to its relay
+ALIVE = 1.0  # seconds; whatever comes from the master is a beat to the node, not more often than this
+
+
+def become_node(
+    answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str], warm: Optional[Warm] = None
+) -> None:
+    """Be the node; where the master has said so, one that a relay stands before. `read` and `write` lead there."""
+    from .__main__ import serve
+
+    welcome = answer["welcome"]
+    if not answer["stdio"]:
+        serve(welcome, read.fileno(), write, paths, warm)
+        return
+    folder = tempfile.mkdtemp(prefix="qjam-relay-")
+    try:
+        place = os.path.join(folder, "up")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(place)
+        listener.listen(1)
+        (beats, beat), (echoes, echo) = os.pipe(), os.pipe()
+        if os.fork() == 0:
+            try:
+                os.close(beats)
+                os.close(echo)
+                if warm is not None:
+                    warm.forget()
+                # Or the node has ended.
+                came, _, _ = select.select([listener.fileno(), echoes], [], [], CONNECT_TIMEOUT)
+                if listener.fileno() in came:
+                    uplink, _ = listener.accept()
+                    shutil.rmtree(folder, ignore_errors=True)  # the node may not live to do so
+                    _relay(read, write, uplink, beat, echoes)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+                os._exit(0)
+        for fd in (beat, echoes, write, listener.detach()):
+            os.close(fd)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), read.fileno())
+        serve({**welcome, "endpoint": f"ipc://{place}"}, beats, echo, paths, warm)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, echoes: int) -> None:
+    """Until the node has ended. The end of the master ends the node, by the end of its beats."""
+    writing = threading.Lock()
+
+    def up(stream: int, fd: int) -> None:
+        try:
+            while data := os.read(fd, PIECE):
+                rest = memoryview(frame(stream, data))
+                with writing:
+                    while rest:
+                        rest = rest[os.write(write, rest) :]
+        except OSError:
+            pass  # the end of one side is seen by the other's
+
+    def down() -> None:
+        frames, beaten = Frames(), 0.0
+        try:
+            while data := read.read1(PIECE):
+                if time.monotonic() - beaten > ALIVE:  # on a slow link the master's own beats stand behind megabytes
+                    beaten = time.monotonic()
+                    os.write(beat, b"\n")
+                for stream, piece in frames.feed(data):
+                    if stream == UPLINK:
+                        uplink.sendall(piece)
+        except OSError:
+            pass
+        os.close(beat)
+
+    threading.Thread(target=down, daemon=True).start()
+    threading.Thread(target=up, args=(UPLINK, uplink.fileno()), daemon=True).start()
+    up(LEASE, echoes)

@@ -1,0 +1,1 @@
+"""Messages to frames and back, and the sockets that carry them."""

@@ -1,0 +1,1 @@
+"""One process that runs user code, and the server that forks it."""

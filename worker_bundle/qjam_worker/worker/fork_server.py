@@ -1,0 +1,173 @@
+"""The warm parent: forks the workers of a node, tells how they ended, and cleans up when the node is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import selectors
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Container
+from typing import NoReturn, Optional
+
+from qjam_worker.ipc import huge_pages
+from qjam_worker.ipc.files import Files
+
+# The node asks for a worker by its index, with file descriptors beside; it is told of forks and ends.
+REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
+NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
+FORKED, EXITED = 1, 2
+# Of the worker to be: its bell, the gong, its answers, what calls to those in its page, answers to its imports, stdout,
+# stderr.
+FDS = 7
+
+
+def main(control_fd: int, directories: list[str]) -> NoReturn:
+    """Serve fork requests on a socket until its other end closes; then kill the workers and remove their files."""
+    control = socket.socket(fileno=control_fd)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of the workers become children of ours
+    files = Files(directories)
+    locks = files.lock()
+    workers: dict[int, int] = {}  # pid -> worker
+    huge_pages.keep_freed()  # in the workers
+    try:
+        _preload()
+        _serve(control, files, workers, locks)
+    except BaseException:  # noqa: BLE001  the node shows what is written here
+        sys.excepthook(*sys.exc_info())
+    finally:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            pass  # nobody reads it any more
+        for pid in workers:
+            _kill_group(pid)
+        while _kill_children():
+            os.waitpid(-1, 0)
+        files.remove()
+        os._exit(0)
+
+
+def _preload() -> None:
+    for name in (
+        "numpy",
+        "numpy.random",
+        "pickle",
+        "traceback",
+        "linecache",
+        "inspect",
+        "qjam_worker.worker.worker",
+    ):
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # keeps the collector from touching, and so copying, the pages that the workers share
+
+
+def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks: list[int]) -> None:
+    wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda signum, frame: None)
+    selector = selectors.DefaultSelector()
+    selector.register(control, selectors.EVENT_READ)
+    selector.register(wake_read, selectors.EVENT_READ)
+    while True:
+        for key, _ in selector.select():
+            if key.fd == wake_read:
+                os.read(wake_read, 4096)
+                _reap(control, workers)
+                continue
+            try:
+                request, fds, _, _ = socket.recv_fds(control, REQUEST.size, FDS)
+            except ConnectionResetError:  # the node died with news of ours unread
+                return
+            if not request:
+                return
+            worker, memory_limit = REQUEST.unpack(request)
+            pid = os.fork()
+            if pid == 0:
+                selector.close()
+                for fd in (wake_read, wake_write, control.fileno(), *locks):
+                    os.close(fd)
+                _become_worker(worker, fds, files, memory_limit or None)
+            for fd in fds:
+                os.close(fd)
+            workers[pid] = worker
+            _tell(control, FORKED, worker, pid, 0)
+
+
+def _tell(control: socket.socket, what: int, worker: int, pid: int, status: int) -> None:
+    try:
+        control.sendall(NEWS.pack(what, worker, pid, status))
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the node is gone, as the next read will show
+
+
+def _reap(control: socket.socket, workers: dict[int, int]) -> None:
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            return
+        worker = workers.pop(pid, None)
+        if worker is None:
+            continue  # an orphan that was killed below
+        _kill_group(pid)  # what the worker's code has started goes with it,
+        _kill_children(workers)  # also what has left the group: it has become a child of ours
+        _tell(control, EXITED, worker, pid, status)
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _kill_children(spared: Container[int] = ()) -> bool:
+    """Kill the children of this process, which adopts the orphans of its workers; False when none will end of it."""
+    me = os.getpid()
+    try:
+        with open(f"/proc/{me}/task/{me}/children") as file:
+            children = [int(pid) for pid in file.read().split()]
+    except OSError:  # not Linux
+        return False
+    killed = False
+    for pid in children:
+        if pid not in spared:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed = True
+            except (ProcessLookupError, PermissionError):
+                pass  # a program of another user's, as sudo starts them: not ours to end
+    return killed
+
+
+def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Optional[int]) -> NoReturn:
+    from .streams import flush_streams
+    from .worker import main as work
+
+    status = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        status = work(worker, fds, files, memory_limit)
+    except SystemExit as leaving:
+        status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+        if isinstance(leaving.code, str):  # sys.exit("why")
+            os.write(2, f"{leaving.code}\n".encode(errors="replace"))
+    except BaseException:  # noqa: BLE001  the last chance to tell
+        sys.excepthook(*sys.exc_info())
+    finally:
+        try:
+            flush_streams()
+        finally:
+            os._exit(status & 0xFF)
