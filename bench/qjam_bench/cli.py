@@ -1,13 +1,13 @@
-"""The command line of qjam-bench: a table of subcommands, each a module here with add_arguments and main."""
+"""The command line of qjam-bench: a table of subcommands, each a module of experiments/ with add_arguments and main."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from qjam import QjamError
 
@@ -39,15 +39,17 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="qjam-bench", description="Measure qjam beside its rivals here.")
     choices = parser.add_subparsers(dest="subcommand", required=True, metavar="SUBCOMMAND")
     for name, text in SUBCOMMANDS.items():
-        if importlib.util.find_spec(f"{__package__}.{name}") is None:
-            continue
         options = choices.add_parser(name, help=text, description=text)
         if name in words[:1]:  # only what is asked for is imported
-            importlib.import_module(f"{__package__}.{name}").add_arguments(options)
+            _experiment(name).add_arguments(options)
     arguments = parser.parse_args(words)
     try:
-        status: int = importlib.import_module(f"{__package__}.{arguments.subcommand}").main(arguments)
+        status: int = _experiment(arguments.subcommand).main(arguments)
     except (BenchError, QjamError, RuntimeError) as error:  # also a host that does not start, or a private sshd
         sys.stderr.write(f"qjam-bench: {error}\n")
         return 1
     return status
+
+
+def _experiment(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.experiments.{name}")

@@ -223,7 +223,7 @@ def test_a_ref_that_comes_in_chunks_is_read_as_it_was(
 
 FAULTS = """
 import ctypes, resource
-from qjam_worker import pages
+from qjam_worker.ipc import huge_pages
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -239,7 +239,7 @@ def faults(times):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults(5))
-pages.keep_freed()
+huge_pages.keep_freed()
 faults(1)
 print(faults(5))
 """

@@ -36,7 +36,8 @@ class NoQjam(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, NoQjam())
 sys.path.insert(0, {str(archive)!r})
 import selectors, zmq
-from qjam_worker import node, wire
+from qjam_worker.node import node
+from qjam_worker.wire import frames
 assert node.__file__.startswith({str(archive)!r})
 with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
     router.bind("inproc://here")
@@ -48,7 +49,7 @@ with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
             made.receive()
             made.poll(0.1)
             while router.poll(0):
-                message = wire.unpack(router.recv_multipart()[1:])
+                message = frames.unpack(router.recv_multipart()[1:])
                 seen.append(message.header.get("state", message.kind.name))
         print(*seen)
     finally:

@@ -405,7 +405,7 @@ def test_a_damaged_description_is_written_again(cache, text):
 
 def start(count: int, code: str, *arguments: object) -> list[subprocess.Popen[str]]:
     """Processes that run `code` with these arguments; each has printed its first line, which must be `ready`."""
-    program = f"import sys; from pathlib import Path; from qjam.launch import parts\n{code}"
+    program = f"import sys; from pathlib import Path; from qjam.launch import wheels\n{code}"
     command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
     pipe = subprocess.PIPE
     started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) for _ in range(count)]
@@ -422,11 +422,11 @@ def end(processes: list[subprocess.Popen[str]]) -> list[str]:
 
 def test_several_processes_at_once_make_a_part_once(cache):
     code = """
-make = parts._make
-parts._make = lambda *arguments: (print("made"), make(*arguments))[1]
+make = wheels._make
+wheels._make = lambda *arguments: (print("made"), make(*arguments))[1]
 print("ready", flush=True)
 sys.stdin.readline()
-assert parts.provide(["pyzmq"], parts.own_facts(), Path(sys.argv[1]))[0].path.exists()
+assert wheels.provide(["pyzmq"], wheels.own_facts(), Path(sys.argv[1]))[0].path.exists()
 """
     processes = start(8, code, cache)
     for process in processes:
@@ -440,10 +440,10 @@ def test_nothing_that_was_half_made_is_used(cache):
     program = """
 import os, signal, sys
 from pathlib import Path
-from qjam.launch import parts
+from qjam.launch import wheels
 
-parts._pack = lambda info, target: (target.write_bytes(b"PK"), os.kill(os.getpid(), signal.SIGKILL))
-parts.provide(["cloudpickle"], parts.own_facts(), Path(sys.argv[1]))
+wheels._pack = lambda info, target: (target.write_bytes(b"PK"), os.kill(os.getpid(), signal.SIGKILL))
+wheels.provide(["cloudpickle"], wheels.own_facts(), Path(sys.argv[1]))
 """
     killed = subprocess.run([sys.executable, "-c", program, str(cache)], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -585,11 +585,11 @@ def test_those_who_wait_for_a_download_that_fails_do_not_try_it_again(cache, tmp
     pip.chmod(0o700)
     code = """
 sys.executable = sys.argv[2]
-locked = parts._locked
-parts._locked = lambda path: (print("ready", flush=True), locked(path))[1]
-vax = parts.HostFacts((3, 11), "cpython", "cpython-311-vax-linux-gnu", "vax", "glibc 2.36")
+locked = wheels._locked
+wheels._locked = lambda path: (print("ready", flush=True), locked(path))[1]
+vax = wheels.HostFacts((3, 11), "cpython", "cpython-311-vax-linux-gnu", "vax", "glibc 2.36")
 try:
-    parts.provide(["numpy"], vax, Path(sys.argv[1]))
+    wheels.provide(["numpy"], vax, Path(sys.argv[1]))
 except parts.PartsError as error:
     print(error)
 """

@@ -49,16 +49,17 @@ def test_a_sweep_in_the_middle_of_locking_leaves_a_new_directory_alone(tmp_path,
 
 NODE = """
 import os, sys
-from qjam_worker import __main__, stdio, warm
-warm.prepare(1)
+from qjam_worker import __main__, stdio_node
+from qjam_worker.node import fork_server_client
+fork_server_client.prepare(1)
 import numpy
-made = warm.fork()
+made = fork_server_client.fork()
 from qjam_worker.node.node import Node
 def connect(*arguments, **options):
     {end}
 Node.connect = connect
 welcome = dict(node="n", workers=1, keys=None, lease=15.0)
-stdio.become_node(dict(welcome=welcome, stdio=True), sys.stdin.buffer, os.dup(1), [], made)
+stdio_node.become_node(dict(welcome=welcome, stdio=True), sys.stdin.buffer, os.dup(1), [], made)
 """
 
 

@@ -322,8 +322,8 @@ def test_where_there_is_no_ssh_the_files_are_read(home: Path, monkeypatch: pytes
 
 def test_reading_the_files_needs_no_paramiko(config: Path) -> None:
     config.write_text("Port 1\n")
-    program = "import sys; from pathlib import Path; from qjam.launch import sshconfig\n"
-    program += f"sshconfig.resolve('node1', config=Path({str(config)!r}), ssh=None)\n"
+    program = "import sys; from pathlib import Path; from qjam.ssh import config\n"
+    program += f"config.resolve('node1', config=Path({str(config)!r}), ssh=None)\n"
     program += "sys.exit('paramiko' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -29,6 +29,13 @@ from qjam_bench.rivals.seat import seated
 from sshd import sshd_works
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _programs_find_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "bench"))
+
+
 HEADERS = 10_000  # bytes at most, of a few slices
 PROGRAM = ROOT / "bin" / "qjam-bench"
 SECONDS = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30)
@@ -364,7 +371,8 @@ def test_a_party_rests_in_all_its_processes_while_nobody_asks_it():
 
 KILLED = """
 import os, signal, sys
-from qjam_bench import ends, processes
+from qjam_bench import ends
+from qjam_bench.harness import processes
 from qjam_bench.rivals.seat import seated
 
 ends.prepare()

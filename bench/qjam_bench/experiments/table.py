@@ -41,7 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
     groups: list[tuple[str, list[fig.Figure]]] = []
     drawn: list[fig.Figure] = []
     for name, part in PARTS.items():
-        figures = importlib.import_module(f"qjam_bench.{name}").measure(_arguments(name, part, arguments))
+        figures = importlib.import_module(f"{__package__}.{name}").measure(_arguments(name, part, arguments))
         options.say(f"{name}\n{fig.table(figures)}\n")
         groups.append((part.title, figures))
         drawn += [one._replace(what=f"{name}\n{one.what}") for one in figures]
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _arguments(name: str, part: Part, ours: argparse.Namespace) -> Any:
     """Give the arguments of another subcommand, which measures against whom we do."""
     parser = argparse.ArgumentParser()
-    importlib.import_module(f"qjam_bench.{name}").add_arguments(parser)
+    importlib.import_module(f"{__package__}.{name}").add_arguments(parser)
     found = parser.parse_args([*part.options, *(part.short if ours.short else ())])
     found.against = ours.against
     return found
