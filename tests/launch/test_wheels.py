@@ -590,7 +590,7 @@ wheels._locked = lambda path: (print("ready", flush=True), locked(path))[1]
 vax = wheels.HostFacts((3, 11), "cpython", "cpython-311-vax-linux-gnu", "vax", "glibc 2.36")
 try:
     wheels.provide(["numpy"], vax, Path(sys.argv[1]))
-except parts.PartsError as error:
+except wheels.PartsError as error:
     print(error)
 """
     processes = start(8, code, cache, pip)

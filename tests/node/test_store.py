@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from qjam_worker.ipc import files as files_module
 from qjam_worker.ipc.files import MARGIN, Files, NoRoom, map_file, remove, sweep
-from qjam_worker.node import store as store_module
 from qjam_worker.node.store import Store
 
 MIB = 1024 * 1024
@@ -203,7 +203,7 @@ def test_a_full_file_system_takes_files_again_once_some_are_gone(tmpfs: Path) ->
 
 
 def test_some_shared_memory_is_left_to_others(tmpfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "SHARED_MEMORY", str(tmpfs))
+    monkeypatch.setattr(files_module, "SHARED_MEMORY", str(tmpfs))
     files = Files.make([str(tmpfs)])
     files.create("fits", 8 * MIB - MARGIN - MIB)
     with pytest.raises(NoRoom):
@@ -237,7 +237,7 @@ def test_a_full_disk_and_a_full_quota_are_no_room(files: Files, monkeypatch: pyt
     def full(fd: int, size: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_module, "_reserve", full)
+    monkeypatch.setattr(files_module, "_reserve", full)
     with pytest.raises(NoRoom):
         files.create("one", 10)
     assert names(files) == []
@@ -247,7 +247,7 @@ def test_another_error_is_told_as_it_is(files: Files, monkeypatch: pytest.Monkey
     def broken(fd: int, size: int) -> None:
         raise OSError(errno.EIO, "input/output error")
 
-    monkeypatch.setattr(store_module, "_reserve", broken)
+    monkeypatch.setattr(files_module, "_reserve", broken)
     with pytest.raises(OSError, match="input/output error") as raised:
         files.create("one", 10)
     assert not isinstance(raised.value, NoRoom)
