@@ -1,7 +1,7 @@
 """Map a function over data that stays cached on your machines, reduce the results, send only what changes."""
 
 from .data.datasets import BaseDataSet, DataSet, ListDataSet, NumpyMatrixDataSet, NumpyMatrixFileDataSet
-from .errors import BootstrapError, MasterClosed, ProtocolError, QjamError, RoundTimeout, TaskError, WorkerLost
+from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec
 from .master import Master
 from .remote_worker import RemoteWorker
@@ -19,7 +19,6 @@ __all__ = [
     "MasterClosed",
     "NumpyMatrixDataSet",
     "NumpyMatrixFileDataSet",
-    "ProtocolError",
     "QjamError",
     "RemoteWorker",
     "RoundTimeout",

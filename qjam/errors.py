@@ -29,10 +29,6 @@ class BootstrapError(QjamError):
         return self.text
 
 
-class ProtocolError(QjamError):
-    """The other end of a link said something that this version of qjam does not understand."""
-
-
 class MasterClosed(QjamError):
     """The master was closed, before the call or while its round was running."""
 

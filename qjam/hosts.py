@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -104,13 +103,6 @@ class HostSpec:
 
 
 Hosts = int | str | HostSpec | Iterable[str | HostSpec] | None
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse(text: str) -> HostSpec:

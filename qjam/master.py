@@ -15,6 +15,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.values import codec
 
 from . import arguments
@@ -26,7 +27,7 @@ from .engine.engine import Engine
 from .engine.pending import Pending
 from .engine.printer import Printer
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
-from .hosts import HostSpec, resolve, usable_cores
+from .hosts import HostSpec, resolve
 from .launch.fleet import Fleet
 from .launch.supervisor import STOP_TIMEOUT, Member, Members
 from .remote_worker import Look, RemoteWorker

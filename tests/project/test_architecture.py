@@ -23,7 +23,7 @@ FOLDERS = {
 LAYERS = {
     "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats",
     "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
-    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.values",
+    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.ipc qjam_worker.values",
     "qjam.arguments": "qjam.launch qjam.hosts",
     "qjam.remote_worker": "qjam.hosts",
     "qjam.launch": "qjam.engine qjam.dispatch qjam.ssh qjam.hosts qjam.errors qjam.report qjam.log "

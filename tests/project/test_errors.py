@@ -12,7 +12,6 @@ from qjam import errors
 EVERY = [
     errors.QjamError("a"),
     errors.BootstrapError("node1: no python3"),
-    errors.ProtocolError("version 2 of the wire"),
     errors.MasterClosed("closed"),
     errors.RoundTimeout("no result within 1.5 s"),
     errors.TaskError("node1", 3, 7, "Traceback ...\nZeroDivisionError: x", "ZeroDivisionError: x"),

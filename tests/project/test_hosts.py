@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qjam import hosts
 from qjam.hosts import HostSpec, parse, resolve
 
 AUTO = None
@@ -196,23 +194,3 @@ def test_no_worker_is_lost_or_added_when_hosts_are_merged(pairs: list[tuple[str,
     assert [spec.host for spec in merged] == list(dict.fromkeys(name for name, _ in pairs))
     for spec in merged:
         assert spec.workers == sum(workers for name, workers in pairs if name == spec.host)
-
-
-def test_usable_cores_are_those_that_this_process_may_use() -> None:
-    assert 1 <= hosts.usable_cores() <= (os.cpu_count() or 1)
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
-def test_usable_cores_follow_the_affinity_of_the_process() -> None:
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        assert hosts.usable_cores() == 1
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def test_usable_cores_are_all_cores_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 5)
-    assert hosts.usable_cores() == 5

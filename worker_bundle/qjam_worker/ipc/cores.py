@@ -19,6 +19,7 @@ OPENBLAS_SPIN = {"OPENBLAS_THREAD_TIMEOUT": "18"}
 
 
 def usable_cores() -> int:
+    """How many cores this process may run on, at least 1."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
