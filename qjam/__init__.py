@@ -8,6 +8,8 @@ from .remote_worker import RemoteWorker
 from .report import HostReport
 from .stats import Stats
 
+__version__ = "0.1.0"
+
 __all__ = [
     "BaseDataSet",
     "BootstrapError",

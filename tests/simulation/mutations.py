@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-DISPATCH, BOOKS, ROSTER = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
-GIVING, IDLE, SILENCE = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
-SCHEDULER, ROUNDS, REDUCING = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.values.reduction"
+DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
+ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
+SCHEDULER, ROUNDS, REDUCTION = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.values.reduction"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
 
@@ -51,7 +51,7 @@ MUTATIONS = [
              "        if round_.tree.covered < job.nslices - 1:\n"),
     Mutation("gives the roots in the order of arrival", DISPATCH,
              "for span in round_.tree.spans]", "for span in round_.tree.values]"),
-    Mutation("reduces in the order of arrival", REDUCING,
+    Mutation("reduces in the order of arrival", REDUCTION,
              "left, right = (span, other) if span < other else (other, span)", "left, right = span, other"),
     Mutation("forgets to take back what a lost node owed", DISPATCH,
              "                commands += self._take_back(round_, name, list(round_.debts[name]))\n", ""),
@@ -69,7 +69,7 @@ MUTATIONS = [
              "                pass\n"),
     Mutation("takes it that who sends the last root has ended the round", DISPATCH,
              "has_ended = name if len(held) == 1 else None", "has_ended = name"),
-    Mutation("does not tell of further slices of a known job", GIVING,
+    Mutation("does not tell of further slices of a known job", ASSIGNMENT,
              "    if told >= its.slices:\n", "    if told:\n"),
     Mutation("sends the params once a round and not once a node", DISPATCH,
              "known = name in round_.debts\n", "known = bool(round_.debts)\n"),
@@ -88,22 +88,22 @@ MUTATIONS = [
              "        if header['what'] == 'task':\n"
              "            return [*self._take_back(round_, name, [header['slice']]), *self._send_queued(round_)]\n"
              '        failure = Failure(\n            header["what"],'),
-    Mutation("suspects nobody", SILENCE, "if silence >= SUSPECT_AFTER and", "if silence >= 1e9 and"),
-    Mutation("suspects nodes while it was away itself", SILENCE, "away, self.at = now - self.at > AWAY,",
+    Mutation("suspects nobody", LIVENESS, "if silence >= SUSPECT_AFTER and", "if silence >= 1e9 and"),
+    Mutation("suspects nodes while it was away itself", LIVENESS, "away, self.at = now - self.at > AWAY,",
              "away, self.at = False,"),
-    Mutation("asks no silent node for a sign of life", SILENCE,
+    Mutation("asks no silent node for a sign of life", LIVENESS,
              'return [Send(node.name, Kind.PING, {"t": now})]', "return []"),
-    Mutation("gives no silent node up", SILENCE, "if silence >= LOST_AFTER:", "if silence >= 1e9:", "silence"),
+    Mutation("gives no silent node up", LIVENESS, "if silence >= LOST_AFTER:", "if silence >= 1e9:", "silence"),
     Mutation("does not believe in who is heard again", DISPATCH,
              '        self._roster.move(node, "heard")\n', ""),
-    Mutation("looks at silence once", SILENCE, "now + SWEEP if rounds else None", "None"),
+    Mutation("looks at silence once", LIVENESS, "now + SWEEP if rounds else None", "None"),
     Mutation("forgets the successor of a lost node", DISPATCH,
              "            self.add_node(successor, node.host, node.workers, node.asked)\n", ""),
     Mutation("keeps lost nodes beside their successors", DISPATCH,
              "        if successor is not None:\n            del self.nodes[name]\n",
              "        if successor is not None:\n"),
     Mutation("keeps every job", BOOKS, "while len(self._jobs) > kept and self._unused:", "while False:"),
-    Mutation("lets nodes keep every job", GIVING, "            roster.nodes[name].forget.append(job.number)\n", ""),
+    Mutation("lets nodes keep every job", ASSIGNMENT, "            roster.nodes[name].forget.append(job.number)\n", ""),
     Mutation("forgets jobs that are in use", BOOKS, "        job.rounds -= 1\n        if not job.rounds:\n",
              "        job.rounds = 0\n        if True:\n"),
     Mutation("goes on sending what only an ended round wanted", DISPATCH,
@@ -119,16 +119,16 @@ MUTATIONS = [
              "        if not self.speculation:\n"
              "            return self._send_task(idle, round_, share(single)) if idle else []\n"
              "        if False:\n"),
-    Mutation("tries the slices of silent nodes where nothing may be tried twice", IDLE,
+    Mutation("tries the slices of silent nodes where nothing may be tried twice", STEALING,
              "                return self._speculation\n", "                return True\n"),
-    Mutation("never looks for work for idle nodes", IDLE,
+    Mutation("never looks for work for idle nodes", STEALING,
              "            if other is None:\n", "            if other is not None or True:\n"),
     Mutation("believes in shares that are not the node's to give", DISPATCH,
              "single = sorted(set(round_.single(name)).intersection(indices))", "single = sorted(indices)"),
-    Mutation("leaves a slice out when it spreads them", GIVING,
+    Mutation("leaves a slice out when it spreads them", ASSIGNMENT,
              "    for position, index in enumerate(indices):\n",
              "    for position, index in enumerate(indices[:-1] or indices):\n"),
-    Mutation("runs what has no data on the first nodes alone", GIVING,
+    Mutation("runs what has no data on the first nodes alone", ASSIGNMENT,
              "seats[len(seats) * position // len(indices)]", "seats[len(seats) * position // len(indices) // 2]"),
     Mutation("queues nothing of what is taken back", BOOKS,
              '                self.move(index, "lost")\n', ""),
@@ -213,7 +213,7 @@ MUTATIONS = [
              "        self.asked.discard(ref)\n        return [round_.number", "        return [round_.number", "refs"),
     Mutation("found: nodes without a part in a round never look for slices of it", DISPATCH,
              "            self._idle.wake(self._roster.idle(job.nslices), now, job.usual / 2)\n", "            pass\n"),
-    Mutation("found: what waits behind another round is not shared", IDLE,
+    Mutation("found: what waits behind another round is not shared", STEALING,
              "late or name in self._roster.laden", "late or len(round_.debts[name]) > node.workers"),
     Mutation("found: a node that has asked in vain asks nobody else", DISPATCH,
              "                commands = self._find_work(idle.name, look.since)\n", "                pass\n"),
@@ -225,7 +225,7 @@ MUTATIONS = [
              "            self._shared.difference_update(indices)\n", "", "late"),
     Mutation("found: a slice that is held already is mapped again when it is given again", ROUNDS,
              "if index not in self.owed and index not in held]", "if index not in self.owed]"),
-    Mutation("found: a round that a node has ended begins there again, and nobody ends it", GIVING,
+    Mutation("found: a round that a node has ended begins there again, and nobody ends it", ASSIGNMENT,
              "ref, params = (None, ()) if known else", "ref, params = (round_.params_ref, ()) if known else"),
     Mutation("found: when the last slices are given away nobody folds the rest", SCHEDULER,
              "[*commands, *self._finish(round_), *self._assign(now)]\n\n    def on_arrived",
@@ -241,7 +241,7 @@ MUTATIONS = [
     Mutation("found: a removed node that was closed before goes on looking for work", DISPATCH,
              "        if node.state is NodeState.CLOSED:\n            return self._let_go(node)\n",
              "        if node.state is NodeState.CLOSED:\n            return []\n", "churn"),
-    Mutation("plans anew for nobody who goes silent", ROSTER, "        self.version += 1\n", ""),
+    Mutation("plans anew for nobody who goes silent", NODES, "        self.version += 1\n", ""),
     Mutation("found: nobody asks who is alone with what it had helped with", DISPATCH,
              "        for owner in others:\n            self._idle.touch(round_, owner)\n", ""),
 ]  # fmt: skip
