@@ -62,7 +62,7 @@ class Stage:
         patch.setattr(members_module, "time", clock)
         patch.setattr(engine_module, "time", clock)
         patch.setattr(calls_module, "time", clock)
-        patch.setattr(members_module.local, "launch", self.launch_local)
+        patch.setattr(self.engine, "host_node", lambda name, make: self.launch(name))
         patch.setattr(self.engine, "ask", lambda call: call())
         patch.setattr(self.engine, "wait_for_node", self.wait_for_node)
         patch.setattr(self.engine, "wait_for_bye", lambda name, timeout: True)
@@ -75,9 +75,6 @@ class Stage:
             if self.reached:
                 self.welcomes[name] = self.now
             self.launch(name)
-
-    def launch_local(self, host_node: Any, name: str, workers: int, *limits: Any) -> None:
-        self.launch(name)
 
     def launch(self, name: str) -> None:
         self.launched.append(name)
