@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from processes import all_end, descendants
-from qjam_worker.ipc.files import Files
+from qjam_worker.ipc.files import Files, sweep
 from qjam_worker.node.fork_server_client import Forked
 
 
@@ -31,14 +31,14 @@ def test_a_sweep_in_the_middle_of_locking_leaves_a_new_directory_alone(tmp_path,
     rename = os.rename
 
     def sweep_first(source, target):
-        files_module.sweep(str(tmp_path))
+        sweep(str(tmp_path))
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", sweep_first)
     files = Files.make([str(tmp_path)])
     locks = files.lock()
     assert len(locks) == 1
-    files_module.sweep(str(tmp_path))
+    sweep(str(tmp_path))
     assert [Path(directory).exists() for directory in files.directories] == [True]
     with open(Path(files.directories[0], "lock")) as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
