@@ -17,7 +17,7 @@ import pytest
 import gates
 import gather
 import pyzmq_garbage  # noqa: F401
-import qjam_worker.node.store
+import qjam_worker.ipc.files
 from gates import Gate
 from processes import descendants, output, parent, traces
 from qjam import DataSet, Master, TaskError
@@ -199,7 +199,7 @@ def test_slices_that_user_code_keeps_do_not_change(master):
 
 
 def test_without_room_in_shared_memory_files_lie_on_disk(monkeypatch):
-    monkeypatch.setattr(qjam_worker.node.store, "_free", lambda directory: 0)
+    monkeypatch.setattr(qjam_worker.ipc.files, "_free", lambda directory: 0)
 
     def paths(part):
         return {line.split()[-1] for line in open("/proc/self/maps") if "/qjam-" in line}
