@@ -54,13 +54,16 @@ def of(route: str, workers: int, megabytes: int) -> dict[str, Any]:
 
 
 def _everything() -> int:
-    """Bytes that this process and all below it use, each page counted once, with all that nodes have in files."""
+    """Bytes that this process and all below it use, each page counted once, with all that nodes have in files.
+
+    Pages of programs and libraries do not count: their share (Pss_File) falls whenever a stranger maps the same ones.
+    """
     pids = {os.getpid(), *below(os.getpid())}
     used = 0
     folders: set[Path] = set()
     for pid in pids:
         fields = dict(line.split(":", 1) for line in proc_text(pid, "smaps_rollup").splitlines()[1:])
-        used += sum(int(fields[name].split()[0]) * 1024 for name in ("Pss_Anon", "Pss_File") if name in fields)
+        used += int(fields["Pss_Anon"].split()[0]) * 1024 if "Pss_Anon" in fields else 0
         folders |= {Path(found) for found in OURS.findall(proc_text(pid, "maps"))}
     return used + sum(file.stat().st_blocks * 512 for folder in folders for file in folder.iterdir())
 
