@@ -17,6 +17,7 @@ import pytest
 import processes
 import pyzmq_garbage  # noqa: F401
 import usercode
+from faults import kill_sessions
 from gates import Gate
 from namespaces import Namespace, namespace, namespaces_work
 from needs import need
@@ -86,13 +87,6 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
-
-
-def kill_session(sshd: Sshd) -> None:
-    """As the administrator may: the login's own processes of sshd. The node and its workers are not touched."""
-    for pid in sshd.sessions():
-        if "sshd" in _read(f"/proc/{pid}/cmdline"):
-            os.kill(pid, signal.SIGKILL)
 
 
 def await_loss(caplog: pytest.LogCaptureFixture, why: str, seconds: float = GRACE_S) -> None:
@@ -178,7 +172,7 @@ def test_a_killed_session_there_loses_the_host_and_leaves_nothing_of_it(ssh_host
     with Master("testhost*2", ssh_config=sshd.config, route=route) as master:
         run_seven(master)
         remains = Remains(sshd)
-        kill_session(sshd)
+        kill_sessions(sshd)
         await_loss(caplog, "")
         assert remains.are_gone()
         run_seven(master)
@@ -204,7 +198,7 @@ def test_slices_of_a_host_that_is_gone_are_done_by_another_and_the_log_says_so(t
         future = master.submit(usercode.linger_once, (gate.path, str(tmp_path / "flag")), list(range(8)))
         lingers = int(gate.heard())
         (gone,) = [sshd for sshd in hosts if lingers in sshd.sessions()]
-        kill_session(gone)
+        kill_sessions(gone)
         assert future.result() == sum(range(8))
         assert master.run(usercode.add_up, 2, list(range(8))) == 56
         assert re.search(rf"{gone.name} is lost: .*; its work goes to the others", caplog.text)
@@ -299,7 +293,7 @@ def test_a_warm_parent_that_is_stopped_ends_with_its_node(ssh_host, caplog):
         run_seven(master)
         remains = Remains(sshd)
         stop(family(master.workers[0].pid)[1:])
-        kill_session(sshd)
+        kill_sessions(sshd)
         await_loss(caplog, "")
         assert remains.are_gone()
 

@@ -17,6 +17,7 @@ import pytest
 
 import processes
 import pyzmq_garbage  # noqa: F401
+from faults import kill_sessions
 from gates import Gate
 from namespaces import namespace, namespaces_work
 from needs import need, program
@@ -386,8 +387,6 @@ def test_a_host_that_is_not_waited_for_any_longer_is_let_go_and_no_round_waits_f
         assert [worker.host for worker in master.workers] == ["good"]
         assert all_end(slow.sessions())  # what would have come late has been told to go
         run_seven(master)
-        for pid in good.sessions():
-            if "sshd" in Path(f"/proc/{pid}/cmdline").read_text():
-                os.kill(pid, signal.SIGKILL)
+        kill_sessions(good)
         run_seven(master)  # when it has been started again
         assert [worker.host for worker in master.workers] == ["good"]

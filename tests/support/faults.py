@@ -37,6 +37,12 @@ def sessions_of(sshd: Sshd) -> list[int]:
     return [pid for pid in sshd.sessions() if "sshd" in command(pid)]
 
 
+def kill_sessions(sshd: Sshd) -> None:
+    """As the administrator may: the logins' own processes of sshd. The node and its workers are not touched."""
+    for pid in sessions_of(sshd):
+        send(pid, signal.SIGKILL)  # one may have gone with another
+
+
 def leases() -> list[int]:
     """The processes of this program that hold ssh connections."""
     return [

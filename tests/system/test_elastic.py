@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -19,6 +17,7 @@ import pytest
 import elasticcode
 import pyzmq_garbage  # noqa: F401
 import usercode
+from faults import kill_sessions
 from gates import Gate
 from processes import all_end
 from qjam import BootstrapError, DataSet, Master, MasterClosed, RemoteWorker
@@ -349,10 +348,7 @@ def test_a_host_whose_session_is_killed_comes_back_in_a_running_loop(ssh_host: A
         rounds = Rounds(master, DataSet(DATA, slice_size=7))
         rounds.some()
         there = sessions(sshd)
-        for pid in there:
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it goes with another one
-                if b"sshd" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
+        kill_sessions(sshd)
         deadline = time.monotonic() + ROUNDS_S
         while "testhost is back" not in caplog.text and time.monotonic() < deadline:
             rounds.some(1)
