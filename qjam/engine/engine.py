@@ -241,8 +241,9 @@ class Engine:
             node.gone.set()
 
     def ready_at(self, name: str) -> float:
-        """When (time.monotonic()) the node was ready."""
-        return self._nodes[name].ready_at
+        """When (time.monotonic()) the node was ready; 0 where it has been removed meanwhile."""
+        node = self._nodes.get(name)
+        return 0.0 if node is None else node.ready_at
 
     def wait_for_bye(self, name: str, timeout: float) -> bool:
         """Block until the node has left, `timeout` seconds at most."""

@@ -120,7 +120,7 @@ class Members:
             state, why = self._engine.wait_for_node(name, max(0.0, began + START_TIMEOUT - time.monotonic()))
             report, began_to_wait = HostReport(member.host, route="local"), began
         else:
-            report = self._fleet.report(name)
+            report = self._report(member)
             while True:
                 state, why = self._engine.wait_for_node(name, 1.0)
                 began_to_wait = self._fleet.welcomed(name) or time.monotonic()
@@ -181,10 +181,14 @@ class Members:
         """How the host reaches this machine; empty where it is not known yet."""
         if member.spec.local:
             return "local"
+        return self._report(member).route
+
+    def _report(self, member: Member) -> HostReport:
+        """How the start of an ssh host goes; an empty report where it has been removed meanwhile."""
         try:
-            return self._fleet.report(member.name).route
+            return self._fleet.report(member.name)
         except KeyError:
-            return ""
+            return HostReport(member.host)
 
     # What the engine tells
 

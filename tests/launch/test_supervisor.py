@@ -97,10 +97,9 @@ class Stage:
             self.engine._calls.posted.popleft()()
 
     def wait_for_node(self, name: str, timeout: float) -> tuple[NodeState, str]:
-        if not self.engine._nodes[name].changed.is_set():
+        if name in self.engine._nodes and not self.engine._nodes[name].changed.is_set():
             self.pass_time(timeout)
-        record = self.engine.dispatch.nodes[name]
-        return record.state, record.why
+        return Engine.wait_for_node(self.engine, name, 0.0)
 
     def pass_time(self, seconds: float) -> None:
         """Let time pass, and have done what is due meanwhile."""
@@ -400,6 +399,22 @@ def test_a_removed_host_leaves_nothing(stage: Stage) -> None:
     stage.pass_time(EVER)
     assert len(stage.launched) == 2
     assert stage.members.route(local) == "local"
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_host_that_is_removed_while_it_starts_has_not_come(stage: Stage, comes: bool) -> None:
+    """However early: when nobody has asked yet how its start goes."""
+    stage.comes = comes
+    start_remote, fleet = stage.members._fleet.start, stage.members._fleet
+
+    def start(hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
+        start_remote(hosts)
+        stage.members.remove(list(stage.members))
+
+    fleet.start, fleet.forget = start, lambda name: stage.reports.pop(name, None)
+    with pytest.raises(BootstrapError, match="it was removed"):
+        stage.start("there")
+    assert stage.members.names == []
 
 
 def test_a_host_that_is_removed_before_it_is_started_again_is_not(stage: Stage) -> None:
