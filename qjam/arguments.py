@@ -14,7 +14,7 @@ from .hosts import HostSpec, parse
 from .launch.fleet import ROUTES, Options
 
 HOST_KEYS = ("known", "accept-new")
-LEAST_BYTES = 1_000_000  # a smaller limit was meant in another unit, and nothing could be done with it
+MIN_BYTES = 1_000_000  # a smaller limit was meant in another unit, and nothing could be done with it
 KEEP_DATA = 20_000_000_000  # bytes that keep_data=True keeps: data sets of a few programs, on disks of today
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
@@ -73,8 +73,8 @@ def _bytes(name: str, value: Any, others: str, instead: str) -> int:
         )
     else:
         size = int(value)
-    if size < LEAST_BYTES:
-        raise ValueError(f'{name} must be at least {LEAST_BYTES:,} bytes ("1MB"), or {instead}, not {value!r}')
+    if size < MIN_BYTES:
+        raise ValueError(f'{name} must be at least {MIN_BYTES:,} bytes ("1MB"), or {instead}, not {value!r}')
     return size
 
 

@@ -19,7 +19,7 @@ from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.values import codec
 
 from . import arguments
-from .code.user_code import Entry, Sources
+from .code.user_code import Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
 from .dispatch.commands import Failure
 from .dispatch.rounds import JobSpec
@@ -29,8 +29,8 @@ from .engine.printer import Printer
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec, resolve
 from .launch.fleet import Fleet
-from .launch.supervisor import STOP_TIMEOUT, Member, Members
-from .remote_worker import Look, RemoteWorker
+from .launch.supervisor import STOP_TIMEOUT, SupervisedHost, Supervisor
+from .remote_worker import RemoteWorker, WorkerStatus
 from .report import HostReport
 from .stats import Stats
 
@@ -97,7 +97,7 @@ class Master:
         self._engine = Engine(endpoint, self._sources.lookup, speculation=speculation)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
-        self._members = Members(self._engine, self._fleet, limit, keep)
+        self._members = Supervisor(self._engine, self._fleet, limit, keep)
         self._finisher = _Finisher()
         self._close = weakref.finalize(
             self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._members
@@ -132,14 +132,14 @@ class Master:
         """All workers, host by host."""
         return [worker for member in self._members for worker in self._workers(member)]
 
-    def _workers(self, member: Member) -> list[RemoteWorker]:
+    def _workers(self, member: SupervisedHost) -> list[RemoteWorker]:
         engine, members = self._engine, self._members
         record = engine.dispatch.nodes.get(member.name)
         return [
             RemoteWorker(
                 member.host,
                 index,
-                partial(_look, engine, members, member, index),
+                partial(_status_of, engine, members, member, index),
                 lambda: engine.ping(member.name, PING_TIMEOUT),
             )
             for index in range(0 if record is None else record.workers)
@@ -250,7 +250,7 @@ class Master:
         dataset: Any,
         timeout: float | None,
         on_end: Callable[[Pending], None] | None,
-    ) -> tuple[Entry, Pending]:
+    ) -> tuple[UserCode, Pending]:
         self._check_open()
         arguments.check_timeout(timeout)
         entry = self._sources.entry(module)
@@ -296,15 +296,17 @@ def _counted(spec: HostSpec) -> HostSpec:
     return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
 
 
-def _look(engine: Engine, members: Members, member: Member, index: int) -> Look:
+def _status_of(engine: Engine, members: Supervisor, member: SupervisedHost, index: int) -> WorkerStatus:
     node = engine.dispatch.nodes.get(member.name)
     if node is None:  # it was removed
-        return Look("closed")
+        return WorkerStatus("closed")
     pid = node.pids[index] if index < len(node.pids) else None
-    return Look(node.state.value, pid, members.route(member))
+    return WorkerStatus(node.state.value, pid, members.route(member))
 
 
-def _close(owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, members: Members) -> None:
+def _close(
+    owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, members: Supervisor
+) -> None:
     """In a thread of its own: Ctrl-C meanwhile must not leave half of it undone, and the garbage collector may call
     this in one of the threads that it ends.
     """
@@ -358,7 +360,7 @@ class _Finisher:
             thread.join(STOP_TIMEOUT)
 
 
-def _settle(future: Future[Any], pending: Pending, entry: Entry, sources: Sources, timeout: float | None) -> None:
+def _settle(future: Future[Any], pending: Pending, entry: UserCode, sources: Sources, timeout: float | None) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
@@ -367,7 +369,7 @@ def _settle(future: Future[Any], pending: Pending, entry: Entry, sources: Source
         future.set_exception(error)
 
 
-def _outcome(pending: Pending, entry: Entry, sources: Sources, timeout: float | None) -> Any:
+def _outcome(pending: Pending, entry: UserCode, sources: Sources, timeout: float | None) -> Any:
     """The result of a round that is over, or its exception."""
     if pending.roots is not None:
         return pending.reduced(entry.reduce)

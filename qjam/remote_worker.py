@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .hosts import resolve
 
 
-class Look(NamedTuple):
+class WorkerStatus(NamedTuple):
     """What a RemoteWorker tells of itself."""
 
     state: str = "starting"
@@ -32,7 +32,7 @@ class RemoteWorker:
         self,
         host: str,
         index: int = 0,
-        look: Callable[[], Look] = Look,
+        status: Callable[[], WorkerStatus] = WorkerStatus,
         ping: Callable[[], float] | None = None,
     ) -> None:
         specs = resolve(host)
@@ -41,23 +41,23 @@ class RemoteWorker:
         self.spec = specs[0]
         self.host = self.spec.address
         self.index = index
-        self._look = look
+        self._status = status
         self._ping = ping
 
     @property
     def state(self) -> str:
         """The state of its host's node now."""
-        return self._look().state
+        return self._status().state
 
     @property
     def pid(self) -> int | None:
         """The process id on its host now."""
-        return self._look().pid
+        return self._status().pid
 
     @property
     def route(self) -> str:
         """How its host reaches the master."""
-        return self._look().route
+        return self._status().route
 
     def ping(self) -> float:
         """Seconds for a small message to its host's node and back. Raises TimeoutError after 5 s."""
@@ -66,6 +66,6 @@ class RemoteWorker:
         return self._ping()
 
     def __repr__(self) -> str:
-        look = self._look()
-        route = f", {look.route}" if look.route else ""
-        return f"<RemoteWorker {self.index} on {self.host}: {look.state}, pid {look.pid}{route}>"
+        status = self._status()
+        route = f", {status.route}" if status.route else ""
+        return f"<RemoteWorker {self.index} on {self.host}: {status.state}, pid {status.pid}{route}>"

@@ -34,7 +34,7 @@ _ENVIRONMENT = tuple(
 PYTHON = ".".join(map(str, sys.version_info[:2]))  # byte code is for this one alone
 
 
-class Entry(NamedTuple):
+class UserCode(NamedTuple):
     """Code to map with. Equal keys mean equal code; `code` is the pickled function where there is no source to ship."""
 
     key: Hashable
@@ -53,11 +53,11 @@ class Sources:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # pickling a function may run user code
         self._shipped: dict[str, tuple[int, int]] = {}
-        self._entries: dict[tuple[str, str | None, Reduce | None], Entry] = {}
+        self._entries: dict[tuple[str, str | None, Reduce | None], UserCode] = {}
         self._shadowing: list[str] | None = None
         self._epoch = 1
 
-    def entry(self, module: Any) -> Entry:
+    def entry(self, module: Any) -> UserCode:
         """The entry of a module that has mapfunc(params, dataset), or of a function f(params, slice).
 
         Raises TypeError naming `module` for anything else.
@@ -99,7 +99,7 @@ class Sources:
         self._shadowing = None
         self._epoch += 1
 
-    def _module_entry(self, module: ModuleType) -> Entry:
+    def _module_entry(self, module: ModuleType) -> UserCode:
         mapfunc = getattr(module, "mapfunc", None)
         if not callable(mapfunc):
             raise TypeError(f"module: {module.__name__} has no function mapfunc(params, slice)")
@@ -110,13 +110,13 @@ class Sources:
             return self._by_value(mapfunc, reduce)
         return self._by_name(module.__name__, None, reduce)
 
-    def _function_entry(self, function: Callable[..., Any]) -> Entry:
+    def _function_entry(self, function: Callable[..., Any]) -> UserCode:
         module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
         if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
             return self._by_name(module, name, None)
         return self._by_value(function, None)
 
-    def _by_value(self, mapfunc: Callable[..., Any], reduce: Reduce | None) -> Entry:
+    def _by_value(self, mapfunc: Callable[..., Any], reduce: Reduce | None) -> UserCode:
         if "__mp_main__" in sys.modules:
             cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
         try:
@@ -132,7 +132,7 @@ class Sources:
             "python": PYTHON if b"CodeType" in code else None,  # a builtin, say, is for any python
             "shadows": self._shadows(),
         }
-        return Entry((self._epoch, ref), header, code, reduce)
+        return UserCode((self._epoch, ref), header, code, reduce)
 
     def _shadows(self) -> list[str]:
         """Names of the standard library that stand for modules of the user's here."""
@@ -142,7 +142,7 @@ class Sources:
             ]
         return self._shadowing
 
-    def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> Entry:
+    def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> UserCode:
         known = self._entries.get((module, function, reduce))
         if known is None:
             header = {
@@ -154,7 +154,7 @@ class Sources:
                 "code": None,
                 "shadows": self._shadows(),
             }
-            known = Entry((self._epoch, module, function, reduce), header, None, reduce)
+            known = UserCode((self._epoch, module, function, reduce), header, None, reduce)
             self._entries[module, function, reduce] = known
         return known
 

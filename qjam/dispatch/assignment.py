@@ -44,15 +44,15 @@ def _places(job: Job, indices: Sequence[int], roster: Roster) -> dict[str, Share
     return {name: share(its) for name, its in found.items()}
 
 
-def tell(node: NodeRecord, job: Job, its: Share) -> list[Send]:
+def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
     """The JOB that tells a node of those of its slices that it does not know of."""
-    told = job.told.get(node.name, frozenset())
-    if told >= its.slices:
+    known = job.announced.get(node.name, frozenset())
+    if known >= its.slices:
         return []
-    job.told[node.name] = told | its.slices if told else its.slices
+    job.announced[node.name] = known | its.slices if known else its.slices
     node.jobs[job.number] = job
     forget, node.forget = node.forget, []
-    indices = [index for index in its.indices if index not in told]
+    indices = [index for index in its.indices if index not in known]
     header = {
         "job": job.number,
         "entry": job.entry,
@@ -75,7 +75,7 @@ def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
 def forget(jobs: Iterable[Job], roster: Roster) -> None:
     """Have the nodes forget these, with the next job that they are told of."""
     for job in jobs:
-        for name in job.told:
+        for name in job.announced:
             del roster.nodes[name].jobs[job.number]
             roster.nodes[name].forget.append(job.number)
 

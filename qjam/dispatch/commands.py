@@ -28,7 +28,7 @@ class Load(NamedTuple):
     ref: str
 
 
-class Chunk(NamedTuple):
+class Block(NamedTuple):
     """Send these bytes of a loaded ref."""
 
     node: str
@@ -84,4 +84,4 @@ class Note(NamedTuple):
     text: str
 
 
-Command = Send | Load | Chunk | Unload | Done | Fail | Lose | Note
+Command = Send | Load | Block | Unload | Done | Fail | Lose | Note

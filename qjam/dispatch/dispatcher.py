@@ -13,14 +13,14 @@ from typing import Any
 
 from qjam_worker.wire.frames import Kind
 
-from .assignment import forget, shares, task, tell
+from .assignment import announce, forget, shares, task
 from .commands import Command, Done, Fail, Failure, Note, Send
-from .liveness import Silence
+from .liveness import Liveness
 from .nodes import NodeRecord, Roster
 from .rounds import Jobs, JobSpec, Round, Share, share
 from .states import DONE, SENT, NodeState
-from .stealing import LOOK, Idle, Take
-from .timers import Alarms
+from .stealing import SEARCH_DELAY, Take, WorkStealer
+from .timers import Timers
 from .transfers import gone, is_module
 from .validation import check_given, check_named, check_roots, check_slices, check_worker
 
@@ -47,10 +47,10 @@ class Dispatch:
         self._now = 0.0
         self._roster = Roster()
         self._jobs = Jobs()
-        self._deadlines: Alarms[int] = Alarms()  # of rounds
-        self._silence = Silence(self._roster)
-        self._idle = Idle(self._roster, self.rounds, speculation)
-        self._alarms = (self._deadlines, self._idle.alarms)
+        self._deadlines: Timers[int] = Timers()  # of rounds
+        self._liveness = Liveness(self._roster)
+        self._stealer = WorkStealer(self._roster, self.rounds, speculation)
+        self._timers = (self._deadlines, self._stealer.timers)
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name} {node.state.value}" for node in self.nodes.values())
@@ -73,9 +73,9 @@ class Dispatch:
 
     def next_deadline(self) -> float | None:
         """When `on_timer` is due."""
-        first = self._silence.at
-        for alarms in self._alarms:
-            if alarms and (at := alarms.first) is not None and (first is None or at < first):
+        first = self._liveness.at
+        for timers in self._timers:
+            if timers and (at := timers.first) is not None and (first is None or at < first):
                 first = at
         return first
 
@@ -107,7 +107,7 @@ class Dispatch:
             raise ValueError(f"{len(pids)} of its {node.workers} workers are ready")
         node.pids = list(pids)
         self._roster.move(node, "ready")
-        self._idle.look_in(name, self._now)
+        self._stealer.search_in(name, self._now)
         return self._send_all_queued()
 
     def _send_all_queued(self) -> list[Command]:
@@ -122,7 +122,7 @@ class Dispatch:
         if node.state is not NodeState.SUSPECT:
             return []
         self._roster.move(node, "heard")
-        self._idle.look_in(name, now)
+        self._stealer.search_in(name, now)
         return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self._send_all_queued()]
 
     def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
@@ -159,9 +159,9 @@ class Dispatch:
     def _let_go(self, node: NodeRecord) -> list[Command]:
         name, commands = node.name, node.transfers.clear()
         for job in node.jobs.values():
-            del job.told[name]
+            del job.announced[name]
         node.jobs.clear()
-        self._idle.drop(name)
+        self._stealer.drop(name)
         for round_ in self.rounds.values():
             if name in round_.debts:
                 commands += self._take_back(round_, name, list(round_.debts[name]))
@@ -174,7 +174,7 @@ class Dispatch:
         others = {owner for index in round_.shared.intersection(indices) for owner in round_.owners[index]}
         self.resent += len(round_.take_back(name, indices))
         for owner in others:
-            self._idle.touch(round_, owner)
+            self._stealer.touch(round_, owner)
         return self._leave_alone(round_, shared)
 
     def _leave_alone(self, round_: Round, indices: Iterable[int]) -> list[Command]:
@@ -184,7 +184,7 @@ class Dispatch:
             if len(round_.owners[index]) == 1:
                 alone.setdefault(round_.owners[index][0], []).append(index)
         for its in alone.values():
-            self._idle.wake(self._roster.idle(len(its)), self._now)
+            self._stealer.wake(self._roster.idle(len(its)), self._now)
         return [task(name, round_, its, True) for name, its in alone.items()]
 
     def on_close(self) -> list[Command]:
@@ -193,7 +193,7 @@ class Dispatch:
         for node in self.nodes.values():
             if node.state is not NodeState.LOST:
                 self._roster.move(node, "close")
-                commands.append(Send(node.name, Kind.BYE, {"reason": "the master is closed"}))
+                commands += [Send(node.name, Kind.BYE, {"reason": "the master is closed"}), *node.transfers.clear()]
         return commands
 
     # Rounds
@@ -213,11 +213,11 @@ class Dispatch:
         round_ = self.rounds[number] = Round(number, job, params, params_ref, now, self._roster.owe)
         if deadline is not None:
             self._deadlines.set(number, deadline)
-        self._silence.begin(now)
+        self._liveness.begin(now)
         forget(self._jobs.forget(JOBS_KEPT), self._roster)
         commands = self._send_queued(round_)
         if job.refs is not None:
-            self._idle.wake(self._roster.idle(job.nslices), now, job.usual / 2)
+            self._stealer.wake(self._roster.idle(job.nslices), now, job.typical_slice_seconds / 2)
         return commands
 
     def on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
@@ -236,13 +236,13 @@ class Dispatch:
                 beaten.setdefault(owner, []).extend(indices)
                 job.move_home(indices, name)  # where it is done sooner it is to be done from now on
         if round_.tree.covered < job.nslices:
-            job.usual = min(job.usual or header["seconds"], header["seconds"]) or job.usual
-            self._idle.wake([name], self._now, LOOK * (self._now - round_.began))
+            job.note_slice_seconds(min(job.typical_slice_seconds or header["seconds"], header["seconds"]))
+            self._stealer.wake([name], self._now, SEARCH_DELAY * (self._now - round_.began))
             return [
                 Send(owner, Kind.CANCEL, {"round": round_.number, "indices": indices})
                 for owner, indices in beaten.items()
             ]
-        job.usual = header["seconds"] or job.usual
+        job.note_slice_seconds(header["seconds"])
         held = [(span, round_.tree.values[span]) for span in round_.tree.spans]
         has_ended = name if len(held) == 1 else None  # a node that has sent the root of all has forgotten the round
         return [Done(round_.number, held), *self._end(round_, has_ended)]
@@ -302,12 +302,12 @@ class Dispatch:
         commands: list[Command] = []
         for number in self._deadlines.due(now):
             commands += self._fail(self.rounds[number], Failure("timeout", self.rounds[number].progress))
-        if self._silence.at is not None and self._silence.at <= now:
-            told, suspect = self._silence.sweep(now, bool(self.rounds))
+        if self._liveness.at is not None and self._liveness.at <= now:
+            told, suspect = self._liveness.sweep(now, bool(self.rounds))
             commands += told
             for name in suspect:
                 self._have_others_try(name)
-        for name, since in self._idle.due(now):
+        for name, since in self._stealer.due(now):
             commands += self._find_work(name, since)
         return commands
 
@@ -316,31 +316,36 @@ class Dispatch:
     def _have_others_try(self, name: str) -> None:
         """A node is suspect: those that have nothing to do may do what it owes."""
         for round_ in self.rounds.values():
-            self._idle.touch(round_, name)
-        self._idle.wake(self._roster.idle(self._roster.owed[name]), self._now)
+            self._stealer.touch(round_, name)
+        self._stealer.wake(self._roster.idle(self._roster.owed[name]), self._now)
 
     def _find_work(self, name: str, since: float) -> list[Command]:
         """For a node that has had nothing to do since then."""
-        found = self._idle.find(name, since, self._now)
+        found = self._stealer.find(name, since, self._now)
         if found is None:
             return []
         round_ = found.round
         if isinstance(found, Take):
             return self._send_task(self.nodes[name], round_, share(found.indices))
-        header = {"round": round_.number, "count": found.slices, "seconds": round_.job.usual, "for": name}
+        header = {
+            "round": round_.number,
+            "count": found.slices,
+            "seconds": round_.job.typical_slice_seconds,
+            "for": name,
+        }
         return [Send(found.node, Kind.SHARE, header)]
 
     def on_shared(self, name: str, header: dict[str, Any]) -> list[Command]:
         """The slices that a node shares with one that has nothing to do."""
         round_, idle = self._round_of(name, header["round"]), self.nodes.get(header["for"])
-        look = self._idle.answered(round_, name, header["for"])
+        search = self._stealer.answered(round_, name, header["for"])
         if round_ is None:
             return []
         commands = self._share_out(round_, name, header["indices"], idle)
         if not commands:
-            self._idle.refused(round_, name, self._now)
-            if look is not None and idle is not None:  # somebody else may have something
-                commands = self._find_work(idle.name, look.since)
+            self._stealer.refused(round_, name, self._now)
+            if search is not None and idle is not None:  # somebody else may have something
+                commands = self._find_work(idle.name, search.since)
         return commands
 
     def _share_out(self, round_: Round, name: str, indices: list[int], idle: NodeRecord | None) -> list[Command]:
@@ -361,6 +366,8 @@ class Dispatch:
 
     def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[str, int]]) -> list[Command]:
         """A node lacks refs, of which it has the first `offset` bytes; modules may be wanted without a round."""
+        if self.nodes[name].state is NodeState.CLOSED:
+            return []
         transfers, wanted = self.nodes[name].transfers, list(missing)
         transfers.check(wanted)
         round_ = None if number is None else self._round_of(name, number)
@@ -422,11 +429,11 @@ class Dispatch:
         name = node.name
         if name not in self._roster.owed:
             node.heard, node.pinged = self._now, False
-            self._idle.drop(name)
+            self._stealer.drop(name)
         known = name in round_.debts
         round_.give(name, its)
-        self._idle.touch(round_, name)
-        return [*tell(node, round_.job, its), task(name, round_, its.indices, known)]
+        self._stealer.touch(round_, name)
+        return [*announce(node, round_.job, its), task(name, round_, its.indices, known)]
 
     def _fail(self, round_: Round, failure: Failure) -> list[Command]:
         return [Fail(round_.number, failure), *self._end(round_, None)]
@@ -435,7 +442,7 @@ class Dispatch:
         """Forget the round, and have the nodes forget it, but for one that has done so by itself."""
         del self.rounds[round_.number]
         self._deadlines.drop(round_.number)
-        self._idle.end(round_)
+        self._stealer.end(round_)
         self._jobs.end(round_.job)
         round_.end()
         commands: list[Command] = []
@@ -446,7 +453,7 @@ class Dispatch:
                 heir = self._heir(round_, name)
                 commands += self.nodes[name].transfers.end_round(round_.number, heir, round_.params_ref)
         if self.rounds:
-            self._idle.wake(round_.debts, self._now)
+            self._stealer.wake(round_.debts, self._now)
         return commands
 
     def _heir(self, ended: Round, name: str) -> int | None:

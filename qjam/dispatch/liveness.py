@@ -16,7 +16,7 @@ PING_AFTER, SUSPECT_AFTER, LOST_AFTER = 1.0, 3.0, 600.0
 SWEEP, AWAY = 1.0, 1.0
 
 
-class Silence:
+class Liveness:
     """Looks at all nodes that owe something, every `SWEEP` seconds as long as there are rounds."""
 
     def __init__(self, roster: Roster) -> None:

@@ -48,7 +48,7 @@ class Roster:
         self.present: dict[str, NodeRecord] = {}  # have workers, as far as is known; in the order of their coming
         self.suspect: dict[str, NodeRecord] = {}
         self.owed: dict[str, int] = {}  # slices, over all rounds, of the nodes that owe any
-        self.laden: set[str] = set()  # the nodes that owe more slices than they have workers
+        self.overloaded: set[str] = set()  # the nodes that owe more slices than they have workers
         self.membership = 0  # changes when a node comes or goes
         self.version = 0  # changes when a node can be given work or can no longer
         self.ready: OrderedDict[str, NodeRecord] = OrderedDict()  # whose turn it is first
@@ -111,9 +111,9 @@ class Roster:
                 self._idle[name] = self.ready[name]
         node = self.present.get(name)
         if node is not None and owed > node.workers:
-            self.laden.add(name)
-        elif self.laden:
-            self.laden.discard(name)
+            self.overloaded.add(name)
+        elif self.overloaded:
+            self.overloaded.discard(name)
 
     def idle(self, count: int) -> list[str]:
         """Up to so many of the nodes that have nothing to do, others the next time."""

@@ -43,13 +43,17 @@ class Job:
     placed_for: int = -1  # the membership that `homes` was made for
     plan: dict[str, Share] = field(default_factory=dict)  # what each node gets of a new round
     planned_for: int = -1  # the version of the roster that `plan` was made for
-    told: dict[str, frozenset[int]] = field(default_factory=dict)  # the slices that each node knows of
-    usual: float = 0.0  # seconds that a worker takes for a slice, as the fastest node has told last; 0: unknown
+    announced: dict[str, frozenset[int]] = field(default_factory=dict)  # the slices that each node knows of
+    typical_slice_seconds: float = 0.0  # as the fastest node measured last; 0: unknown
     rounds: int = 0  # in flight
 
     def __post_init__(self) -> None:
         self.entry, self.refs, self.nslices = self.spec.entry, self.spec.refs, self.spec.nslices
         self.file = self.spec.file  # where slices lie that a host may have without being sent them
+
+    def note_slice_seconds(self, seconds: float) -> None:
+        """Take this as the typical time of a slice; 0, where nothing was mapped, changes nothing."""
+        self.typical_slice_seconds = seconds or self.typical_slice_seconds
 
     def move_home(self, indices: Iterable[int], name: str) -> None:
         """These slices are to be done there from now on."""

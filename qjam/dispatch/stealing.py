@@ -10,21 +10,21 @@ from typing import NamedTuple
 from .nodes import Roster
 from .rounds import Round
 from .states import NodeState
-from .timers import Alarms
+from .timers import Timers
 
 # A node that has nothing left to do looks for slices that others owe after this part of the time that the round has
 # taken so far, at least so many seconds.
-LOOK, LOOK_LEAST = 0.1, 0.005
+SEARCH_DELAY, MIN_SEARCH_DELAY = 0.1, 0.005
 # A slice is late when it takes this many times as long as others have.
 LATE = 2.0
 # Seconds that a node waits for the answer of the last one that it asked.
 PATIENCE = 1.0
-# Of how many that have the most to do a node finds out whether they can share it, each time that it looks.
-WIDTH = 32
+# Of how many that have the most to do a node finds out whether they can share it, each time that it searches.
+MAX_PROBED = 32
 
 
 @dataclass
-class Look:
+class IdleSearch:
     """A node that has nothing to do looks for what others owe."""
 
     since: float
@@ -46,7 +46,7 @@ class Ask(NamedTuple):
     slices: int
 
 
-class Laden:
+class VictimQueue:
     """The nodes that owe slices of one round, first who has most for each worker that nobody else tries or has asked
     for; silent ones before all. What has become less is found out when it comes up, so that no result costs anything.
     """
@@ -54,7 +54,7 @@ class Laden:
     def __init__(self, round_: Round, roster: Roster) -> None:
         self._round, self._roster = round_, roster
         self._asked: dict[str, dict[str, int]] = {}  # node -> who waits for its answer -> how many slices
-        self._resting: Alarms[str] = Alarms()  # nodes that had nothing to share, until they are asked again
+        self._resting: Timers[str] = Timers()  # nodes that had nothing to share, until they are asked again
         self._keys: dict[str, tuple[bool, float]] = {}
         self._heap: list[tuple[tuple[bool, float], str]] = []
         for name in round_.debts:
@@ -88,15 +88,15 @@ class Laden:
 
     def refused(self, name: str, now: float) -> None:
         """It had nothing to share: for a while nobody asks it, or all that are idle would ask all that are not."""
-        self._resting.set(name, now + max(LOOK_LEAST, LOOK * (now - self._round.began)))
+        self._resting.set(name, now + max(MIN_SEARCH_DELAY, SEARCH_DELAY * (now - self._round.began)))
 
     def first(self, fits: Callable[[str], bool], now: float) -> str | None:
-        """The first of them that will do, if one of the first `WIDTH` will."""
+        """The first of them that will do, if one of the first `MAX_PROBED` will."""
         for name in self._resting.due(now):
             self.touch(name)
         passed: list[tuple[tuple[bool, float], str]] = []
         found = None
-        while self._heap and found is None and len(passed) < WIDTH:
+        while self._heap and found is None and len(passed) < MAX_PROBED:
             key, name = heappop(self._heap)
             if self._keys.get(name) != key:
                 continue
@@ -118,54 +118,54 @@ class Laden:
         return (not silent, -free / node.workers) if free > 0 else None
 
 
-class Idle:
+class WorkStealer:
     """When nodes that have nothing to do look for something, and what they find."""
 
     def __init__(self, roster: Roster, rounds: dict[int, Round], speculation: bool) -> None:
         self._roster, self._rounds, self._speculation = roster, rounds, speculation
-        self.looks: dict[str, Look] = {}
-        self.alarms: Alarms[str] = Alarms()
-        self._laden: dict[int, Laden] = {}  # of the rounds of which somebody has looked for slices
+        self.searches: dict[str, IdleSearch] = {}
+        self.timers: Timers[str] = Timers()
+        self._queues: dict[int, VictimQueue] = {}  # of the rounds of which somebody has looked for slices
 
-    def look_in(self, name: str, now: float, delay: float = 0.0) -> None:
-        """Have a node look for something to do, in `LOOK_LEAST` seconds or later."""
-        if name not in self.looks:
-            self.looks[name] = Look(now)
-        at, before = now + max(LOOK_LEAST, delay), self.alarms.get(name)
+    def search_in(self, name: str, now: float, delay: float = 0.0) -> None:
+        """Have a node look for something to do, in `MIN_SEARCH_DELAY` seconds or later."""
+        if name not in self.searches:
+            self.searches[name] = IdleSearch(now)
+        at, before = now + max(MIN_SEARCH_DELAY, delay), self.timers.get(name)
         if before is None or at < before:
-            self.alarms.set(name, at)
+            self.timers.set(name, at)
 
     def wake(self, names: Iterable[str], now: float, delay: float = 0.0) -> None:
         """There may be something for these, if they have nothing to do."""
         if len(self._roster.nodes) > 1:
             for name in names:
                 if name not in self._roster.owed and name in self._roster.useful:
-                    self.look_in(name, now, delay)
+                    self.search_in(name, now, delay)
 
     def drop(self, name: str) -> None:
         """It has something to do, or is gone."""
-        if self.looks.pop(name, None) is not None:
-            self.alarms.drop(name)
+        if self.searches.pop(name, None) is not None:
+            self.timers.drop(name)
 
     def touch(self, round_: Round, name: str) -> None:
         """A node may have more to do in this round than before."""
-        if round_.number in self._laden:
-            self._laden[round_.number].touch(name)
+        if round_.number in self._queues:
+            self._queues[round_.number].touch(name)
 
     def end(self, round_: Round) -> None:
         """The round is over."""
-        self._laden.pop(round_.number, None)
+        self._queues.pop(round_.number, None)
 
     def due(self, now: float) -> list[tuple[str, float]]:
         """The nodes that look now, each with the moment at which it began to."""
         found = []
-        for name in self.alarms.due(now):
-            look = self.looks[name]
-            if look.waits_for in self._roster.ready:
-                look.waits_for = None  # its answer may be on its way
-                self.alarms.set(name, now + PATIENCE)
+        for name in self.timers.due(now):
+            search = self.searches[name]
+            if search.waits_for in self._roster.ready:
+                search.waits_for = None  # its answer may be on its way
+                self.timers.set(name, now + PATIENCE)
             else:
-                found.append((name, self.looks.pop(name).since))
+                found.append((name, self.searches.pop(name).since))
         return found
 
     def find(self, name: str, since: float, now: float) -> Take | Ask | None:
@@ -177,34 +177,34 @@ class Idle:
             return None
         rounds = [round_ for round_ in self._rounds.values() if round_.job.refs is not None]
         for round_ in rounds:
-            self.look_in(name, now, (now - round_.began) / 2)
-        look = self.looks.get(name) or Look(now)
-        look.since = since
+            self.search_in(name, now, (now - round_.began) / 2)
+        search = self.searches.get(name) or IdleSearch(now)
+        search.since = since
         for round_ in rounds:
             late = self._is_late(round_, now)
-            if not (late or self._roster.laden or self._roster.suspect):
+            if not (late or self._roster.overloaded or self._roster.suspect):
                 continue
-            laden = self._laden_of(round_)
-            other = laden.first(self._who_can_share(round_, since, late, now), now)
+            queue = self._queue_of(round_)
+            other = queue.first(self._who_can_share(round_, since, late, now), now)
             if other is None:
                 continue
             if other in self._roster.suspect:
                 return Take(round_, round_.single(other)[: node.workers])
-            look.waits_for = other
+            search.waits_for = other
             both = node.workers + self._roster.nodes[other].workers
-            count = max(1, laden.free(other) * node.workers // both)
-            laden.ask(other, name, count)
+            count = max(1, queue.free(other) * node.workers // both)
+            queue.ask(other, name, count)
             return Ask(round_, other, count)
         return None
 
-    def _laden_of(self, round_: Round) -> Laden:
-        if round_.number not in self._laden:
-            self._laden[round_.number] = Laden(round_, self._roster)
-        return self._laden[round_.number]
+    def _queue_of(self, round_: Round) -> VictimQueue:
+        if round_.number not in self._queues:
+            self._queues[round_.number] = VictimQueue(round_, self._roster)
+        return self._queues[round_.number]
 
     def _is_late(self, round_: Round, now: float) -> bool:
-        usual = round_.job.usual
-        return self._speculation and usual > 0 and now - round_.began > LATE * usual
+        typical = round_.job.typical_slice_seconds
+        return self._speculation and typical > 0 and now - round_.began > LATE * typical
 
     def _who_can_share(self, round_: Round, since: float, late: bool, now: float) -> Callable[[str], bool]:
         # What is on its way would have to be sent twice.
@@ -216,19 +216,19 @@ class Idle:
                 return self._speculation
             if fetching and node.transfers:
                 return False
-            return late or name in self._roster.laden
+            return late or name in self._roster.overloaded
 
         return fits
 
-    def answered(self, round_: Round | None, name: str, idle: str) -> Look | None:
+    def answered(self, round_: Round | None, name: str, idle: str) -> IdleSearch | None:
         """A node has answered the one that has nothing to do; gives what that one has asked so far."""
-        look = self.looks.get(idle)
-        if look is not None and look.waits_for == name:
-            look.waits_for = None
-        if round_ is not None and round_.number in self._laden:
-            self._laden[round_.number].answered(name, idle)
-        return look
+        search = self.searches.get(idle)
+        if search is not None and search.waits_for == name:
+            search.waits_for = None
+        if round_ is not None and round_.number in self._queues:
+            self._queues[round_.number].answered(name, idle)
+        return search
 
     def refused(self, round_: Round, name: str, now: float) -> None:
         """A node that was asked has nothing to share."""
-        self._laden_of(round_).refused(name, now)
+        self._queue_of(round_).refused(name, now)

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", int, str)
 
 
-class Alarms(Generic[K]):
+class Timers(Generic[K]):
     """A heap whose entries are not looked for when they are moved: what is out of date is dropped when it comes up."""
 
     def __init__(self) -> None:
@@ -16,7 +16,7 @@ class Alarms(Generic[K]):
         self._heap: list[tuple[float, K]] = []
 
     def __repr__(self) -> str:
-        return f"<Alarms: {self._at}>"
+        return f"<Timers: {self._at}>"
 
     def __len__(self) -> int:
         return len(self._at)

@@ -9,11 +9,11 @@ from itertools import islice, takewhile
 
 from qjam_worker.wire.frames import Kind
 
-from .commands import Chunk, Command, Load, Lose, Send, Unload
+from .commands import Block, Command, Load, Lose, Send, Unload
 
 # Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
 # heartbeat or a small round waits for it a few milliseconds at most.
-CHUNK = 4 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
 # Modules that a node may be waiting for: each of its workers asks for one at a time.
 MODULES = 1000
 # Refs are loaded ahead of being sent as long as what is loaded stays below this many bytes, and at most so many.
@@ -143,8 +143,8 @@ class Transfers:
         commands: list[Command] = []
         while self._queue and (transfer := self._queue[0]).size is not None:
             while transfer.offset < transfer.size and self.credit > 0:
-                size = min(CHUNK, transfer.size - transfer.offset, self.credit)
-                commands.append(Chunk(self.node, transfer.ref, transfer.offset, size))
+                size = min(BLOCK_BYTES, transfer.size - transfer.offset, self.credit)
+                commands.append(Block(self.node, transfer.ref, transfer.offset, size))
                 transfer.offset += size
                 self.credit -= size
                 self.sent += size

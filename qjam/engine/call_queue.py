@@ -17,13 +17,13 @@ T = TypeVar("T")
 Call = Callable[[], None]
 
 
-class Calls:
+class CallQueue:
     """`post`, `leave`, `ask` and `wake` may be used from any thread; all else in the loop, which waits for `fileno` to
-    be readable. `nudge` has a loop that may stand still look for calls.
+    be readable. `wake_owner` has a loop that may stand still look for calls.
     """
 
-    def __init__(self, nudge: Callable[[], None]) -> None:
-        self._nudge = nudge
+    def __init__(self, wake_owner: Callable[[], None]) -> None:
+        self._wake_owner = wake_owner
         self.posted: deque[Call] = deque()
         self.timers: list[tuple[float, int, Call]] = []
         self.failed = ""  # why the loop has ended, where that is a defect
@@ -40,7 +40,7 @@ class Calls:
     def post(self, call: Call) -> bool:
         """Have the loop make a call; False when there is no loop any more."""
         posted = self.leave(call)
-        self._nudge()
+        self._wake_owner()
         return posted
 
     def leave(self, call: Call) -> bool:

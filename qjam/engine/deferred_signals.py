@@ -12,7 +12,7 @@ _bare = importlib.import_module("_signal")  # what `signal` wraps in a search fo
 _SIGNALS = sorted(map(int, signal.valid_signals()))
 
 
-class PutOff:
+class DeferredSignals:
     """From `begin` to `end` no handler that python code has installed is run; `on_signal` tells that one was put off.
 
     In other threads than the main one nothing is done: python runs no handlers there.
@@ -31,9 +31,9 @@ class PutOff:
             handler = _bare.getsignal(number)  # a number for what is not python code
             if callable(handler):
                 self._handlers[number] = handler
-                _bare.signal(number, self._put_off)
+                _bare.signal(number, self._defer)
 
-    def _put_off(self, number: int, frame: Any) -> None:
+    def _defer(self, number: int, frame: Any) -> None:
         self.came.append((number, frame))
         self._on_signal()
 

@@ -16,19 +16,19 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import zmq
 
-from qjam.dispatch.commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import PRESENT, NodeState
 from qjam.stats import Stats
-from qjam_worker.ipc.spin_wait import Waiting
+from qjam_worker.ipc.spin_wait import SpinWait
 from qjam_worker.values import flat
 from qjam_worker.wire.frames import Kind, Message, WireError, pack, unpack
 
-from .call_queue import Calls
-from .deferred_signals import PutOff
+from .call_queue import CallQueue
+from .deferred_signals import DeferredSignals
 from .loader import Blob, Loader
-from .local_nodes import Guests, Make
-from .loop_owner import Turns
+from .local_nodes import LocalNodes, Make
+from .loop_owner import LoopOwner
 from .pending import Pending
 from .router import Keys, Router
 
@@ -36,14 +36,14 @@ from .router import Keys, Router
 PARAMS_INLINE = 4 * 1024 * 1024
 
 # Seconds; epoll takes no more than 24 days, and a caller's timeout may be infinite.
-LONGEST_WAIT = 3600.0
+MAX_WAIT = 3600.0
 
 # Bytes that a node may have printed and nobody has read yet, 64 more counted for each piece. It lets its workers print
 # 1 MiB ahead; beyond that comes what is left in the pipes of workers that die.
-UNREAD, PIECE = 128 * 1024 * 1024, 64
+MAX_UNREAD, PIECE = 128 * 1024 * 1024, 64
 
 # Characters of what a node says of its end, or of what is wrong with it.
-LONGEST_WHY = 8192
+MAX_REASON = 8192
 
 # What a node may say before HELLO: BYE, when it could not start.
 FIRST_WORDS = frozenset({Kind.HELLO, Kind.BYE})
@@ -57,7 +57,7 @@ CALLS = 100
 CLOSED = Failure("closed", "the master was closed while the round was running")
 
 
-class Hosts(Protocol):
+class NodeObserver(Protocol):
     """Who looks after the nodes; called in the loop."""
 
     def on_ready(self, name: str) -> None: ...
@@ -74,7 +74,7 @@ class _Node:
     ready_at: float = 0.0
     pinged: dict[float, threading.Event] = field(default_factory=dict)
     died_at: dict[int, float] = field(default_factory=dict)  # workers that are being replaced
-    unread: int = 0  # as counted for UNREAD
+    unread: int = 0  # as counted for MAX_UNREAD
     blobs: dict[str, Blob] = field(default_factory=dict)
 
 
@@ -87,18 +87,18 @@ class Engine:
         self.endpoint = endpoint
         self.stats = Stats()
         self._on_print: OnPrint = lambda *_: None
-        self._hosts: Hosts | None = None
+        self._observer: NodeObserver | None = None
         self._dispatch = Dispatch(speculation=speculation)
         self._nodes: dict[str, _Node] = {}
         self._leaving_nodes: set[str] = set()  # that were removed and have not left yet
         self._pending: dict[int, Pending] = {}
-        self._calls = Calls(lambda: self._turns.nudge())  # noqa: PLW0108  they need each other
+        self._calls = CallQueue(lambda: self._owner.wake())  # noqa: PLW0108  they need each other
         self._numbers = count(1)
         self._router = Router(endpoint)
         self._selector = selectors.DefaultSelector()
-        self._waiting = Waiting(self._selector)
-        self._guests = Guests(self._selector, self._on_guest_failed)
-        self._turns = Turns(self._calls.wake)
+        self._waiting = SpinWait(self._selector)
+        self._local_nodes = LocalNodes(self._selector, self._on_local_failed)
+        self._owner = LoopOwner(self._calls.wake)
         self._loader = Loader(find_module)
         self._commands: deque[Command] = deque()
         self._acting = False
@@ -109,7 +109,7 @@ class Engine:
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
             Load: self._load,
-            Chunk: self._chunk,
+            Block: self._send_block,
             Unload: self._unload,
             Done: self._done,
             Fail: self._failed,
@@ -127,12 +127,12 @@ class Engine:
             Kind.BYE: self._on_bye,
         }
 
-    def start(self, on_print: OnPrint, hosts: Hosts | None = None) -> None:
+    def start(self, on_print: OnPrint, observer: NodeObserver | None = None) -> None:
         """Start the loop; in it `on_print` is called with what user code has printed, `hosts` with the fate of nodes:
         its `on_lost` gives the name of the node that will be in the place of the lost one, if there will be one.
         """
         self._on_print = on_print
-        self._hosts = hosts
+        self._observer = observer
         self._thread.start()
         self._loader.start()
 
@@ -192,14 +192,14 @@ class Engine:
         self._nodes[name] = _Node()
         self._dispatch.add_node(name, host, workers, asked)
 
-    def host_node(self, name: str, make: Make) -> None:
+    def add_local(self, name: str, make: Make) -> None:
         """Make a node that lives in this loop: no thread has to wake another for it, which would take longer than
         a small round does.
         """
 
         def host() -> None:
             try:
-                self._guests.host(name, make)
+                self._local_nodes.add(name, make)
             except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
                 self._set_gone(name)
                 self._act(self._lose(name, f"{type(error).__name__}: {error}"))
@@ -272,13 +272,13 @@ class Engine:
         """Start a round and block until it is over, running the loop meanwhile if no other caller does. What a signal
         handler raises (Ctrl-C) comes through.
         """
-        signals = PutOff(self._calls.wake)
+        signals = DeferredSignals(self._calls.wake)
         begun = False
         while not pending.over:
             taken = False
             try:
                 signals.begin()  # before the loop is taken: who is interrupted in between would have it for ever
-                taken = _has_room() and self._turns.take()
+                taken = _has_room() and self._owner.take()
                 if not taken or self._stopped or self._error is not None:
                     break
                 if not begun:
@@ -288,13 +288,13 @@ class Engine:
                 self._drive(pending, signals)
             finally:
                 if taken:
-                    self._turns.leave(self._is_needed)
+                    self._owner.leave(self._is_needed)
                 signals.end()
         if not begun:
             self.submit(pending)
         pending.wait()
 
-    def _drive(self, pending: Pending, signals: PutOff) -> None:
+    def _drive(self, pending: Pending, signals: DeferredSignals) -> None:
         try:
             with np.errstate(all="ignore"):  # results are added up in this thread now
                 self._calls.make()
@@ -357,11 +357,11 @@ class Engine:
         self._selector.register(self._router.link, selectors.EVENT_READ, (self._router.link.stir, None))
         np.seterr(all="ignore")  # for this thread: results are added up in it
         try:
-            self._turns.serve(self._turn, lambda: self._stopped or self._error is not None)
+            self._owner.serve(self._turn, lambda: self._stopped or self._error is not None)
         except BaseException as error:  # noqa: BLE001  raised below
             self._crash(error)
         finally:
-            for name in self._guests:
+            for name in self._local_nodes:
                 self._dismiss(name)
             self._selector.close()
         if self._error is not None:
@@ -370,16 +370,16 @@ class Engine:
     def _turn(self) -> None:
         """Wait for something to happen, and do what follows."""
         deadline = self._next_deadline()
-        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), LONGEST_WAIT)
+        timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), MAX_WAIT)
         events = self._waiting.select(timeout, next(iter(self._pending), None))
         for key, _ in events:
-            call, guest = key.data
+            call, local = key.data
             try:
                 call()
             except Exception as error:
-                if guest is None:
+                if local is None:
                     raise
-                self._guests.fail(guest, error)
+                self._local_nodes.fail(local, error)
         self._calls.make()
         self._exchange()
         if deadline is not None and (now := time.monotonic()) >= deadline:
@@ -388,14 +388,14 @@ class Engine:
 
     def _on_time(self, now: float) -> None:
         """Do what is due."""
-        self._guests.on_timer(now)
+        self._local_nodes.on_timer(now)
         deadline = self._dispatch.next_deadline()
         if deadline is not None and deadline <= now:
             self._act(self._dispatch.on_timer(now))
         self._calls.make_due(now)
 
     def _next_deadline(self) -> float | None:
-        at, others = self._guests.next_deadline(), (self._dispatch.next_deadline(), self._calls.next_deadline())
+        at, others = self._local_nodes.next_deadline(), (self._dispatch.next_deadline(), self._calls.next_deadline())
         for other in others:
             if other is not None and (at is None or other < at):
                 at = other
@@ -411,13 +411,13 @@ class Engine:
             node.changed.set()
             node.gone.set()
 
-    def _on_guest_failed(self, name: str, why: str) -> None:
+    def _on_local_failed(self, name: str, why: str) -> None:
         self._act(self._lose(name, why))
         self._dismiss(name)
 
     def _dismiss(self, name: str) -> None:
-        if name in self._guests:
-            for message in self._guests.dismiss(name):
+        if name in self._local_nodes:
+            for message in self._local_nodes.dismiss(name):
                 self._on_message(name, message)
             self._set_gone(name)
 
@@ -425,7 +425,7 @@ class Engine:
         """Hand messages over until there are none."""
         moved = True
         while moved:
-            moved = self._guests.exchange(self._on_message, self._dismiss)
+            moved = self._local_nodes.exchange(self._on_message, self._dismiss)
             while (received := self._router.receive()) is not None:
                 moved = True
                 self._on_frames(*received)
@@ -483,21 +483,21 @@ class Engine:
         record, node = self._dispatch.nodes.get(name), self._nodes.get(name)
         if record is None or node is None or record.state in (NodeState.LOST, NodeState.CLOSED):
             return []
-        successor = None if self._leaving or self._hosts is None else self._hosts.on_lost(name, why)
+        successor = None if self._leaving or self._observer is None else self._observer.on_lost(name, why)
         if successor is not None:
             self._nodes[successor] = _Node()
         commands = self._dispatch.on_node_lost(name, why, successor)
         self.stats.resent_slices = self._dispatch.resent
         node.changed.set()
-        if name in self._guests:
+        if name in self._local_nodes:
             self.call_later(0.0, lambda: self._dismiss(name))
         if successor is not None:
             self.forget(name)
         return commands
 
     def _note(self, text: str, level: int = logging.WARNING) -> None:
-        if self._hosts is not None:
-            self._hosts.on_note(text, level)
+        if self._observer is not None:
+            self._observer.on_note(text, level)
 
     # Messages
 
@@ -506,8 +506,8 @@ class Engine:
             commands = self._dispatch.on_ready(name, header["workers"])
             self._nodes[name].ready_at = time.monotonic()
             self._nodes[name].changed.set()
-            if self._hosts is not None:
-                self._hosts.on_ready(name)
+            if self._observer is not None:
+                self._observer.on_ready(name)
             return commands
         if header["state"] == "replaced":
             self._dispatch.on_worker_replaced(name, header["worker"], header["pid"])
@@ -518,7 +518,7 @@ class Engine:
         if header["state"] == "shared":
             return self._dispatch.on_shared(name, header)
         if header["state"] == "note":
-            self._note(f"{self._dispatch.nodes[name].host}: {header['text'][:LONGEST_WHY]}")
+            self._note(f"{self._dispatch.nodes[name].host}: {header['text'][:MAX_REASON]}")
             return []
         if header["state"] == "lost":
             commands = self._dispatch.on_worker_lost(name, header)
@@ -541,7 +541,7 @@ class Engine:
         data, node, record = bytes(buffers[0]), self._nodes[name], self._dispatch.nodes[name]
         if header["worker"] >= record.workers:
             raise ValueError(f"it has no worker {header['worker']}")
-        if node.unread + len(data) + PIECE > UNREAD:
+        if node.unread + len(data) + PIECE > MAX_UNREAD:
             raise ValueError("it sends more text than it may before that is read")
         node.unread += len(data) + PIECE
         self.stats.output_received += len(data)
@@ -556,7 +556,7 @@ class Engine:
 
     def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         self._set_gone(name)
-        return self._lose(name, header["reason"][:LONGEST_WHY] or "it has left")
+        return self._lose(name, header["reason"][:MAX_REASON] or "it has left")
 
     # Commands
 
@@ -576,7 +576,7 @@ class Engine:
             return
         if command.kind is Kind.TASK:
             self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
-        lane = self._guests.lanes.get(command.node)
+        lane = self._local_nodes.lanes.get(command.node)
         if lane is not None:
             lane.down.append(self._whole(command))
         elif not self._router.send(command.node, pack(command.kind, command.header, command.buffers)):
@@ -584,7 +584,7 @@ class Engine:
             self._act(self._lose(command.node, "its connection is gone"))
 
     def _whole(self, command: Send) -> Message:
-        """A message for a guest, for whom nothing has to be cut in chunks."""
+        """A message for a local, for whom nothing has to be cut in chunks."""
         header, buffers = command.header, list(command.buffers)
         if command.kind is Kind.TASK and header["params"] is not None:
             params = self._pending[header["round"]].params
@@ -617,7 +617,7 @@ class Engine:
     def _load_failed(self, node: str, ref: str, failure: Failure) -> list[Command]:
         return self._dispatch.on_load_failed(node, ref, failure) if node in self._dispatch.nodes else []
 
-    def _chunk(self, command: Chunk) -> None:
+    def _send_block(self, command: Block) -> None:
         if not self._is_there(command.node):
             return
         blob = self._nodes[command.node].blobs[command.ref]
@@ -643,7 +643,7 @@ class Engine:
 
 
 def _not_understood(error: Exception) -> str:
-    return f"it sent what this version of qjam does not understand: {type(error).__name__}: {error}"[:LONGEST_WHY]
+    return f"it sent what this version of qjam does not understand: {type(error).__name__}: {error}"[:MAX_REASON]
 
 
 def _has_room() -> bool:

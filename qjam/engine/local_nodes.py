@@ -10,7 +10,7 @@ from qjam_worker.wire.frames import Message
 from qjam_worker.wire.sockets import Lane
 
 
-class Guest(Protocol):
+class LocalNode(Protocol):
     """A node, as far as its host needs it."""
 
     leaving: str | None
@@ -22,30 +22,30 @@ class Guest(Protocol):
     def close(self) -> None: ...
 
 
-Make = Callable[[Lane, selectors.BaseSelector], Guest]
+Make = Callable[[Lane, selectors.BaseSelector], LocalNode]
 
 
-class Guests:
+class LocalNodes:
     """All of them by name. Whatever goes wrong in one is the end of that one, told to `on_failed`, not of the loop."""
 
     def __init__(self, selector: selectors.BaseSelector, on_failed: Callable[[str, str], None]) -> None:
         self.lanes: dict[str, Lane] = {}
         self._selector = selector
         self._on_failed = on_failed
-        self._guests: dict[str, Guest] = {}
+        self._local_nodes: dict[str, LocalNode] = {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._guests
+        return name in self._local_nodes
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._guests))
+        return iter(list(self._local_nodes))
 
-    def host(self, name: str, make: Make) -> None:
+    def add(self, name: str, make: Make) -> None:
         """Make a node and start it. Raises what `make` does."""
         lane = Lane()
-        self._guests[name] = make(lane, Corner(self._selector, name))
+        self._local_nodes[name] = make(lane, SelectorView(self._selector, name))
         self.lanes[name] = lane
-        self._attend(name, self._guests[name].start)
+        self._attend(name, self._local_nodes[name].start)
 
     def _attend(self, name: str, call: Callable[[], Any]) -> Any:
         try:
@@ -62,10 +62,10 @@ class Guests:
         """Hand over what they were sent and what they say; whether there was anything. Those who leave are told of."""
         moved = False
         for name, lane in list(self.lanes.items()):
-            guest = self._guests.get(name)
-            if guest is not None and (lane.down or guest.leaving is not None):
+            local = self._local_nodes.get(name)
+            if local is not None and (lane.down or local.leaving is not None):
                 moved = True
-                if self._attend(name, guest.receive) is False:
+                if self._attend(name, local.receive) is False:
                     on_leaving(name)
             while lane.up:
                 moved = True
@@ -74,24 +74,24 @@ class Guests:
 
     def next_deadline(self) -> float | None:
         """When `on_timer` is due."""
-        due = [at for guest in self._guests.values() if (at := guest.next_deadline()) is not None]
+        due = [at for local in self._local_nodes.values() if (at := local.next_deadline()) is not None]
         return min(due) if due else None
 
     def on_timer(self, now: float) -> None:
         """Have them do what is due."""
-        for name, guest in list(self._guests.items()):
-            deadline = guest.next_deadline()
+        for name, local in list(self._local_nodes.items()):
+            deadline = local.next_deadline()
             if deadline is not None and deadline <= now:
-                self._attend(name, lambda guest=guest: guest.on_timer(now))  # type: ignore[misc]
+                self._attend(name, lambda local=local: local.on_timer(now))  # type: ignore[misc]
 
     def dismiss(self, name: str) -> list[Message]:
         """Close one; gives its last words."""
-        guest, lane = self._guests.pop(name), self.lanes.pop(name)
-        guest.close()
+        local, lane = self._local_nodes.pop(name), self.lanes.pop(name)
+        local.close()
         return list(lane.up)
 
 
-class Corner(selectors.BaseSelector):
+class SelectorView(selectors.BaseSelector):
     """A node's part of the loop's selector: to the call that is registered here its name is added."""
 
     def __init__(self, selector: selectors.BaseSelector, name: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 # A line longer than this is shown in pieces, so that output without line ends cannot fill the memory.
-LONGEST_LINE = 64 * 1024
+MAX_LINE = 64 * 1024
 
 
 class Printer:
@@ -87,7 +87,7 @@ class Printer:
         whole, newline, rest = text.rpartition(b"\n")
         prefix = _prefix(self._hosts[node], worker)
         parts = [prefix, whole.replace(b"\n", b"\n" + prefix), b"\n"] if newline else []
-        if len(rest) >= LONGEST_LINE:
+        if len(rest) >= MAX_LINE:
             parts += [prefix, rest, b"\n"]
         elif rest:
             self._begun[key] = rest

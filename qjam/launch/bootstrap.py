@@ -389,11 +389,11 @@ def main(read: "BufferedReader") -> None:
     sys.path[:] = [folder for folder in sys.path if folder]  # the home is no place for modules
     write = os.dup(1)
     os.dup2(2, 1)  # whatever prints must not disturb
-    stage1 = Stage1(read, write)
+    bootstrap = Stage1(read, write)
     try:
-        stage1.run()
+        bootstrap.run()
     except Failed as error:
-        stage1.tell(failed=str(error))
+        bootstrap.tell(failed=str(error))
         sys.exit(1)
     except (Gone, BrokenPipeError):
         os._exit(0)

@@ -24,7 +24,7 @@ from qjam.hosts import HostSpec
 from qjam.report import HostReport
 from qjam_worker.ipc import at_fork
 
-from .json_lines import Lines
+from .json_lines import JsonLines
 
 logger = logging.getLogger("qjam")
 
@@ -35,7 +35,7 @@ PARALLEL = 32
 JITTER_FROM, JITTER = 8, 0.02
 # Seconds of silence after which a node takes its master for gone. A cable that is out for 3 s must not be enough, and
 # TCP may take as long again to find out that it is back.
-LEASE = 15.0
+HEARTBEAT_TIMEOUT = 15.0
 # Seconds without an answer after which the host counts as lost.
 SILENCE = 30.0
 # Seconds for each phase as a whole: paramiko waits without a limit in places, and a login may print for ever. Bringing
@@ -71,7 +71,7 @@ class _Host:
     name: str
     order: dict[str, Any]
     report: HostReport
-    lines: Lines | None = None  # while its lease process lives
+    lines: JsonLines | None = None  # while its lease process lives
     pid: int | None = None  # of that process
     welcomed: float | None = None
     starting: bool = True
@@ -131,7 +131,7 @@ class Fleet:
             "setup": spec.setup,
             "node": name,
             "keys": dict(keys),
-            "lease": LEASE,
+            "heartbeat_timeout": HEARTBEAT_TIMEOUT,
             "silence": SILENCE,
             "memory_limit": self._options.memory_limit,
             "keep_data": self._options.keep_data,
@@ -317,7 +317,7 @@ class Fleet:
                 if host.unwanted:
                     ours.close()
                     return
-                host.lines = Lines(ours)
+                host.lines = JsonLines(ours)
             self._selector.register(host.lines, selectors.EVENT_READ, host)
             assert self._control is not None
             with contextlib.suppress(OSError):  # the end of its socket tells

@@ -21,11 +21,11 @@ from typing import Any, NoReturn
 
 from qjam.report import PHASES
 from qjam.ssh.connection import Connection, Refused, SSHException, connect, kill_proxies
-from qjam_worker.wire.stdio_frames import LEASE, Frames, frame
+from qjam_worker.wire.stdio_frames import HEARTBEAT, Frames, frame
 
 from . import bundle, relay, wheels
-from .json_lines import Lines
-from .remote_command import Session, run_beside
+from .json_lines import JsonLines
+from .remote_command import RemoteCommand, run_beside
 
 BEAT = 2.0  # seconds between the signs of life that a node gets, and answers
 PYTHON_TIMEOUT = 60.0  # seconds for a login shell, its start files and python; the disk may be a sleepy network one
@@ -55,7 +55,12 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 # The least versions that the node works with. What is older on a host is there twice: ours comes first. What this
 # machine's cloudpickle makes is not for older ones.
-LEAST = {"numpy": (1, 21), "pyzmq": (22,), "msgpack": (1, 0), "cloudpickle": _numbers(metadata.version("cloudpickle"))}
+MIN_VERSIONS = {
+    "numpy": (1, 21),
+    "pyzmq": (22,),
+    "msgpack": (1, 0),
+    "cloudpickle": _numbers(metadata.version("cloudpickle")),
+}
 
 
 def main(control_fd: int) -> NoReturn:
@@ -73,7 +78,7 @@ def main(control_fd: int) -> NoReturn:
             control.close()
             os.setpgid(0, 0)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            Lease(Lines(socket.socket(fileno=fds[0])), common).run()
+            HostProcess(JsonLines(socket.socket(fileno=fds[0])), common).run()
         os.close(fds[0])
     try:
         os.wait()
@@ -87,18 +92,18 @@ class Common:
 
     def __init__(self) -> None:
         self.bundle = bundle.build()
-        self.stage1 = Path(__file__).with_name("bootstrap.py").read_bytes()
+        self.bootstrap = Path(__file__).with_name("bootstrap.py").read_bytes()
 
 
-class Lease:
+class HostProcess:
     """One host, from the first packet to the last."""
 
-    def __init__(self, master: Lines, common: Common) -> None:
+    def __init__(self, master: JsonLines, common: Common) -> None:
         self.master = master
         self.common = common
         self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.connection: Connection | None = None
-        self.session: Session | None = None
+        self.session: RemoteCommand | None = None
         self.node: list[int] | None = None  # its pid, and when it began
         self.killing = threading.Lock()
         self.phase_began = self.heard = time.monotonic()
@@ -139,12 +144,12 @@ class Lease:
         self.connection = connect(order["host"], order["user"], order["port"], config, order["accept_new"], self._phase)
         for note in self.connection.notes:
             self.master.send(note=note)
-        facts = self._start_stage1(self.connection, order)
+        facts = self._start_bootstrap(self.connection, order)
         assert self.session is not None
         workers = order["workers"] or facts["facts"]["cores"]
         self._bring_parts(self.session, facts, workers)
         route, endpoint = self._find_way(self.connection, self.session, order["route"])
-        welcome = {name: order[name] for name in ("node", "keys", "lease", "memory_limit", "keep_data")}
+        welcome = {name: order[name] for name in ("node", "keys", "heartbeat_timeout", "memory_limit", "keep_data")}
         self._on_heard()
         self.welcomed = True
         self.session.tell(welcome={**welcome, "workers": workers, "endpoint": endpoint}, stdio=route == "stdio")
@@ -220,14 +225,14 @@ class Lease:
 
     # Stage 1
 
-    def _start_stage1(self, connection: Connection, order: dict[str, Any]) -> dict[str, Any]:
-        source, python = self.common.stage1, order["python"]
-        loader = f'import sys;s=sys.stdin.buffer;exec(compile(s.read({len(source)}),"stage1","exec"));main(s)'
+    def _start_bootstrap(self, connection: Connection, order: dict[str, Any]) -> dict[str, Any]:
+        source, python = self.common.bootstrap, order["python"]
+        loader = f'import sys;s=sys.stdin.buffer;exec(compile(s.read({len(source)}),"bootstrap","exec"));main(s)'
         # eval, because a line may end with ; or a comment. Its end is told, to know whose failure the next one is.
         set_up = f"qjam {os.urandom(12).hex()}"
         setup = f"eval {shlex.quote(order['setup'])} && echo {set_up} && " if order["setup"] else ""
         command = f"{setup}exec {python} -c {shlex.quote(loader)}"
-        session = self.session = Session(connection.transport, command, PYTHON_TIMEOUT)
+        session = self.session = RemoteCommand(connection.transport, command, PYTHON_TIMEOUT)
         marker = f"qjam {os.urandom(12).hex()}"
         try:
             session.send(source)
@@ -264,9 +269,11 @@ class Lease:
                 addresses.append((host, _host_and_port(endpoint)[1]))
         return {"addresses": addresses, "seen": connection.direct, "timeout": PROBE_TIMEOUT}
 
-    def _bring_parts(self, session: Session, facts: dict[str, Any], workers: int) -> None:
+    def _bring_parts(self, session: RemoteCommand, facts: dict[str, Any], workers: int) -> None:
         """Send what the host lacks, each part with its line, and wait until all of it can be imported."""
-        lacks = [name for name, least in LEAST.items() if not _new_enough(facts["facts"]["has"].get(name), least)]
+        lacks = [
+            name for name, least in MIN_VERSIONS.items() if not _new_enough(facts["facts"]["has"].get(name), least)
+        ]
         own = self.common.bundle
         wanted = [{"name": "the worker bundle", "id": own.hash, "unpacked": 4 * len(own.data), "native": False}]
         content: list[bytes | Path] = [own.data]
@@ -295,7 +302,7 @@ class Lease:
 
     # The way back
 
-    def _find_way(self, connection: Connection, session: Session, wanted: str | None) -> tuple[str, str]:
+    def _find_way(self, connection: Connection, session: RemoteCommand, wanted: str | None) -> tuple[str, str]:
         """The route, and the endpoint that the node connects to; that of a relay is its own affair."""
         said = session.hear("way back")
         tried = [*said["tried"]]
@@ -328,12 +335,12 @@ class Lease:
 
     # The lease
 
-    def _hold(self, session: Session, uplink: relay.StdioUplink | None, silence: float) -> NoReturn:
+    def _hold(self, session: RemoteCommand, uplink: relay.StdioUplink | None, silence: float) -> NoReturn:
         """Send beats and take their echoes, or whatever else comes, until the node ends."""
         frames, why = Frames(), ""
         self._on_heard()
         session.channel.settimeout(BEAT)
-        beat = b"\n" if uplink is None else frame(LEASE, b"\n")
+        beat = b"\n" if uplink is None else frame(HEARTBEAT, b"\n")
         threading.Thread(target=_beat, args=(session, beat), name="qjam-beat", daemon=True).start()
         while True:
             session.stderr()
@@ -352,7 +359,7 @@ class Lease:
             if uplink is not None:
                 try:
                     for stream, piece in frames.feed(data):
-                        if stream != LEASE:
+                        if stream != HEARTBEAT:
                             uplink.put(piece)
                 except OSError:
                     why = "the master has hung up"
@@ -366,7 +373,7 @@ class Lease:
         self.heard = time.monotonic()
 
 
-def _beat(session: Session, beat: bytes) -> None:
+def _beat(session: RemoteCommand, beat: bytes) -> None:
     """In a thread of its own: the way may be full, and what comes must be taken all the same."""
     try:
         while True:
@@ -376,7 +383,7 @@ def _beat(session: Session, beat: bytes) -> None:
         pass  # it has ended, as its output tells
 
 
-def _why_no_python(session: Session, python: str, said: bytes) -> str:
+def _why_no_python(session: RemoteCommand, python: str, said: bytes) -> str:
     """Why a login ended before our first word; its own last words are the best explanation."""
     status, words = session.exit_status(), _last_words(said)
     if status == 127 or "not found" in words or any("not found" in line for line in session.stderr()):
@@ -392,7 +399,7 @@ def _last_words(said: bytes) -> str:
     return "".join(f"\n    > {line}" for line in last)
 
 
-def _send_part(session: Session, source: bytes | Path) -> None:
+def _send_part(session: RemoteCommand, source: bytes | Path) -> None:
     if isinstance(source, bytes):
         session.send(source)
         return

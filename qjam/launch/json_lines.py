@@ -8,10 +8,10 @@ import threading
 from typing import Any
 
 READ = 64 * 1024
-LONGEST = 4 * 1024 * 1024  # bytes of a message
+MAX_MESSAGE = 4 * 1024 * 1024  # bytes of a message
 
 
-class Lines:
+class JsonLines:
     """One end. `send` may be called from several threads."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -43,6 +43,6 @@ class Lines:
             messages = [json.loads(line) for line in whole]
         except (ValueError, RecursionError):
             raise EOFError from None
-        if len(self._rest) > LONGEST or not all(type(message) is dict for message in messages):
+        if len(self._rest) > MAX_MESSAGE or not all(type(message) is dict for message in messages):
             raise EOFError
         return messages

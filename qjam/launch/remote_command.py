@@ -20,7 +20,7 @@ NOISE = 64 * 1024  # bytes; of what a login prints before our first word, as man
 END_TIMEOUT = 2.0  # seconds for the exit status to come, after the end of the output
 
 
-class Session:
+class RemoteCommand:
     """A channel with the command under way. The methods that read raise Refused for the phase that they are told."""
 
     def __init__(self, transport: paramiko.Transport, command: str, timeout: float) -> None:

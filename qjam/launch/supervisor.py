@@ -30,11 +30,11 @@ START_TIMEOUT = 60.0
 STOP_TIMEOUT = 5.0
 # A lost host is started again after a pause (seconds) that doubles each time, so many times. One that has been there
 # for STEADY seconds begins anew.
-FIRST_PAUSE, LONGEST_PAUSE, RESTARTS, STEADY = 0.5, 60.0, 10, 10.0
+FIRST_PAUSE, MAX_PAUSE, RESTARTS, STEADY = 0.5, 60.0, 10, 10.0
 
 
 @dataclass
-class Member:
+class SupervisedHost:
     """One host for as long as it belongs to the master."""
 
     spec: HostSpec
@@ -49,7 +49,7 @@ class Member:
         return self.spec.address
 
 
-class Members:
+class Supervisor:
     """All hosts of one master."""
 
     def __init__(
@@ -59,10 +59,10 @@ class Members:
         self._fleet = fleet
         self._memory_limit = memory_limit
         self._keep_data = keep_data
-        self._members: dict[str, Member] = {}  # by the name of the node
+        self._members: dict[str, SupervisedHost] = {}  # by the name of the node
         self.reports: list[HostReport] = []
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[SupervisedHost]:
         return iter(list(self._members.values()))
 
     def __len__(self) -> int:
@@ -75,12 +75,12 @@ class Members:
 
     # Starting
 
-    def start(self, specs: list[HostSpec], min_workers: int | None) -> list[Member]:
+    def start(self, specs: list[HostSpec], min_workers: int | None) -> list[SupervisedHost]:
         """Start hosts and wait for them. Raises BootstrapError when one does not come, or with `min_workers`, when
         fewer workers come; then none of them stays.
         """
         began = time.monotonic()
-        members = [Member(spec, _name(spec)) for spec in specs]
+        members = [SupervisedHost(spec, _name(spec)) for spec in specs]
         self._engine.ask(lambda: self._add(members))
         try:
             self._launch(members)
@@ -95,16 +95,16 @@ class Members:
         self._let_go([member for member in members if member.starting], "it did not start")
         return came
 
-    def _add(self, members: list[Member]) -> None:
+    def _add(self, members: list[SupervisedHost]) -> None:
         for member in members:
             self._members[member.name] = member
             self._engine.add_node(member.name, member.host, member.spec.workers or 1, member.spec.workers)
 
-    def _launch(self, members: list[Member]) -> None:
+    def _launch(self, members: list[SupervisedHost]) -> None:
         remote = {}
         for member in members:
             if member.spec.local:
-                self._engine.host_node(member.name, partial(self._make_local, member.spec.workers or 1))
+                self._engine.add_local(member.name, partial(self._make_local, member.spec.workers or 1))
             else:
                 remote[member.name] = (member.spec, self._engine.admit(member.name)._asdict())
         if remote:
@@ -113,7 +113,7 @@ class Members:
     def _make_local(self, workers: int, lane: Any, selector: Any) -> Node:
         return Node(lane, workers, selector=selector, memory_limit=self._memory_limit, keep_data=self._keep_data)
 
-    def _started(self, member: Member, began: float) -> HostReport:
+    def _started(self, member: SupervisedHost, began: float) -> HostReport:
         """How the start of a host went, once it is over."""
         name = member.name
         if member.spec.local:
@@ -134,7 +134,7 @@ class Members:
             report.why = why or f"not ready after {START_TIMEOUT:.0f} s (it is {state.value})"
         return report
 
-    def _settle(self, members: list[Member], reports: list[HostReport]) -> None:
+    def _settle(self, members: list[SupervisedHost], reports: list[HostReport]) -> None:
         """In the engine's loop: from now on the hosts that have come are started again when they are lost."""
         for member, report in zip(members, reports, strict=True):
             record = self._engine.dispatch.nodes.get(member.name)
@@ -142,7 +142,7 @@ class Members:
                 report.failed, report.why = "ready", "it was removed" if record is None else record.why
             member.starting = report.failed is not None
 
-    def _check(self, members: list[Member], reports: list[HostReport], min_workers: int | None) -> None:
+    def _check(self, members: list[SupervisedHost], reports: list[HostReport], min_workers: int | None) -> None:
         failed = failures(reports)
         if not failed:
             return
@@ -159,11 +159,11 @@ class Members:
 
     # Leaving
 
-    def remove(self, members: list[Member]) -> None:
+    def remove(self, members: list[SupervisedHost]) -> None:
         """Have hosts leave; their work goes to the others. Gives back when they have gone, or after some seconds."""
         self._let_go(members, "its host was removed")
 
-    def _let_go(self, members: list[Member], why: str) -> None:
+    def _let_go(self, members: list[SupervisedHost], why: str) -> None:
         names = self._engine.ask(lambda: [self._take_out(member, why) for member in members])
         deadline = time.monotonic() + STOP_TIMEOUT
         for name in names:
@@ -172,18 +172,18 @@ class Members:
             self._fleet.forget(name)
             self._engine.forget(name)
 
-    def _take_out(self, member: Member, why: str) -> str:
+    def _take_out(self, member: SupervisedHost, why: str) -> str:
         self._members.pop(member.name, None)
         self._engine.remove_node(member.name, why)
         return member.name
 
-    def route(self, member: Member) -> str:
+    def route(self, member: SupervisedHost) -> str:
         """How the host reaches this machine; empty where it is not known yet."""
         if member.spec.local:
             return "local"
         return self._report(member).route
 
-    def _report(self, member: Member) -> HostReport:
+    def _report(self, member: SupervisedHost) -> HostReport:
         """How the start of an ssh host goes; an empty report where it has been removed meanwhile."""
         try:
             return self._fleet.report(member.name)
@@ -219,7 +219,7 @@ class Members:
                 f"(after {RESTARTS} times)"
             )
             return None
-        pause = min(FIRST_PAUSE * 2**member.restarts, LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2**member.restarts, MAX_PAUSE)
         member.restarts += 1
         say(
             f"{member.host} is lost: {why}; its work goes to the others, and it is started again in {pause:.1f} s "
@@ -231,12 +231,12 @@ class Members:
         self._engine.call_later(pause, lambda: self._start_again(member, successor))
         return successor
 
-    def _start_again(self, member: Member, name: str) -> None:
+    def _start_again(self, member: SupervisedHost, name: str) -> None:
         if self._members.get(name) is member and not self._engine.leaving:
             self._launch([member])
             self._watch(member, name, time.monotonic())
 
-    def _watch(self, member: Member, name: str, began: float) -> None:
+    def _watch(self, member: SupervisedHost, name: str, began: float) -> None:
         """Give up a start that does not come to an end; those phases that go over ssh have limits of their own."""
         if self._members.get(name) is not member or member.ready_at is not None:
             return

@@ -19,7 +19,7 @@ import msgpack
 import pytest
 
 from qjam.code import user_code
-from qjam.code.user_code import Entry, Sources
+from qjam.code.user_code import Sources, UserCode
 
 MAPFUNC = "def mapfunc(params, data):\n    return params\n"
 
@@ -55,7 +55,7 @@ def found(name: str) -> dict[str, Any] | None:
     return answer
 
 
-def by_value(entry: Entry) -> tuple[Callable[..., Any], Any]:
+def by_value(entry: UserCode) -> tuple[Callable[..., Any], Any]:
     """What a worker makes of the code of an entry."""
     assert entry.code is not None
     pair: tuple[Callable[..., Any], Any] = cloudpickle.loads(entry.code)

@@ -16,7 +16,7 @@ from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet, NumpyMatrixFi
 from qjam_worker.ipc import file_slices
 from qjam_worker.ipc.file_slices import PAGE, SAMPLES, Place, identify
 from qjam_worker.ipc.files import Files
-from qjam_worker.node.shelf import Shelf
+from qjam_worker.node.slice_index import SliceIndex
 from qjam_worker.node.store import Store
 from ssh_hosts import home, ssh_host  # noqa: F401
 from sshd import Sshd, write_config
@@ -195,9 +195,9 @@ def test_the_identity_of_a_file_is_its_size_its_time_and_what_is_in_it(file: Pat
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
+def slices(tmp_path: Path) -> Iterator[SliceIndex]:
     files = Files.make([str(tmp_path)])
-    yield Shelf(Store(files, 1 << 20))
+    yield SliceIndex(Store(files, 1 << 20))
     files.remove()
 
 
@@ -208,47 +208,47 @@ def told(file: Path, **changes: Any) -> dict[str, Any]:
     return found.told([0, 1]) | changes
 
 
-def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(shelf: Shelf, file: Path) -> None:
-    shelf.learn(1, told(file), {0: "a", 1: "b"})
-    assert ("a" in shelf, "b" in shelf, "c" in shelf) == (True, True, False)
-    place, size = shelf.where("b")
+def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(slices: SliceIndex, file: Path) -> None:
+    slices.learn(1, told(file), {0: "a", 1: "b"})
+    assert ("a" in slices, "b" in slices, "c" in slices) == (True, True, False)
+    place, size = slices.where("b")
     assert isinstance(place, Place)
     assert size == MATRIX.nbytes // 2
     assert np.array_equal(file_slices.loader(place)(), MATRIX[1000:])
 
 
-def test_what_else_may_be_at_its_path_is_nothing_to_a_node(shelf: Shelf, file: Path, tmp_path: Path) -> None:
+def test_what_else_may_be_at_its_path_is_nothing_to_a_node(slices: SliceIndex, file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "nothing", "/dev/zero", "a\0b"):
-        shelf.learn(1, told(file, path=str(path)), {0: "a", 1: "b"})
-    shelf.learn(1, told(file, identity=b"another"), {0: "a", 1: "b"})
-    assert "a" not in shelf
+        slices.learn(1, told(file, path=str(path)), {0: "a", 1: "b"})
+    slices.learn(1, told(file, identity=b"another"), {0: "a", 1: "b"})
+    assert "a" not in slices
 
 
-def test_a_file_that_changes_has_no_slices_any_more(shelf: Shelf, file: Path) -> None:
-    shelf.learn(1, told(file), {0: "a", 1: "b"})
-    place, _ = shelf.where("a")
+def test_a_file_that_changes_has_no_slices_any_more(slices: SliceIndex, file: Path) -> None:
+    slices.learn(1, told(file), {0: "a", 1: "b"})
+    place, _ = slices.where("a")
     os.utime(file, ns=(0, 0))
-    assert "a" not in shelf
+    assert "a" not in slices
     assert isinstance(place, Place)
     with pytest.raises(RuntimeError, match=r"matrix\.npy has changed"):
         file_slices.loader(place)
 
 
-def test_slices_are_forgotten_with_the_last_job_that_has_them(shelf: Shelf, file: Path) -> None:
+def test_slices_are_forgotten_with_the_last_job_that_has_them(slices: SliceIndex, file: Path) -> None:
     for job in (1, 2):
-        shelf.learn(job, told(file), {0: "a", 1: "b"})
-    shelf.pin("b")
-    shelf.forget(1)
-    assert "a" in shelf
-    shelf.forget(2)
-    assert ("a" in shelf, "b" in shelf) == (False, True)  # a round is using it
+        slices.learn(job, told(file), {0: "a", 1: "b"})
+    slices.pin("b")
+    slices.forget(1)
+    assert "a" in slices
+    slices.forget(2)
+    assert ("a" in slices, "b" in slices) == (False, True)  # a round is using it
 
 
 @pytest.mark.parametrize("part", [[0, 0, MATRIX.nbytes, MATRIX.nbytes], [5, 0, 0, 8]])
-def test_slices_that_cannot_lie_in_the_file_are_refused(shelf: Shelf, file: Path, part: list[int]) -> None:
+def test_slices_that_cannot_lie_in_the_file_are_refused(slices: SliceIndex, file: Path, part: list[int]) -> None:
     with pytest.raises(ValueError, match="cannot lie"):
-        shelf.learn(1, told(file, parts=[part]), {0: "a", 1: "b"})
+        slices.learn(1, told(file, parts=[part]), {0: "a", 1: "b"})
 
 
 def test_a_data_set_of_ones_own_lies_in_no_file() -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import pytest
 
 from qjam.dispatch import dispatcher, transfers
-from qjam.dispatch.commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
 from qjam.dispatch.dispatcher import POISON, Dispatch, JobSpec
 from qjam.dispatch.liveness import LOST_AFTER, PING_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.dispatch.nodes import NodeRecord
 from qjam.dispatch.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
-from qjam.dispatch.stealing import LOOK_LEAST
-from qjam.dispatch.transfers import CHUNK
+from qjam.dispatch.stealing import MIN_SEARCH_DELAY
+from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.wire.frames import Kind
 
 MIB = 1024 * 1024
@@ -39,7 +39,7 @@ def join(to: Dispatch, name: str, workers: int = 1, credit: int = 16 * MIB) -> l
 
 def calm(to: Dispatch) -> Dispatch:
     """Nobody looks for work any more, so that nothing is due but what a test brings about."""
-    to.on_timer(LOOK_LEAST)
+    to.on_timer(MIN_SEARCH_DELAY)
     return to
 
 
@@ -667,7 +667,7 @@ def test_a_ref_that_is_on_its_way_is_not_loaded_twice() -> None:
 def test_a_loaded_ref_goes_out_whole_and_the_next_is_loaded() -> None:
     to = waiting("job-0", "job-1")
     assert to.on_loaded("a", "job-0", 100) == [
-        Chunk("a", "job-0", 0, 100),
+        Block("a", "job-0", 0, 100),
         Unload("a", "job-0"),
         Load("a", 1, "job-1"),
     ]
@@ -693,17 +693,17 @@ def test_refs_go_out_in_the_order_in_which_they_were_asked_for() -> None:
     to = waiting("job-0", "job-1", "job-2", credit=0)
     for ref in ("job-0", "job-1", "job-2"):
         to.on_loaded("a", ref, 10)
-    chunks = [command for command in to.nodes["a"].transfers.grant(100) if isinstance(command, Chunk)]
+    chunks = [command for command in to.nodes["a"].transfers.grant(100) if isinstance(command, Block)]
     assert [chunk.ref for chunk in chunks] == ["job-0", "job-1", "job-2"]
 
 
 def test_a_large_ref_goes_out_in_chunks() -> None:
     to = waiting("job-0")
-    chunks = to.on_loaded("a", "job-0", 2 * CHUNK + 1)[:-1]
+    chunks = to.on_loaded("a", "job-0", 2 * BLOCK_BYTES + 1)[:-1]
     assert chunks == [
-        Chunk("a", "job-0", 0, CHUNK),
-        Chunk("a", "job-0", CHUNK, CHUNK),
-        Chunk("a", "job-0", 2 * CHUNK, 1),
+        Block("a", "job-0", 0, BLOCK_BYTES),
+        Block("a", "job-0", BLOCK_BYTES, BLOCK_BYTES),
+        Block("a", "job-0", 2 * BLOCK_BYTES, 1),
     ]
 
 
@@ -711,14 +711,14 @@ def test_a_transfer_goes_on_where_the_node_says() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
     to.on_missing("a", 1, [("job-0", 40)])
-    assert to.on_loaded("a", "job-0", 100)[0] == Chunk("a", "job-0", 40, 60)
+    assert to.on_loaded("a", "job-0", 100)[0] == Block("a", "job-0", 40, 60)
 
 
 def test_no_more_is_sent_than_there_is_credit() -> None:
     to = waiting("job-0", credit=50)
-    assert to.on_loaded("a", "job-0", 100) == [Chunk("a", "job-0", 0, 50)]
-    assert to.on_credit("a", 30) == [Chunk("a", "job-0", 50, 30)]
-    assert to.on_credit("a", 30)[:2] == [Chunk("a", "job-0", 80, 20), Unload("a", "job-0")]
+    assert to.on_loaded("a", "job-0", 100) == [Block("a", "job-0", 0, 50)]
+    assert to.on_credit("a", 30) == [Block("a", "job-0", 50, 30)]
+    assert to.on_credit("a", 30)[:2] == [Block("a", "job-0", 80, 20), Unload("a", "job-0")]
     assert to.nodes["a"].credit == 10
 
 
@@ -736,7 +736,7 @@ def test_each_node_has_its_own_credit() -> None:
     submit(to, 1, spec(2))
     for name, ref in (("a", "job-0"), ("b", "job-1")):
         to.on_missing(name, 1, [(ref, 0)])
-        assert to.on_loaded(name, ref, 100) == [Chunk(name, ref, 0, 50)]
+        assert to.on_loaded(name, ref, 100) == [Block(name, ref, 0, 50)]
 
 
 def test_a_round_that_is_over_sends_no_ref() -> None:
@@ -779,7 +779,7 @@ def test_transfers_of_another_job_are_left_alone() -> None:
 def test_a_module_on_its_way_outlives_its_round() -> None:
     to = waiting("module:1:text", "job-0")
     to.on_cancel(1, CANCELLED)
-    assert to.on_loaded("a", "module:1:text", 10)[0] == Chunk("a", "module:1:text", 0, 10)
+    assert to.on_loaded("a", "module:1:text", 10)[0] == Block("a", "module:1:text", 0, 10)
 
 
 def test_content_that_nobody_waits_for_any_more_is_unloaded() -> None:
@@ -1135,14 +1135,14 @@ def test_it_is_known_from_the_last_round_what_is_usual() -> None:
     result(to, "b", 1, (1, 2), seconds=3.0)
     result(to, "a", 1, (0, 1), seconds=2.0)
     submit(to, 2, spec(2), now=10.0)
-    assert to.rounds[2].job.usual == 2.0
+    assert to.rounds[2].job.typical_slice_seconds == 2.0
 
 
 def test_a_node_that_comes_in_the_middle_of_a_round_asks_for_its_share() -> None:
     to = calm(cluster(1))
     submit(to, 1, spec(8))
     join(to, "b")
-    (share,) = to.on_timer(LOOK_LEAST * 2)
+    (share,) = to.on_timer(MIN_SEARCH_DELAY * 2)
     assert share == Send("a", Kind.SHARE, {"round": 1, "count": 4, "seconds": 0.0, "for": "b"})
 
 
@@ -1421,7 +1421,7 @@ def test_a_successor_that_comes_in_the_middle_of_a_round_asks_for_its_share() ->
     submit(to, 1, spec(8))
     to.on_node_lost("a", "gone", "a2")
     come_back(to, "a2")
-    (share,) = to.on_timer(2 * LOOK_LEAST)
+    (share,) = to.on_timer(2 * MIN_SEARCH_DELAY)
     assert share == Send("b", Kind.SHARE, {"round": 1, "count": 4, "seconds": 0.0, "for": "a2"})
 
 

@@ -1,11 +1,11 @@
-"""Alarms beside a plain dict that is looked through."""
+"""Timers beside a plain dict that is looked through."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qjam.dispatch.timers import Alarms
+from qjam.dispatch.timers import Timers
 
 KEYS, MOMENTS = st.sampled_from("abcdef"), st.integers(0, 20).map(float)
 STEPS = st.lists(
@@ -19,28 +19,28 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_alarms_are_what_a_dict_would_be(steps: list[tuple[str, str, float]]) -> None:
-    alarms: Alarms[str] = Alarms()
+    timers: Timers[str] = Timers()
     plain: dict[str, float] = {}
     for what, key, at in steps:
         if what == "set":
-            alarms.set(key, at)
+            timers.set(key, at)
             plain[key] = at
         elif what == "drop":
-            alarms.drop(key)
+            timers.drop(key)
             plain.pop(key, None)
         else:
             due = sorted((moment, name) for name, moment in plain.items() if moment <= at)
-            assert alarms.due(at) == [name for _, name in due]
+            assert timers.due(at) == [name for _, name in due]
             plain = {name: moment for name, moment in plain.items() if moment > at}
-        assert alarms.first == min(plain.values(), default=None)
-        assert len(alarms) == len(plain)
-        assert all(alarms.get(name) == moment for name, moment in plain.items())
+        assert timers.first == min(plain.values(), default=None)
+        assert len(timers) == len(plain)
+        assert all(timers.get(name) == moment for name, moment in plain.items())
 
 
 def test_what_is_set_again_and_again_leaves_nothing_behind() -> None:
-    alarms: Alarms[int] = Alarms()
+    timers: Timers[int] = Timers()
     for number in range(10_000):
-        alarms.set(number, 1e9 - number)
-        alarms.drop(number)
-    assert len(alarms._heap) < 100
-    assert alarms.first is None
+        timers.set(number, 1e9 - number)
+        timers.drop(number)
+    assert len(timers._heap) < 100
+    assert timers.first is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import zmq
 
-from qjam.dispatch.commands import Chunk, Load, Lose, Note, Send
+from qjam.dispatch.commands import Block, Load, Lose, Note, Send
 from qjam.dispatch.dispatcher import JobSpec
 from qjam.dispatch.states import NodeState
 from qjam.engine.engine import Engine
@@ -100,7 +100,7 @@ def test_what_follows_from_a_node_that_is_gone_comes_after_what_was_to_be_done(
 
 def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> None:
     engine._nodes["a"].blobs["ref0"] = Blob([b"abc", b"", b"defgh"])
-    engine._act([Chunk("a", "ref0", 2, 4)])
+    engine._act([Block("a", "ref0", 2, 4)])
     (refs,) = network.to("a", Kind.REFS)
     assert b"".join(refs.buffers) == b"cdef"
     assert (refs.header["offset"], refs.header["total"]) == (2, 8)
@@ -109,7 +109,7 @@ def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> 
 # ---- nodes that are lost, removed, replaced ---------------------------------------------------------------------
 
 
-class Hosts:
+class NodeObserver:
     """Who looks after the nodes: remembers what it is told, and knows the successors of some."""
 
     def __init__(self, **successors: str) -> None:
@@ -127,8 +127,8 @@ class Hosts:
         self.told.append((logging.getLevelName(level), text))
 
 
-def looked_after(engine: Engine, **successors: str) -> Hosts:
-    engine._hosts = hosts = Hosts(**successors)
+def looked_after(engine: Engine, **successors: str) -> NodeObserver:
+    engine._observer = hosts = NodeObserver(**successors)
     return hosts
 
 
@@ -230,7 +230,7 @@ def test_a_ping_does_not_end_the_start_of_a_node(engine: Engine) -> None:
     hosts = looked_after(engine, c="c2")
     engine.add_node("c", "host-c", 1)
     start(engine)  # nobody is connected, so nothing can be sent to anybody
-    engine._hosts = hosts
+    engine._observer = hosts
     with pytest.raises(TimeoutError):
         engine.ping("c", 0.2)
     assert hosts.told == []

@@ -18,8 +18,8 @@ import pytest
 import usercode
 from qjam import Master
 from qjam.engine import loop_owner
-from qjam.engine.deferred_signals import PutOff
-from qjam.engine.loop_owner import Turns
+from qjam.engine.deferred_signals import DeferredSignals
+from qjam.engine.loop_owner import LoopOwner
 
 
 class Loop:
@@ -29,7 +29,7 @@ class Loop:
         self.woken = threading.Event()
         self.at_it: list[str] = []
         self.over = False
-        self.turns = Turns(self.woken.set)
+        self.turns = LoopOwner(self.woken.set)
         self.thread = threading.Thread(target=self.turns.serve, args=[self.turn, lambda: self.over], name="own")
         self.thread.start()
 
@@ -40,7 +40,7 @@ class Loop:
 
     def close(self) -> None:
         self.over = True
-        self.turns.nudge()
+        self.turns.wake()
         self.thread.join()
 
 
@@ -70,7 +70,7 @@ def test_a_caller_takes_the_loop_out_of_the_wait_of_its_own_thread(loop: Loop) -
 def test_its_own_thread_goes_on_at_once_when_there_is_something_to_do(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_owner, "LINGER", 1e6)
+    monkeypatch.setattr(loop_owner, "MIN_PAUSE", 1e6)
     assert loop.turns.take()
     loop.turns.leave(lambda: True)
     loop.woken.set()
@@ -78,10 +78,10 @@ def test_its_own_thread_goes_on_at_once_when_there_is_something_to_do(
 
 
 def test_its_own_thread_is_called_back_by_who_has_something_to_do(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_owner, "LINGER", 1e6)
+    monkeypatch.setattr(loop_owner, "MIN_PAUSE", 1e6)
     assert loop.turns.take()
     loop.turns.leave(lambda: False)
-    loop.turns.nudge()
+    loop.turns.wake()
     wait_until(lambda: loop.at_it[-1:] == ["own"])
 
 
@@ -94,7 +94,7 @@ def test_its_own_thread_goes_on_a_while_after_the_last_caller(loop: Loop) -> Non
 
 def test_its_own_thread_looks_more_and_more_seldom_while_a_caller_is_at_it_for_long() -> None:
     pauses: list[float] = []
-    mine = Turns(lambda: None)
+    mine = LoopOwner(lambda: None)
     assert mine.take()
 
     class Back:
@@ -105,10 +105,10 @@ def test_its_own_thread_looks_more_and_more_seldom_while_a_caller_is_at_it_for_l
             return len(pauses) == 8
 
     mine._back = Back()  # type: ignore[assignment]
-    mine._stand_back()
-    assert pauses[:6] == [min(loop_owner.LINGER * 2**n, loop_owner.LONGEST) for n in range(6)]
-    assert loop_owner.LINGER < loop_owner.LONGEST == pauses[5]
-    assert pauses[6:] == [loop_owner.LINGER] * 2  # the caller has just left, and may come back
+    mine._yield()
+    assert pauses[:6] == [min(loop_owner.MIN_PAUSE * 2**n, loop_owner.MAX_PAUSE) for n in range(6)]
+    assert loop_owner.MIN_PAUSE < loop_owner.MAX_PAUSE == pauses[5]
+    assert pauses[6:] == [loop_owner.MIN_PAUSE] * 2  # the caller has just left, and may come back
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def handled() -> Iterator[list[int]]:
 
 def test_a_signal_is_put_off_and_told_of(handled: list[int]) -> None:
     told: list[int] = []
-    signals = PutOff(lambda: told.append(len(handled)))
+    signals = DeferredSignals(lambda: told.append(len(handled)))
     signals.begin()
     signal.raise_signal(signal.SIGUSR1)
     assert told == [0]
@@ -137,7 +137,7 @@ def test_a_signal_is_put_off_and_told_of(handled: list[int]) -> None:
 
 
 def test_what_a_handler_raises_comes_at_the_end() -> None:
-    signals = PutOff(lambda: None)
+    signals = DeferredSignals(lambda: None)
     signals.begin()
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -146,7 +146,7 @@ def test_what_a_handler_raises_comes_at_the_end() -> None:
 
 
 def test_in_another_thread_nothing_is_put_off(handled: list[int]) -> None:
-    signals = PutOff(lambda: None)
+    signals = DeferredSignals(lambda: None)
     thread = threading.Thread(target=signals.begin)
     thread.start()
     thread.join()
@@ -192,7 +192,7 @@ def test_ctrl_c_ends_a_round_again_and_again(master: Master, tmp_path: Path) -> 
 
 
 def test_ctrl_c_while_the_loop_is_taken_leaves_it_to_others(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = master._engine._turns.take
+    take = master._engine._owner.take
 
     def interrupted() -> bool:
         taken = take()
@@ -200,7 +200,7 @@ def test_ctrl_c_while_the_loop_is_taken_leaves_it_to_others(master: Master, monk
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(master._engine._turns, "take", interrupted)
+        patch.setattr(master._engine._owner, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             master.run(usercode.forty_two)
     assert master.run(usercode.forty_two) == 84

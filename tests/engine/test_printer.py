@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from qjam.engine.printer import LONGEST_LINE, Printer
+from qjam.engine.printer import MAX_LINE, Printer
 
 OUT, ERR = 1, 2
 
@@ -120,7 +120,7 @@ def test_a_line_without_end_is_shown_at_the_close(capsys: pytest.CaptureFixture[
 def test_a_line_without_end_that_is_too_long_is_shown_in_pieces(
     printer: Printer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long = b"x" * (LONGEST_LINE - 1)
+    long = b"x" * (MAX_LINE - 1)
     assert text(printer, capsys, long, b"y", b"z\n") == f"[host 0] {long.decode()}y\n[host 0] z\n"
 
 
@@ -128,7 +128,7 @@ def test_a_megabyte_without_line_end_is_all_shown(printer: Printer, capsys: pyte
     pieces = [b"x" * 10_000] * 100
     out = text(printer, capsys, *pieces, b"\n")
     assert out.count("x") == 1_000_000
-    assert max(map(len, out.split("\n"))) < LONGEST_LINE + 10_000 + len("[host 0] ")
+    assert max(map(len, out.split("\n"))) < MAX_LINE + 10_000 + len("[host 0] ")
 
 
 def test_a_large_text_is_shown_line_by_line(printer: Printer, capsys: pytest.CaptureFixture[str]) -> None:

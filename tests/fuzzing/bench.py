@@ -31,7 +31,7 @@ from .mutation import Frames, Lore
 from .peer import CREDIT, MODULES, mapped
 
 # Everything small, so that a few messages reach every limit.
-CHUNK, INLINE, UNREAD, SLOT = 64, 200, 20_000, 4096
+BLOCK_BYTES, INLINE, MAX_UNREAD, SLOT = 64, 200, 20_000, 4096
 
 
 class Broken(AssertionError):
@@ -56,7 +56,8 @@ def small() -> Iterator[Clock]:
     clock = Clock()
     changes: list[tuple[Any, str, Any]] = [
         (engine_module, "time", clock), (call_queue, "time", clock), (engine_module, "PARAMS_INLINE", INLINE),
-        (engine_module, "UNREAD", UNREAD), (transfers, "CHUNK", CHUNK), (pool, "SLOT", SLOT), (params, "SLOT", SLOT),
+        (engine_module, "MAX_UNREAD", MAX_UNREAD), (transfers, "BLOCK_BYTES", BLOCK_BYTES),
+        (pool, "SLOT", SLOT), (params, "SLOT", SLOT),
         (node, "CREDIT", CREDIT),
     ]  # fmt: skip
     before = [getattr(module, name) for module, name, _ in changes]
@@ -115,7 +116,7 @@ class Bench:
         self.rng = rng
         self.engine = Engine(f"inproc://{uuid.uuid4().hex}", self.find_module, speculation=speculation)
         self.engine._on_print = self.on_print
-        self.engine._hosts = self
+        self.engine._observer = self
         self.loader = Loader(self.find_module)
         self.engine._loader.load = self.load  # type: ignore[method-assign]
         self.engine._router.send = self.send  # type: ignore[method-assign]

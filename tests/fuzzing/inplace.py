@@ -55,19 +55,19 @@ class Workers:
     def __init__(self, pool: Any) -> None:
         self.pool = pool
         self.workers = pool.workers
-        self.rung: deque[tuple[Any, dict[str, Any]]] = deque()
+        self.assigned: deque[tuple[Any, dict[str, Any]]] = deque()
         self.interrupted: set[int] = set()
         self.made = 0
         for worker in self.workers:
             worker.pid, worker.ready, worker.modules = 100 + worker.index, True, Answers()
 
-    def ring(self, worker: Any, message: dict[str, Any]) -> None:
+    def assign(self, worker: Any, message: dict[str, Any]) -> None:
         assert not worker.seq
         self.made += 1
         worker.seq = message["seq"] = self.made
-        self.rung.append((worker, message))
+        self.assigned.append((worker, message))
 
-    def call(self) -> None: ...
+    def wake(self) -> None: ...
     def tell(self, worker: Any, message: dict[str, Any]) -> None: ...
 
     def rest(self, worker: Any) -> None:
@@ -130,7 +130,7 @@ class InPlace:
 
     def work(self) -> None:
         """A worker comes to an end with what it has."""
-        worker, message = self.workers.rung.popleft()
+        worker, message = self.workers.assigned.popleft()
         if worker.index in self.workers.interrupted:
             answer: dict[str, Any] = {"op": "cancelled"}
         else:
@@ -180,8 +180,8 @@ class InPlace:
 
     def lose_worker(self) -> None:
         worker = self.rng.choice(self.workers.workers)
-        for rung in [rung for rung in self.workers.rung if rung[0] is worker]:
-            self.workers.rung.remove(rung)
+        for given in [given for given in self.workers.assigned if given[0] is worker]:
+            self.workers.assigned.remove(given)
         self.workers.rest(worker)
         worker.jobs.clear()
         self.node.on_worker_exit(worker, "was killed", None, worker.pid)

@@ -80,7 +80,7 @@ class Episode:
             self.bench.pass_time(rng.choice((0.001, 0.1, 1.0)))
         elif what < 0.2 and self.bench.loads:
             self.bench.do_load()
-        elif what < 0.4 and node.workers.rung:
+        elif what < 0.4 and node.workers.assigned:
             node.work()
         elif what < 0.43 and node.ready:
             rng.choice((node.import_module, node.import_module, node.print, node.lose_worker))()
@@ -106,7 +106,7 @@ class Episode:
                 self.bench.do_load()
             if self.waiting:
                 self.tell(self.waiting.popleft())
-            if self.node.workers.rung:
+            if self.node.workers.assigned:
                 self.node.work()
             while self.node.out:
                 if self.bench.say(self.node.name, self.node.out.popleft()) != "harmless":

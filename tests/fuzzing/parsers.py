@@ -17,7 +17,7 @@ import numpy as np
 import zmq.utils.z85
 
 from qjam.engine.router import Router
-from qjam.launch.json_lines import Lines
+from qjam.launch.json_lines import JsonLines
 from qjam_worker.values import codec, flat
 from qjam_worker.values.codec import CodecError
 from qjam_worker.wire.frames import Kind, WireError, unpack
@@ -147,7 +147,7 @@ class Parsers:
         with ours, theirs:
             theirs.sendall(data)
             theirs.shutdown(socket.SHUT_WR)
-            reader = Lines(ours)
+            reader = JsonLines(ours)
             try:
                 while True:
                     if not all(type(message) is dict for message in reader.receive()):

@@ -40,7 +40,7 @@ def flat_bytes(value: Any) -> memoryview:
     return memoryview(b"".join(flat.segments(encoded)))
 
 
-class Shelf:
+class Refs:
     """The store: refs in memory."""
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class Peer:
         self.name = name
         self.rng = rng
         self.workers = workers
-        self.shelf = Shelf()
-        self.scheduler = Scheduler(workers, self.shelf)
+        self.refs = Refs()
+        self.scheduler = Scheduler(workers, self.refs)
         self.inbox: deque[frames.Message] = deque()
         self.out: deque[Frames] = deque()
         self.todo: deque[Give] = deque()
@@ -140,16 +140,16 @@ class Peer:
             self.act(self.scheduler.on_gone(ref))
             return
         piece = b"".join(buffers)
-        data, total = self.shelf.content.setdefault(ref, (bytearray(), header["total"]))
+        data, total = self.refs.content.setdefault(ref, (bytearray(), header["total"]))
         assert total == header["total"]
         assert header["offset"] <= len(data)
         assert header["offset"] + len(piece) <= total
         data += piece[len(data) - header["offset"] :]
         self.send(Kind.CREDIT, {"bytes": len(piece)})
-        if ref in self.shelf:
+        if ref in self.refs:
             self.act(self.scheduler.on_arrived(ref, self.now))
             if ref.startswith("module:"):
-                del self.shelf.content[ref]
+                del self.refs.content[ref]
                 self.modules.add(ref)
 
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
@@ -197,7 +197,7 @@ class Peer:
         return [(span, Held(flat_bytes(value), True)) for span, value in tree.values.items()]
 
     def open(self, ref: str) -> Any:
-        return codec.decode(*flat.read(bytes(self.shelf.content[ref][0])))
+        return codec.decode(*flat.read(bytes(self.refs.content[ref][0])))
 
     def print(self, data: bytes) -> None:
         if self.welcome:

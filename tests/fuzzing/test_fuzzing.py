@@ -30,7 +30,7 @@ from fuzzing.peer import CREDIT
 from qjam.code.user_code import Sources
 from qjam.engine.engine import Engine
 from qjam.engine.router import Router
-from qjam.launch.json_lines import LONGEST, Lines
+from qjam.launch.json_lines import MAX_MESSAGE, JsonLines
 from qjam_worker.values import codec
 from qjam_worker.wire import frames
 from qjam_worker.wire.frames import Kind
@@ -299,7 +299,7 @@ def hear(node: InPlace, kind: Kind, header: dict[str, Any], buffers: Any = ()) -
         (Kind.JOB, {**JOB, "nslices": 5}, [], "job 1 was another one before"),
         (Kind.JOB, {**JOB, "job": 2, "slices": [[4, "d1-4"]]}, [], "job 2 has 4 slices"),
         (Kind.JOB, {**JOB, "slices": [[2, None]]}, [], "job 1 had other slices before"),
-        # A worker was rung for what was not here, and a KeyError was the end of the node.
+        # A worker was given work for what was not here, and a KeyError was the end of the node.
         (Kind.JOB, {**JOB, "slices": [[0, "d0-1"]]}, [], "job 1 had other slices before"),
         (Kind.JOB, {**JOB, "job": 2, "slices": [[0, None], [1, "d0-1"]]}, [], "only some slices of job 2 have data"),
         (Kind.JOB, {**JOB, "job": 2, "slices": [[0, "params:1"]]}, [], "job 2 has slices that are none"),
@@ -394,11 +394,11 @@ def test_a_long_header_of_an_array_is_not_remembered() -> None:
     assert len(codec._lone_arrays) == before
 
 
-@pytest.mark.parametrize("data", [b"{\n", b"5\n", b"\xff\n", b"[" * 100_000 + b"\n", b"x" * (LONGEST + 1)])
+@pytest.mark.parametrize("data", [b"{\n", b"5\n", b"\xff\n", b"[" * 100_000 + b"\n", b"x" * (MAX_MESSAGE + 1)])
 def test_lines_that_are_no_messages_are_the_end(data: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        reader = Lines(ours)
+        reader = JsonLines(ours)
         left = memoryview(data)
         theirs.setblocking(False)
         for _ in range(10_000):
@@ -415,7 +415,7 @@ def test_a_guest_that_is_lost_is_dismissed() -> None:
     """A node in the master's own loop has nobody else who would end it."""
     closed = []
 
-    class Guest:
+    class LocalNode:
         leaving = None
 
         def __init__(self, lane: Any, selector: Any) -> None: ...
@@ -435,7 +435,7 @@ def test_a_guest_that_is_lost_is_dismissed() -> None:
     engine.add_node("a", "a", 1)
     engine.start(lambda *printed: None)
     try:
-        engine.host_node("a", Guest)
+        engine.add_local("a", LocalNode)
         engine.ask(lambda: engine._on_frames("a", [memoryview(b"nonsense")]))
         deadline = time.monotonic() + 5
         while not closed and time.monotonic() < deadline:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qjam import DataSet, Master
 from qjam_worker.ipc.files import Mapped
-from qjam_worker.ipc.mailbox import PAGE, TEXT, Page
+from qjam_worker.ipc.mailbox import MAILBOX, TEXT, Mailbox
 from qjam_worker.ipc.slots import SLOT
 from qjam_worker.node.results import Held, Slot, fold_rows
 from qjam_worker.values import codec, flat, segmented_sum
@@ -209,8 +209,8 @@ def test_small_results_of_as_many_slices_as_workers_are_the_serial_sum(workers: 
 
 
 def test_a_letter_is_read_by_the_other_one() -> None:
-    memory = memoryview(bytearray(PAGE))
-    ours, theirs = Page(memory), Page(memory)
+    memory = memoryview(bytearray(MAILBOX))
+    ours, theirs = Mailbox(memory), Mailbox(memory)
     for message in ({"op": "run", "slices": [[0, None, 0]]}, {"op": "run", "slices": [[1, None, 0]]}, None, {}):
         assert ours.task.write(message)
         assert theirs.task.read() == message
@@ -219,8 +219,8 @@ def test_a_letter_is_read_by_the_other_one() -> None:
 
 
 def test_a_letter_like_the_last_one_is_not_read_again() -> None:
-    memory = memoryview(bytearray(PAGE))
-    ours, theirs = Page(memory), Page(memory)
+    memory = memoryview(bytearray(MAILBOX))
+    ours, theirs = Mailbox(memory), Mailbox(memory)
     ours.task.write({"op": "run"})
     first = theirs.task.read()
     ours.task.write({"op": "run"})
@@ -228,8 +228,8 @@ def test_a_letter_like_the_last_one_is_not_read_again() -> None:
 
 
 def test_a_letter_that_is_too_long_is_not_left() -> None:
-    memory = memoryview(bytearray(PAGE))
-    ours, theirs = Page(memory), Page(memory)
+    memory = memoryview(bytearray(MAILBOX))
+    ours, theirs = Mailbox(memory), Mailbox(memory)
     ours.task.write({"op": "run"})
     assert not ours.task.write({"text": "x" * TEXT})
     assert theirs.task.read() == {"op": "run"}
@@ -238,9 +238,9 @@ def test_a_letter_that_is_too_long_is_not_left() -> None:
 
 
 def test_a_letter_that_is_none_is_an_error() -> None:
-    memory = memoryview(bytearray(PAGE))
-    ours, theirs = Page(memory), Page(memory)
+    memory = memoryview(bytearray(MAILBOX))
+    ours, theirs = Mailbox(memory), Mailbox(memory)
     ours.answer.write({"op": "done"})
-    memory[:] = b"\xc1" * PAGE
+    memory[:] = b"\xc1" * MAILBOX
     with pytest.raises(ValueError, match=r"(?i)unpack"):
         theirs.answer.read()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qjam_worker.ipc.spin_wait import AWAKE, Waiting
+from qjam_worker.ipc.spin_wait import AWAKE, SpinWait
 
 TICK = AWAKE / 10
 
@@ -44,24 +44,24 @@ class Scripted(selectors.BaseSelector):
 
 
 @pytest.fixture
-def world() -> tuple[Scripted, Waiting]:
+def world() -> tuple[Scripted, SpinWait]:
     selector = Scripted()
-    return selector, Waiting(selector, lambda: selector.now)
+    return selector, SpinWait(selector, lambda: selector.now)
 
 
-def play(world: tuple[Scripted, Waiting], round_: int | None, after: float, timeout: float | None = None) -> list[Any]:
+def play(world: tuple[Scripted, SpinWait], round_: int | None, after: float, timeout: float | None = None) -> list[Any]:
     selector, waiting = world
     selector.comes(after)
     return waiting.select(timeout, round_)
 
 
-def test_the_first_wait_is_asleep(world: tuple[Scripted, Waiting]) -> None:
+def test_the_first_wait_is_asleep(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     assert play(world, 1, AWAKE / 2) == ["event"]
     assert (selector.looked, selector.slept) == (0, [None])
 
 
-def test_after_a_short_round_the_next_one_is_waited_for_awake(world: tuple[Scripted, Waiting]) -> None:
+def test_after_a_short_round_the_next_one_is_waited_for_awake(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     play(world, 1, AWAKE / 2)
     assert play(world, 2, AWAKE / 2) == ["event"]
@@ -69,7 +69,7 @@ def test_after_a_short_round_the_next_one_is_waited_for_awake(world: tuple[Scrip
     assert 4 <= selector.looked <= 6
 
 
-def test_after_a_long_round_it_is_not(world: tuple[Scripted, Waiting]) -> None:
+def test_after_a_long_round_it_is_not(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     for number, after in enumerate((AWAKE / 2, 2 * AWAKE, AWAKE / 2)):
         play(world, number, after)
@@ -78,7 +78,7 @@ def test_after_a_long_round_it_is_not(world: tuple[Scripted, Waiting]) -> None:
     assert selector.slept == []
 
 
-def test_it_falls_asleep_when_nothing_comes(world: tuple[Scripted, Waiting]) -> None:
+def test_it_falls_asleep_when_nothing_comes(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     play(world, 1, AWAKE / 2)
     assert play(world, 2, 50 * AWAKE) == ["event"]
@@ -88,7 +88,7 @@ def test_it_falls_asleep_when_nothing_comes(world: tuple[Scripted, Waiting]) -> 
     assert (selector.looked, selector.slept) == (0, [None])
 
 
-def test_a_round_is_short_when_all_of_its_answers_come_soon(world: tuple[Scripted, Waiting]) -> None:
+def test_a_round_is_short_when_all_of_its_answers_come_soon(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     for after in (2 * AWAKE, AWAKE / 10, AWAKE / 10):  # the last answers follow at once
         play(world, 1, after)
@@ -96,7 +96,7 @@ def test_a_round_is_short_when_all_of_its_answers_come_soon(world: tuple[Scripte
     assert (selector.looked, selector.slept) == (0, [None])
 
 
-def test_rounds_and_the_time_between_them_are_told_apart(world: tuple[Scripted, Waiting]) -> None:
+def test_rounds_and_the_time_between_them_are_told_apart(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     for number in (1, 2):
         play(world, number, 20 * AWAKE)  # long rounds
@@ -108,7 +108,7 @@ def test_rounds_and_the_time_between_them_are_told_apart(world: tuple[Scripted, 
     assert (selector.slept, selector.looked > 0) == ([], True)
 
 
-def test_what_the_caller_does_between_rounds_is_not_waiting(world: tuple[Scripted, Waiting]) -> None:
+def test_what_the_caller_does_between_rounds_is_not_waiting(world: tuple[Scripted, SpinWait]) -> None:
     selector, _ = world
     for number in range(3):
         play(world, number, AWAKE / 2)
@@ -118,7 +118,7 @@ def test_what_the_caller_does_between_rounds_is_not_waiting(world: tuple[Scripte
 
 
 @pytest.mark.parametrize("timeout", [0.0, TICK, AWAKE / 2, 3 * AWAKE])
-def test_a_timeout_is_kept(world: tuple[Scripted, Waiting], timeout: float) -> None:
+def test_a_timeout_is_kept(world: tuple[Scripted, SpinWait], timeout: float) -> None:
     selector, _ = world
     play(world, 1, AWAKE / 2)
     began = selector.now
@@ -131,7 +131,7 @@ def test_a_real_file_is_seen_awake_and_asleep() -> None:
     try:
         with selectors.DefaultSelector() as selector:
             selector.register(reading, selectors.EVENT_READ, "pipe")
-            waiting = Waiting(selector)
+            waiting = SpinWait(selector)
             os.write(writing, b"x")
             for round_ in (1, 2, 3):
                 assert [key.data for key, _ in waiting.select(None, round_)] == ["pipe"]

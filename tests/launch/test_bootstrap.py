@@ -21,7 +21,7 @@ from needs import lacking_programs, need, program
 from qjam.launch import bootstrap
 
 SOURCE = Path(bootstrap.__file__).read_bytes()
-LOADER = f'import sys;s=sys.stdin.buffer;exec(compile(s.read({len(SOURCE)}),"stage1","exec"));main(s)'
+LOADER = f'import sys;s=sys.stdin.buffer;exec(compile(s.read({len(SOURCE)}),"bootstrap","exec"));main(s)'
 MARKER = "marker 0123456789"
 NO_WAYS = {"addresses": [], "seen": False, "timeout": 0}
 GIGABYTE = 1 << 30

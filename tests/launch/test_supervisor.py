@@ -29,14 +29,14 @@ from qjam.engine import call_queue as calls_module
 from qjam.engine import engine as engine_module
 from qjam.engine.engine import Engine
 from qjam.launch import supervisor as members_module
-from qjam.launch.supervisor import FIRST_PAUSE, LONGEST_PAUSE, RESTARTS, START_TIMEOUT, STEADY, Member, Members
+from qjam.launch.supervisor import FIRST_PAUSE, MAX_PAUSE, RESTARTS, START_TIMEOUT, STEADY, SupervisedHost, Supervisor
 from qjam.log import say
 
 EVER = 1e6  # seconds
 
 
 class Stage:
-    """Members with an engine whose loop is the test. `comes`: whether a node that is launched is ready at once;
+    """A Supervisor with an engine whose loop is the test. `comes`: whether a node that is launched is ready at once;
     `reached`: whether a host that is launched over ssh is told to begin.
     """
 
@@ -56,13 +56,13 @@ class Stage:
             report=self.reports.__getitem__,
             welcomed=self.welcomes.get,
         )
-        self.members = Members(self.engine, fleet, None)
-        self.engine._hosts = self.members
+        self.supervisor = Supervisor(self.engine, fleet, None)
+        self.engine._hosts = self.supervisor
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
         patch.setattr(members_module, "time", clock)
         patch.setattr(engine_module, "time", clock)
         patch.setattr(calls_module, "time", clock)
-        patch.setattr(self.engine, "host_node", lambda name, make: self.launch(name))
+        patch.setattr(self.engine, "add_local", lambda name, make: self.launch(name))
         patch.setattr(self.engine, "ask", lambda call: call())
         patch.setattr(self.engine, "wait_for_node", self.wait_for_node)
         patch.setattr(self.engine, "wait_for_bye", lambda name, timeout: True)
@@ -110,13 +110,13 @@ class Stage:
             self.turn()
         self.now = until
 
-    def start(self, *hosts: str, min_workers: int | None = None) -> list[Member]:
-        return self.members.start([HostSpec(host) for host in hosts], min_workers)
+    def start(self, *hosts: str, min_workers: int | None = None) -> list[SupervisedHost]:
+        return self.supervisor.start([HostSpec(host) for host in hosts], min_workers)
 
     @property
     def states(self) -> dict[str, str]:
         """Of the hosts of the members."""
-        return {member.host: self.engine.dispatch.nodes[member.name].state.value for member in self.members}
+        return {member.host: self.engine.dispatch.nodes[member.name].state.value for member in self.supervisor}
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def stage() -> Iterator[Stage]:
     made.engine.stop()
 
 
-def names(members: list[Member]) -> list[str]:
+def names(members: list[SupervisedHost]) -> list[str]:
     return [member.name for member in members]
 
 
@@ -145,14 +145,14 @@ def pauses(caplog: pytest.LogCaptureFixture) -> list[float]:
 def test_hosts_that_come_are_members_with_a_report_each(stage: Stage) -> None:
     came = stage.start("local", "there")
     assert [member.host for member in came] == ["local", "there"]
-    assert stage.members.names == names(came) == stage.launched
-    assert [(report.host, report.route) for report in stage.members.reports] == [
+    assert stage.supervisor.names == names(came) == stage.launched
+    assert [(report.host, report.route) for report in stage.supervisor.reports] == [
         ("local", "local"),
         ("there", "direct"),
     ]
-    assert all("ready" in report.phases for report in stage.members.reports)
-    assert [stage.members.route(member) for member in came] == ["local", "direct"]
-    assert len(stage.members) == 2
+    assert all("ready" in report.phases for report in stage.supervisor.reports)
+    assert [stage.supervisor.route(member) for member in came] == ["local", "direct"]
+    assert len(stage.supervisor) == 2
 
 
 def test_a_host_that_does_not_come_in_time_does_not_stay(stage: Stage) -> None:
@@ -161,7 +161,7 @@ def test_a_host_that_does_not_come_in_time_does_not_stay(stage: Stage) -> None:
         with pytest.raises(BootstrapError, match=f"{host}: ready: not ready after {START_TIMEOUT:.0f} s") as caught:
             stage.start(host)
         assert [report.failed for report in caught.value.hosts] == ["ready"]
-        assert len(stage.members) == 0
+        assert len(stage.supervisor) == 0
         assert stage.engine.dispatch.nodes == {}
     assert set(stage.launched) <= set(stage.let_go_of) & set(stage.forgotten)
     stage.pass_time(EVER)
@@ -178,7 +178,7 @@ def test_a_host_has_as_long_as_its_phases_take_and_then_a_minute_to_be_ready(sta
     stage.engine.call_later(1000.0 + START_TIMEOUT - 2.0, lambda: stage.come(stage.launched[0]))
     (member,) = stage.start("there")
     assert stage.states == {"there": "ready"}
-    assert stage.members.reports[0].phases["ready"] == START_TIMEOUT - 2.0
+    assert stage.supervisor.reports[0].phases["ready"] == START_TIMEOUT - 2.0
     assert not member.starting
 
 
@@ -189,7 +189,7 @@ def test_a_host_that_is_lost_while_it_starts_is_not_started_again(stage: Stage) 
         stage.start("there")
     stage.pass_time(EVER)
     assert len(stage.launched) == 1
-    assert len(stage.members) == 0
+    assert len(stage.supervisor) == 0
 
 
 def test_a_host_that_is_lost_while_others_are_waited_for_has_not_come(stage: Stage) -> None:
@@ -201,7 +201,7 @@ def test_a_host_that_is_lost_while_others_are_waited_for_has_not_come(stage: Sta
     with pytest.raises(BootstrapError, match="1 of 2 hosts did not start") as caught:
         stage.start(first, "elsewhere")
     assert [(report.failed, report.why) for report in caught.value.hosts] == [("ready", "its disk is full"), (None, "")]
-    assert len(stage.members) == 0
+    assert len(stage.supervisor) == 0
 
 
 def test_with_enough_workers_those_that_came_stay_and_the_others_go(stage: Stage, caplog: Any) -> None:
@@ -211,19 +211,19 @@ def test_with_enough_workers_those_that_came_stay_and_the_others_go(stage: Stage
     assert [member.host for member in came] == ["there"]
     assert stage.states == {"there": "ready"}
     assert "1 of 2 hosts did not start; going on with 1 workers" in caplog.text
-    assert [report.failed for report in stage.members.reports] == [None, "ready"]
+    assert [report.failed for report in stage.supervisor.reports] == [None, "ready"]
     assert stage.launched[1] in stage.forgotten
 
 
 def test_hosts_that_come_later_join_the_others(stage: Stage) -> None:
     first = stage.start("local")
     second = stage.start("there")
-    assert stage.members.names == names([*first, *second])
+    assert stage.supervisor.names == names([*first, *second])
     stage.comes = False
     with pytest.raises(BootstrapError):
         stage.start("nowhere")
     assert stage.states == {"local": "ready", "there": "ready"}
-    assert [report.host for report in stage.members.reports] == ["local", "there", "nowhere"]
+    assert [report.host for report in stage.supervisor.reports] == ["local", "there", "nowhere"]
 
 
 def test_what_is_raised_while_hosts_start_leaves_none(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_what_is_raised_while_hosts_start_leaves_none(stage: Stage, monkeypatch:
     monkeypatch.setattr(stage.engine, "wait_for_node", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stage.start("local", "there")
-    assert len(stage.members) == 0
+    assert len(stage.supervisor) == 0
     assert stage.engine.dispatch.nodes == {}
 
 
@@ -262,11 +262,11 @@ def test_a_lost_host_is_started_again_after_a_pause_as_another_node(stage: Stage
 
 
 def test_a_host_keeps_its_place_among_the_others_and_its_workers(stage: Stage) -> None:
-    stage.members.start([HostSpec("local", workers=3), HostSpec("there", workers=2)], None)
+    stage.supervisor.start([HostSpec("local", workers=3), HostSpec("there", workers=2)], None)
     stage.lose(stage.launched[0])
-    assert [member.host for member in stage.members] == ["local", "there"]
+    assert [member.host for member in stage.supervisor] == ["local", "there"]
     stage.pass_time(FIRST_PAUSE)
-    assert [stage.engine.dispatch.nodes[name].workers for name in stage.members.names] == [3, 2]
+    assert [stage.engine.dispatch.nodes[name].workers for name in stage.supervisor.names] == [3, 2]
 
 
 def test_a_lost_node_may_not_connect_any_more(stage: Stage) -> None:
@@ -276,7 +276,7 @@ def test_a_lost_node_may_not_connect_any_more(stage: Stage) -> None:
     stage.lose(old)
     assert old not in stage.engine._router._names.values()
     stage.pass_time(FIRST_PAUSE)
-    assert stage.members.names[0] in stage.engine._router._names.values()
+    assert stage.supervisor.names[0] in stage.engine._router._names.values()
 
 
 def test_a_node_is_lost_once_whoever_tells(stage: Stage, caplog: Any) -> None:
@@ -307,17 +307,17 @@ def test_the_pause_doubles_up_to_a_limit_and_after_so_many_starts_the_host_is_gi
     stage.comes = False
     stage.lose(stage.launched[0])
     for number in range(1, RESTARTS + 1):
-        stage.pass_time(LONGEST_PAUSE)
+        stage.pass_time(MAX_PAUSE)
         assert len(stage.launched) == number + 1
         stage.lose(stage.launched[-1], f"no route, {number}")
-    expected = [min(FIRST_PAUSE * 2**number, LONGEST_PAUSE) for number in range(RESTARTS)]
+    expected = [min(FIRST_PAUSE * 2**number, MAX_PAUSE) for number in range(RESTARTS)]
     assert pauses(caplog) == expected
     assert re.search(rf"there is lost.*: no route, {RESTARTS}", caplog.messages[-1])
     assert "started again in" not in caplog.messages[-1]
     stage.pass_time(EVER)
     assert len(stage.launched) == RESTARTS + 1
     assert stage.states == {"there": "lost"}
-    assert stage.engine.dispatch.nodes[stage.members.names[0]].why == f"no route, {RESTARTS}"
+    assert stage.engine.dispatch.nodes[stage.supervisor.names[0]].why == f"no route, {RESTARTS}"
 
 
 def test_a_host_that_is_soon_lost_again_is_started_less_and_less_often(stage: Stage, caplog: Any) -> None:
@@ -389,7 +389,7 @@ def test_nobody_watches_a_host_that_is_ready(stage: Stage) -> None:
 
 def test_a_removed_host_leaves_nothing(stage: Stage) -> None:
     local, there = stage.start("local", "there")
-    stage.members.remove([there])
+    stage.supervisor.remove([there])
     assert stage.states == {"local": "ready"}
     assert list(stage.engine.dispatch.nodes) == [local.name]
     assert there.name in stage.let_go_of
@@ -398,29 +398,29 @@ def test_a_removed_host_leaves_nothing(stage: Stage) -> None:
     stage.lose(there.name)
     stage.pass_time(EVER)
     assert len(stage.launched) == 2
-    assert stage.members.route(local) == "local"
+    assert stage.supervisor.route(local) == "local"
 
 
 @pytest.mark.parametrize("comes", [True, False])
 def test_a_host_that_is_removed_while_it_starts_has_not_come(stage: Stage, comes: bool) -> None:
     """However early: when nobody has asked yet how its start goes."""
     stage.comes = comes
-    start_remote, fleet = stage.members._fleet.start, stage.members._fleet
+    start_remote, fleet = stage.supervisor._fleet.start, stage.supervisor._fleet
 
     def start(hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
         start_remote(hosts)
-        stage.members.remove(list(stage.members))
+        stage.supervisor.remove(list(stage.supervisor))
 
     fleet.start, fleet.forget = start, lambda name: stage.reports.pop(name, None)
     with pytest.raises(BootstrapError, match="it was removed"):
         stage.start("there")
-    assert stage.members.names == []
+    assert stage.supervisor.names == []
 
 
 def test_a_host_that_is_removed_before_it_is_started_again_is_not(stage: Stage) -> None:
     _, there = stage.start("local", "there")
     stage.lose(there.name)
-    stage.members.remove([there])
+    stage.supervisor.remove([there])
     stage.pass_time(EVER)
     assert len(stage.launched) == 2
     assert stage.states == {"local": "ready"}
@@ -432,7 +432,7 @@ def test_a_host_that_is_removed_while_it_is_started_again_is_let_go(stage: Stage
     stage.lose(there.name)
     stage.pass_time(FIRST_PAUSE)
     assert stage.launched[2] == there.name
-    stage.members.remove([there])
+    stage.supervisor.remove([there])
     assert there.name in stage.let_go_of
     assert there.name in stage.forgotten
     stage.lose(there.name, "its ssh session has ended")
@@ -446,7 +446,7 @@ def test_a_host_that_was_given_up_can_be_removed_and_started_anew(stage: Stage) 
     there.restarts = RESTARTS
     stage.lose(there.name)
     assert stage.states == {"local": "ready", "there": "lost"}
-    stage.members.remove([there])
+    stage.supervisor.remove([there])
     stage.start("there")
     assert stage.states == {"local": "ready", "there": "ready"}
 
@@ -477,11 +477,11 @@ def test_when_the_master_is_closed_a_start_that_is_under_way_is_not_made_again(s
 
 
 def test_what_is_said_is_logged_and_a_handler_that_raises_ends_nothing(stage: Stage, caplog: Any) -> None:
-    stage.members.on_note("something", logging.INFO)
+    stage.supervisor.on_note("something", logging.INFO)
     assert caplog.messages == []  # INFO is for those who ask for it
     with caplog.at_level(logging.INFO, "qjam"):
-        stage.members.on_note("something", logging.INFO)
-    stage.members.on_note("more")
+        stage.supervisor.on_note("something", logging.INFO)
+    stage.supervisor.on_note("more")
     assert [(record.name, record.levelname, record.message) for record in caplog.records] == [
         ("qjam", "INFO", "something"),
         ("qjam", "WARNING", "more"),
@@ -509,7 +509,7 @@ def test_what_is_said_is_logged_and_a_handler_that_raises_ends_nothing(stage: St
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts are started again soon."""
     monkeypatch.setattr(members_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(members_module, "LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(members_module, "MAX_PAUSE", 0.02)
 
 
 class Broken:

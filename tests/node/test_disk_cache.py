@@ -17,12 +17,12 @@ import pytest
 
 from needs import need
 from qjam_worker.node import disk_cache as module
-from qjam_worker.node.disk_cache import TRAILER, Damaged, Kept, Stopped
+from qjam_worker.node.disk_cache import TRAILER, Damaged, DiskCache, Stopped
 from qjam_worker.values import flat
 
 A, B, C, D = ("a" * 32, "b" * 32, "c" * 32, "d" * 32)
 ENOUGH = 1 << 30
-Open = Callable[..., Kept]
+Open = Callable[..., DiskCache]
 
 
 @pytest.fixture
@@ -33,10 +33,10 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def open_kept(folder: Path) -> Iterator[Open]:
     """Opens the directory, as each node does for itself."""
-    opened: list[Kept] = []
+    opened: list[DiskCache] = []
 
-    def open_kept(quota: int = ENOUGH) -> Kept:
-        opened.append(Kept(str(folder), quota))
+    def open_kept(quota: int = ENOUGH) -> DiskCache:
+        opened.append(DiskCache(str(folder), quota))
         return opened[-1]
 
     yield open_kept
@@ -45,13 +45,13 @@ def open_kept(folder: Path) -> Iterator[Open]:
             kept.close()
 
 
-def put(kept: Kept, ref: str, content: bytes, more: bytes = b"") -> bool:
+def put(kept: DiskCache, ref: str, content: bytes, more: bytes = b"") -> bool:
     source = Path(kept.folder).parent.parent / "source"
     source.write_bytes((content + more) or b"\0")
     return kept.put(ref, str(source), len(content))
 
 
-def taken(kept: Kept, ref: str) -> bytes | None:
+def taken(kept: DiskCache, ref: str) -> bytes | None:
     found = kept.take(ref)
     return None if found is None else Path(found[0]).read_bytes()[: found[1]]
 
@@ -231,15 +231,15 @@ def test_what_another_is_writing_counts(open_kept: Open, folder: Path) -> None:
 
 def test_who_counts_and_makes_room_is_alone(open_kept: Open, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = []
-    look = Kept._look
+    look = DiskCache._look
 
-    def look_at_the_lock(self: Kept) -> module.Room:
+    def look_at_the_lock(self: DiskCache) -> module.Room:
         with open(folder / "used") as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         looks.append(self)
         return look(self)
 
-    monkeypatch.setattr(Kept, "_look", look_at_the_lock)
+    monkeypatch.setattr(DiskCache, "_look", look_at_the_lock)
     kept = open_kept()
     assert put(kept, A, b"a")
     kept.trim()
@@ -273,9 +273,9 @@ def test_a_program_that_wrote_the_same_slice_meanwhile_changes_nothing(open_kept
 MANY = """
 import os, sys
 from pathlib import Path
-from qjam_worker.node.disk_cache import Kept
+from qjam_worker.node.disk_cache import DiskCache
 
-kept, source = Kept(sys.argv[1], 200_000), Path(sys.argv[2])
+kept, source = DiskCache(sys.argv[1], 200_000), Path(sys.argv[2])
 for turn in range(200):
     ref = f"{turn * int(sys.argv[3]) % 60:032x}"
     content = ref.encode() * 300
@@ -376,9 +376,9 @@ def test_a_count_that_was_lost_is_made_anew(open_kept: Open, folder: Path) -> No
 FULL = """
 import os, sys
 from pathlib import Path
-from qjam_worker.node.disk_cache import Kept
+from qjam_worker.node.disk_cache import DiskCache
 
-kept, source = Kept(sys.argv[1], 1 << 40), Path("/dev/shm", f"qjam-full-{os.getpid()}")
+kept, source = DiskCache(sys.argv[1], 1 << 40), Path("/dev/shm", f"qjam-full-{os.getpid()}")
 try:
     source.write_bytes(bytes(1 << 20))
     fits = [kept.put(f"{number:032x}", str(source), 1 << 20) for number in range(8)]
@@ -437,7 +437,7 @@ def test_a_file_in_its_place_is_refused(folder: Path) -> None:
     folder.parent.mkdir(parents=True)
     folder.write_text("")
     with pytest.raises(OSError, match="directory"):
-        Kept(str(folder), ENOUGH)
+        DiskCache(str(folder), ENOUGH)
 
 
 def test_a_directory_of_somebody_else_is_refused(open_kept: Open, folder: Path) -> None:

@@ -98,7 +98,7 @@ DATA = DataSet(list(range(24)), slice_size=2)
 @pytest.fixture(autouse=True)
 def _nobody_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a node that is done while the other is held up would try its slices as well."""
-    monkeypatch.setattr(stealing, "LOOK_LEAST", 1e6)
+    monkeypatch.setattr(stealing, "MIN_SEARCH_DELAY", 1e6)
 
 
 def test_two_nodes_give_what_one_gives_to_the_last_bit() -> None:

@@ -1,4 +1,4 @@
-"""How a node calls its workers: one by its bell, and the others sleep on; more by one beat of the gong."""
+"""How a node calls its workers: one by its bell, and the others sleep on; more by one beat of the broadcast."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Bell:
 
 
 @pytest.mark.parametrize(
-    ("rung", "workers", "by_gong"), [(1, 1, False), (1, 2, False), (2, 2, True), (2, 16, True), (16, 16, True)]
+    ("assigned", "workers", "by_broadcast"), [(1, 1, False), (1, 2, False), (2, 2, True), (2, 16, True), (16, 16, True)]
 )
-def test_one_worker_is_called_by_its_bell_and_more_by_the_gong(rung: int, workers: int, by_gong: bool) -> None:
-    bells = [SimpleNamespace(channel=Bell()) for _ in range(workers)]
-    gong = counter()
-    pool: Any = SimpleNamespace(workers=bells, _rung=bells[:rung], _gong=gong)
+def test_one_worker_is_called_by_its_bell_and_more_by_the_gong(assigned: int, workers: int, by_broadcast: bool) -> None:
+    handles = [SimpleNamespace(channel=Bell()) for _ in range(workers)]
+    broadcast = counter()
+    pool: Any = SimpleNamespace(workers=handles, _assigned=handles[:assigned], _broadcast=broadcast)
     try:
-        os.write(gong, ONE)  # that it can be read even if it is not beaten
-        Pool.call(pool)
-        beats = int.from_bytes(os.read(gong, 8), "little") - 1
+        os.write(broadcast, ONE)  # that it can be read even if it is not beaten
+        Pool.wake(pool)
+        beats = int.from_bytes(os.read(broadcast, 8), "little") - 1
     finally:
-        os.close(gong)
-    assert beats == by_gong
-    assert [bell.channel.rang for bell in bells] == [not by_gong] * rung + [False] * (workers - rung)
-    assert pool._rung == []
+        os.close(broadcast)
+    assert beats == by_broadcast
+    assert [bell.channel.rang for bell in handles] == [not by_broadcast] * assigned + [False] * (workers - assigned)
+    assert pool._assigned == []
 
 
 def _naps(worker: qjam.RemoteWorker) -> int:

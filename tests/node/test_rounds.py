@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qjam_worker.node.rounds import FOLD_LATE, LATE, LATE_LEAST, Held, NodeJob, NodeRound, take_block
+from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE, Held, NodeJob, NodeRound, take_block
 from qjam_worker.values.reduction import Span
 
 
@@ -446,7 +446,7 @@ def test_what_takes_next_to_no_time_is_not_late_at_once() -> None:
     take_map(round_, 0)
     take_map(round_, 1)
     answer(round_, 1, 1e-6)
-    assert round_.late_at() == LATE_LEAST
+    assert round_.late_at() == MIN_LATE
 
 
 def test_a_block_may_take_as_long_as_all_its_slices() -> None:
@@ -698,7 +698,7 @@ def test_a_lost_worker_leaves_a_slice_that_is_lent_to_those_that_have_it() -> No
     take_map(round_, 0)
     round_.share(1, 0.001, True, 0.0)
     assert round_.abandon(0) == [0]
-    assert round_.lent == [3]
+    assert round_.offered == [3]
 
 
 def test_what_is_given_away_is_not_mapped_here() -> None:
@@ -707,7 +707,7 @@ def test_what_is_given_away_is_not_mapped_here() -> None:
     assert round_.missing == []
     assert round_.ready == [1, 2]
     assert round_.owed == {1, 2}
-    assert round_.lent == []
+    assert round_.offered == []
 
 
 def test_what_a_worker_has_begun_is_not_given_away() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from qjam_worker.ipc.slots import SLOT
 from qjam_worker.node.results import Held
-from qjam_worker.node.rounds import FOLD_LATE, LATE, LATE_LEAST
+from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE
 from qjam_worker.node.scheduler import CHECK, Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
@@ -17,7 +17,7 @@ from qjam_worker.wire.frames import Kind
 T = TypeVar("T")
 
 
-class Shelf:
+class SliceIndex:
     """A store without bytes: what is here, whole or in part, and how often it is pinned."""
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ def large() -> Held:
 
 def with_ready(workers: int, *, speculation: bool = True) -> Scheduler:
     """A scheduler whose workers wait for work."""
-    made = Scheduler(workers, Shelf())
+    made = Scheduler(workers, SliceIndex())
     made.on_welcome({"node": "node", "speculation": speculation})
     for worker in range(workers):
         assert made.on_ready(worker, 0.0) == []
@@ -101,14 +101,14 @@ def task(
 def with_all_here(workers: int, *indices: int, speculation: bool = True, **more: Any) -> Scheduler:
     """Round 1 has begun at 0.0, with everything that it needs."""
     to = with_ready(workers, speculation=speculation)
-    shelf(to).here.update(f"ref{index}" for index in indices)
+    refs_of(to).here.update(f"ref{index}" for index in indices)
     task(to, *indices, **more)
     return to
 
 
-def shelf(of: Scheduler) -> Shelf:
-    assert isinstance(of.shelf, Shelf)
-    return of.shelf
+def refs_of(of: Scheduler) -> SliceIndex:
+    assert isinstance(of.refs, SliceIndex)
+    return of.refs
 
 
 def done(to: Scheduler, worker: int, now: float = 0.0, *, number: int = 1) -> list[Command]:
@@ -155,14 +155,14 @@ def roots(commands: list[Command]) -> list[tuple[int, int]]:
 
 def test_every_idle_worker_is_given_its_part() -> None:
     to = with_ready(2)
-    shelf(to).here.update(f"ref{index}" for index in range(4))
+    refs_of(to).here.update(f"ref{index}" for index in range(4))
     assert given(task(to, 0, 1, 2, 3)) == {0: [0], 1: [2]}
 
 
 def test_a_worker_that_is_not_ready_is_given_nothing_before_it_is() -> None:
-    to = Scheduler(2, Shelf())
+    to = Scheduler(2, SliceIndex())
     assert to.on_ready(1, 0.0) == []
-    shelf(to).here.update(["ref0", "ref1"])
+    refs_of(to).here.update(["ref0", "ref1"])
     assert list(given(task(to, 0, 1))) == [1]
     assert given(to.on_ready(0, 0.0)) == {0: [0]}
 
@@ -183,7 +183,7 @@ def test_the_oldest_round_comes_first_and_the_next_one_has_who_is_left() -> None
 
 def test_a_job_that_is_told_in_parts_is_one() -> None:
     to = with_all_here(1, 0, nslices=2)
-    shelf(to).here.add("ref1")
+    refs_of(to).here.add("ref1")
     assert given(task(to, 1, nslices=2)) == {}
     assert to.jobs[1].order == [0, 1]
     assert given(done(to, 0)) == {0: [1]}
@@ -201,7 +201,7 @@ def test_without_data_a_free_worker_does_not_do_what_is_anothers() -> None:
 
 def test_without_data_a_busy_worker_keeps_nobody_else_from_its_own() -> None:
     to = with_ready(2)
-    shelf(to).here.add("ref0")
+    refs_of(to).here.add("ref0")
     task(to, 0)  # worker 0 is busy with it
     assert given(task(to, 0, 1, number=2, job=2, data=False)) == {1: [1]}
 
@@ -214,10 +214,10 @@ def test_the_workers_forget_what_the_master_has() -> None:
 
 
 def test_the_repr_tells_who_does_what() -> None:
-    to = Scheduler(3, Shelf())
+    to = Scheduler(3, SliceIndex())
     to.on_ready(0, 0.0)
     to.on_ready(1, 0.0)
-    shelf(to).here.add("ref0")
+    refs_of(to).here.add("ref0")
     task(to, 0)
     assert repr(to).startswith("<Scheduler: [<worker 0 busy>, <worker 1 idle>, <worker 2 starting>]; [<NodeRound 1: ")
 
@@ -227,8 +227,8 @@ def test_the_repr_tells_who_does_what() -> None:
 
 def test_what_is_missing_is_asked_for_with_what_is_here_of_it() -> None:
     to = with_ready(1)
-    shelf(to).here.add("ref0")
-    shelf(to).parts["ref1"] = 40
+    refs_of(to).here.add("ref0")
+    refs_of(to).parts["ref1"] = 40
     commands = task(to, 0, 1)
     (state,) = told(commands, Kind.STATE)
     assert state == {"state": "blocked", "round": 1, "missing": [["ref1", 40]]}
@@ -237,14 +237,14 @@ def test_what_is_missing_is_asked_for_with_what_is_here_of_it() -> None:
 
 def test_code_and_params_are_asked_for_first_and_nothing_starts_without_them() -> None:
     to = with_ready(1)
-    shelf(to).here.add("ref0")
+    refs_of(to).here.add("ref0")
     commands = task(to, 0, 1, code="code:1", params="params:1")
     names = [ref for ref, _ in asked_for(commands)]
     assert (sorted(names[:2]), names[2:]) == (["code:1", "params:1"], ["ref1"])
     assert given(commands) == {}
-    shelf(to).here.add("code:1")
+    refs_of(to).here.add("code:1")
     assert to.on_arrived("code:1", 0.0) == []
-    shelf(to).here.add("params:1")
+    refs_of(to).here.add("params:1")
     assert given(to.on_arrived("params:1", 0.0)) == {0: [0]}
 
 
@@ -252,16 +252,16 @@ def test_what_was_asked_for_is_not_asked_for_again_before_it_has_come() -> None:
     to = with_ready(1)
     assert asked_for(task(to, 0)) == [["ref0", 0]]
     assert asked_for(task(to, 0, number=2)) == []
-    shelf(to).here.add("ref0")
+    refs_of(to).here.add("ref0")
     assert given(to.on_arrived("ref0", 0.0)) == {0: [0]}
-    shelf(to).here.discard("ref0")  # it was dropped for want of room
+    refs_of(to).here.discard("ref0")  # it was dropped for want of room
     assert asked_for(task(to, 0, number=3)) == [["ref0", 0]]
 
 
 def test_what_arrives_is_worked_at_from_then_on() -> None:
     to = with_ready(1)
     task(to, 0)
-    shelf(to).here.add("ref0")
+    refs_of(to).here.add("ref0")
     assert given(to.on_arrived("ref0", 3.5)) == {0: [0]}
     assert to.rounds[1].works[0].began == 3.5
 
@@ -294,13 +294,13 @@ def test_the_end_of_a_round_forgets_what_only_that_one_has_asked_for() -> None:
 
 def test_a_round_keeps_what_it_needs_and_lets_go_of_it_at_its_end() -> None:
     to = with_ready(1)
-    shelf(to).here.update(["code:1", "params:1", "ref0"])
+    refs_of(to).here.update(["code:1", "params:1", "ref0"])
     task(to, 0, code="code:1", params="params:1", nslices=2)
     task(to, 1, code="code:1", params="params:1", nslices=2)
-    assert shelf(to).pins == Counter(["code:1", "params:1", "ref0", "ref1"])
+    assert refs_of(to).pins == Counter(["code:1", "params:1", "ref0", "ref1"])
     assert to.wanting("code:1") == to.wanting("ref1") == [1]
     to.on_cancel({"round": 1}, 0.0)
-    assert shelf(to).pinned == set()
+    assert refs_of(to).pinned == set()
     assert to.wanting("code:1") == []
 
 
@@ -309,7 +309,7 @@ def test_what_two_rounds_need_is_kept_for_the_second() -> None:
     task(to, 0, number=2)
     assert to.wanting("ref0") == [1, 2]
     done(to, 0)
-    assert shelf(to).pinned == {"ref0"}
+    assert refs_of(to).pinned == {"ref0"}
 
 
 def test_a_module_that_user_code_wants_is_asked_for_once_in_the_name_of_its_round() -> None:
@@ -376,7 +376,7 @@ def test_the_roots_of_a_part_are_sent_and_the_round_stays_for_more() -> None:
     commands = done(to, 0)
     assert roots(commands) == [(1, 2), (2, 3)]
     assert of(Ended, commands) == []
-    shelf(to).here.add("ref3")
+    refs_of(to).here.add("ref3")
     task(to, 3, nslices=4)
     assert roots(done(to, 0)) == [(3, 4)]  # what was sent is not sent again
 
@@ -662,7 +662,7 @@ def test_without_second_attempts_what_is_shared_is_given_away() -> None:
 
 def test_when_the_last_is_given_away_what_is_here_is_sent_after_that_is_told() -> None:
     to = with_ready(1, speculation=False)
-    shelf(to).here.add("ref0")
+    refs_of(to).here.add("ref0")
     task(to, 0, 1)
     done(to, 0)  # slice 1 has not come yet
     commands = share(to, 1)
@@ -757,7 +757,7 @@ def late_answer(to: Scheduler) -> tuple[int, Scheduler]:
 def with_more() -> Scheduler:
     """As one_late, but for a slice that has not come, so that the round is not over."""
     to = with_ready(2)
-    shelf(to).here.update(["ref0", "ref1"])
+    refs_of(to).here.update(["ref0", "ref1"])
     task(to, 0, 1, 2)
     done(to, 1, 1.0)
     return to
@@ -795,9 +795,9 @@ def test_an_attempt_that_lost_is_stopped_once() -> None:
 
 def test_the_worker_of_an_attempt_that_lost_is_given_more_when_it_has_answered() -> None:
     worker, to = late_answer(with_more())
-    shelf(to).here.add("ref2")
+    refs_of(to).here.add("ref2")
     assert given(to.on_arrived("ref2", 4.0)) == {1: [2]}
-    shelf(to).here.add("ref3")
+    refs_of(to).here.add("ref3")
     task(to, 3, number=2, job=2, nslices=4)
     assert given(to.on_cancelled(worker, 5.0)) == {0: [3]}
 
@@ -827,7 +827,7 @@ def test_without_second_attempts_everyone_does_its_own() -> None:
 def test_a_fast_slice_is_not_late_at_once() -> None:
     to = with_all_here(2, 0, 1)
     done(to, 1, 1e-6)
-    assert to.next_deadline() == LATE_LEAST
+    assert to.next_deadline() == MIN_LATE
 
 
 def test_several_idle_workers_try_several_slices() -> None:
@@ -848,7 +848,7 @@ def test_an_idle_worker_tries_the_last_slice_of_a_block() -> None:
 
 def test_new_work_comes_before_second_attempts() -> None:
     to = one_late()
-    shelf(to).here.add("ref5")
+    refs_of(to).here.add("ref5")
     assert given(task(to, 5, number=2, job=2, nslices=6, now=1.5)) == {1: [5]}
     assert to.on_timer(LATE) == []
     assert given(done(to, 1, 2.5, number=2)) == {1: [0]}
@@ -856,7 +856,7 @@ def test_new_work_comes_before_second_attempts() -> None:
 
 def test_a_round_that_lacks_its_params_needs_no_second_attempt_and_others_get_theirs() -> None:
     to = with_ready(2)
-    shelf(to).here.update(["ref0", "ref1"])
+    refs_of(to).here.update(["ref0", "ref1"])
     task(to, 0, 1, params="params:1")
     task(to, 0, 1, number=2)
     done(to, 1, 1.0, number=2)
@@ -872,7 +872,7 @@ def test_when_its_round_is_over_a_check_is_not_due() -> None:
 
 def test_the_check_of_another_round_is_due_when_the_first_is_over() -> None:
     to = with_ready(3)
-    shelf(to).here.update(["ref0", "ref1"])
+    refs_of(to).here.update(["ref0", "ref1"])
     task(to, 0, nslices=2)
     task(to, 0, 1, number=2)
     done(to, 2, 1.0, number=2)

@@ -37,12 +37,16 @@ def check_master(master: Master) -> None:
         _check_round(dispatch, round_)
     hold(dispatch.nodes.keys() == master.members.keys(), "dispatch keeps the nodes", list(dispatch.nodes))
     _check_roster(dispatch)
-    looks, alarms = dispatch._idle.looks, dispatch._idle.alarms
-    hold(looks.keys() <= dispatch.nodes.keys(), "nodes that are not there look for work", looks)
-    hold(all(alarms.get(name) is not None for name in looks) and len(looks) == len(alarms), "who looks, and when?")
-    hold(dispatch._idle._laden.keys() <= dispatch.rounds.keys(), "somebody looks for slices of rounds that are over")
+    searches, timers = dispatch._stealer.searches, dispatch._stealer.timers
+    hold(searches.keys() <= dispatch.nodes.keys(), "nodes that are not there look for work", searches)
+    hold(
+        all(timers.get(name) is not None for name in searches) and len(searches) == len(timers), "who looks, and when?"
+    )
+    hold(
+        dispatch._stealer._queues.keys() <= dispatch.rounds.keys(), "somebody looks for slices of rounds that are over"
+    )
     _check_laden(dispatch)
-    hold(dispatch._silence.at is not None or not dispatch.rounds, "nobody looks at silence")
+    hold(dispatch._liveness.at is not None or not dispatch.rounds, "nobody looks at silence")
     watch = master.cluster.watch
     watch.check_suspicions()
     kept = master.cluster.plan.jobs_kept + watch.rounds + 1
@@ -69,15 +73,19 @@ def _check_roster(dispatch: Dispatch) -> None:
     hold(roster.somebody_comes == any(node.state in COMING for node in nodes), "it is not known whether somebody comes")
     hold(roster.capacity == sum(node.workers for node in dispatch.ready), "it is not known how many workers there are")
     laden = {node.name for node in nodes if owed[node.name] > node.workers}
-    hold(roster.laden == laden, "it is not known who has much to do:", roster.laden, laden)
+    hold(roster.overloaded == laden, "it is not known who has much to do:", roster.overloaded, laden)
     for node in nodes:
         for job in node.jobs.values():
-            hold(job.told.keys() <= dispatch.nodes.keys() and node.name in job.told, "jobs are told to", job.told)
+            hold(
+                job.announced.keys() <= dispatch.nodes.keys() and node.name in job.announced,
+                "jobs are told to",
+                job.announced,
+            )
 
 
 def _check_laden(dispatch: Dispatch) -> None:
     """Who could share something is ranked by at least as much."""
-    for number, laden in dispatch._idle._laden.items():
+    for number, laden in dispatch._stealer._queues.items():
         for name in dispatch.rounds[number].debts:
             key, known = laden._key(name), laden._keys.get(name)
             hold(key is None or (known is not None and known <= key), f"{name} could share {key}, it is known {known}")
@@ -186,7 +194,7 @@ def check_node(node: Node) -> None:
     for ref in scheduler.asked:
         if ref not in wanted and not ref.startswith("module:"):
             raise Broken(f"{node.name} waits for {ref}, which no round wants")
-    hold(node.shelf.pins.keys() == wanted, f"{node.name} has pinned", node.shelf.pins)
+    hold(node.refs.pins.keys() == wanted, f"{node.name} has pinned", node.refs.pins)
 
 
 def check_roots(node: Node, header: dict[str, Any]) -> None:
@@ -199,7 +207,7 @@ def check_roots(node: Node, header: dict[str, Any]) -> None:
 
 def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
     scheduler, number = node.scheduler, round_.number
-    known = {*round_.ready, *round_.lent}
+    known = {*round_.ready, *round_.offered}
     known.update(*round_.waiting.values())
     if not known <= round_.owed:
         raise Broken(f"{node.name} is going to map slices of round {number} that it does not owe: {round_}")
@@ -216,7 +224,7 @@ def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
     given = any(m.kind is Kind.TASK for m in node.link.down.under_way)  # what is whose may be about to change
     if idle and not round_.lacking and (round_.job.has_data or not given):
         own = set(round_.job.order[idle[0] :: round_.workers])
-        if round_.lent or (round_.ready and (round_.job.has_data or not own.isdisjoint(round_.ready))):
+        if round_.offered or (round_.ready and (round_.job.has_data or not own.isdisjoint(round_.ready))):
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is work: {round_}")
         if not round_.owed and round_.tree.pairs() and not round_.unfoldable:
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is something to fold: {round_}")
@@ -233,7 +241,7 @@ def check_rest(cluster: Cluster) -> None:
     for run in cluster.runs.values():
         hold(run.end is not None, f"round {run.number} has not ended")
     hold(not dispatch.rounds, "rounds are left:", list(dispatch.rounds))
-    hold(dispatch.next_deadline() is None, "dispatch goes on looking for work:", dispatch._idle.looks)
+    hold(dispatch.next_deadline() is None, "dispatch goes on looking for work:", dispatch._stealer.searches)
     for name, record in dispatch.nodes.items():
         hold(not record.transfers, f"{name} still waits for", record.transfers)
         hold(not master.blobs[name], f"contents are kept for {name}:", master.blobs[name])
@@ -253,5 +261,10 @@ def _check_node_at_rest(node: Node) -> None:
     hold(not any(seat.busy or not seat.ready for seat in scheduler.seats), f"{node.name} has", scheduler.seats)
     hold(not scheduler.asked, f"{node.name} still waits for", scheduler.asked)
     hold(not scheduler._params and not node.params, f"{node.name} keeps params")
-    hold(not node.shelf.pins and not node.files.data, f"{node.name} keeps", node.shelf.pins, list(node.files.data))
+    hold(
+        not node.refs.pins and not node.files.data,
+        f"{node.name} keeps",
+        node.refs.pins,
+        list(node.files.data),
+    )
     hold(scheduler.next_deadline() is None, f"{node.name} goes on looking for late attempts")

@@ -29,7 +29,7 @@ from .world import Broken, Link, Message, World
 INLINE = 500
 # Virtual seconds after the last thing that is planned for all to come to its end.
 CALM = 4000.0
-LEASE = 30.0
+HEARTBEAT = 30.0
 
 
 class Run:
@@ -418,8 +418,8 @@ class Cluster(World):
                 return
             self._tell(incident, node.name)
             node.freeze(incident.seconds)
-            if LEASE < incident.seconds < 600.0:
-                self.notice(node, LEASE, "its lease is over")
+            if HEARTBEAT < incident.seconds < 600.0:
+                self.notice(node, HEARTBEAT, "its lease is over")
         elif kind == "link is down":
             self._tell(incident, node.name)
             if node.link.up_at < self.now:

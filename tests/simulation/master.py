@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qjam.dispatch.commands import Chunk, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import COMING, NodeState
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
     from .node import Node
 
-FIRST_PAUSE, LONGEST_PAUSE, STEADY = 0.5, 60.0, 60.0
+FIRST_PAUSE, MAX_PAUSE, STEADY = 0.5, 60.0, 60.0
 START_TIMEOUT, STOP_TIMEOUT = 60.0, 5.0
 
 
@@ -56,7 +56,7 @@ class Master(Process):
         self._perform: dict[type, Callable[[Any], None]] = {
             Send: self._send,
             Load: self._load,
-            Chunk: self._chunk,
+            Block: self._chunk,
             Unload: lambda command: self.blobs.get(command.node, set()).discard(command.ref),
             Done: lambda command: cluster.on_end(command.round, command),
             Fail: lambda command: cluster.on_end(command.round, command),
@@ -86,7 +86,7 @@ class Master(Process):
 
     def act(self, commands: list[Command]) -> None:
         for command in commands:
-            if isinstance(command, (Send, Load, Chunk, Lose)) and not self.is_there(command.node):
+            if isinstance(command, (Send, Load, Block, Lose)) and not self.is_there(command.node):
                 raise Broken(f"{command} is for a node that is not there")
         self._commands.extend(commands)
         if self._acting:
@@ -169,7 +169,7 @@ class Master(Process):
         self.blobs[node].add(ref)
         self.act(self.dispatch.on_loaded(node, ref, size))
 
-    def _chunk(self, command: Chunk) -> None:
+    def _chunk(self, command: Block) -> None:
         if not self.is_there(command.node):
             return
         if command.ref not in self.blobs[command.node]:
@@ -277,7 +277,7 @@ class Master(Process):
         member.ready_at = None
         if member.restarts >= self.cluster.plan.restarts:
             return None
-        pause = min(FIRST_PAUSE * 2**member.restarts, LONGEST_PAUSE)
+        pause = min(FIRST_PAUSE * 2**member.restarts, MAX_PAUSE)
         member.restarts += 1
         del self.members[name]
         member.names += 1

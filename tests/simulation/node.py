@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qjam_worker.ipc.files import Mapped, NoRoom
-from qjam_worker.node.module_cache import Imports
+from qjam_worker.node.module_cache import ModuleCache
 from qjam_worker.node.pool import GRACE
 from qjam_worker.node.results import Held
 from qjam_worker.node.rounds import Fold, NodeRound, Work
@@ -32,7 +32,7 @@ HUNG = float("inf")
 MODULE = {"source": b"", "path": "m.py", "package": False}
 
 
-class Shelf:
+class Refs:
     """qjam_worker.node.store.Store without bytes."""
 
     def __init__(self, limit: int, room: int, allocate: Callable[[], None]) -> None:
@@ -151,8 +151,8 @@ class Worker:
     def ring(self, round_: NodeRound, work: Work, items: list[tuple[Span, bytes]]) -> None:
         """Begin with a piece of work."""
         world, cluster = self.node.world, self.node.cluster
-        self.node.rung += 1
-        self.seq, self.round, self.work, self.items = self.node.rung, round_, work, items
+        self.node.assigned += 1
+        self.seq, self.round, self.work, self.items = self.node.assigned, round_, work, items
         self.began = world.now
         self.token += 1
         run = cluster.runs[round_.number]
@@ -311,12 +311,12 @@ class Node(Process):
         self.leaving = False
         self.doomed = False  # whether the master will hear of its end by other ways
         self.no_room = 0  # so many of the next files cannot be made
-        self.rung = 0
+        self.assigned = 0
         self.given_up: set[int] = set()
-        self.shelf = Shelf(plan.shelf, plan.room, self.allocate)
-        self.scheduler = Scheduler(plan.workers, self.shelf)
+        self.refs = Refs(plan.shelf, plan.room, self.allocate)
+        self.scheduler = Scheduler(plan.workers, self.refs)
         self.workers = [Worker(self, index) for index in range(plan.workers)]
-        self.imports = Imports(self)  # type: ignore[arg-type]
+        self.imports = ModuleCache(self)  # type: ignore[arg-type]
         self.params: dict[int, str | None] = {}
         self.files = Files(self)
         self._commands: deque[Command] = deque()
@@ -444,7 +444,7 @@ class Node(Process):
     def _release(self, number: int) -> None:
         ref = self.params.pop(number)
         if ref is not None:
-            self.shelf.drop(ref)
+            self.refs.drop(ref)
 
     def _on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
         ref = header["ref"]
@@ -453,18 +453,18 @@ class Node(Process):
             self.act(self.scheduler.on_gone(ref))
             return
         try:
-            self.shelf.write(ref, header["offset"], header["total"], buffers[0])
+            self.refs.write(ref, header["offset"], header["total"], buffers[0])
         except NoRoom as error:
             self.cluster.no_room = True
             for number in self.scheduler.wanting(ref):
                 self.act(self.scheduler.on_no_room(number, str(error), self.world.now))
             self.imports.refuse(ref)
         self.send(Kind.CREDIT, {"bytes": buffers[0]})
-        if ref not in self.shelf:
+        if ref not in self.refs:
             return
         self.act(self.scheduler.on_arrived(ref, self.world.now))
         if ref in self.imports:
-            self.shelf.drop(ref)
+            self.refs.drop(ref)
             self.imports.arrived(ref, MODULE)
 
     def _give(self, command: Give) -> None:
@@ -509,9 +509,9 @@ class Node(Process):
         return items
 
     def _look_up(self, ref: str) -> None:
-        if ref not in self.shelf:
+        if ref not in self.refs:
             raise Broken(f"{ref} is not here, and a worker is to map it")
-        self.shelf.use(ref)
+        self.refs.use(ref)
 
     # What the workers say
 
@@ -569,7 +569,7 @@ class Node(Process):
         if self.world.trace is not None:
             self.world.say(self.name, f"{worker} {how} at slice {at}")
         self.imports.forget(worker)  # type: ignore[arg-type]
-        self.world.at(self.world.now + 0.01 + 0.04 * self.world.noise(5, self.rung), self, worker.replaced)
+        self.world.at(self.world.now + 0.01 + 0.04 * self.world.noise(5, self.assigned), self, worker.replaced)
         self.act(self.scheduler.on_exit(worker.index, how, at, 100, self.world.now))
 
     def on_worker_replaced(self, worker: Worker) -> None:

@@ -53,7 +53,7 @@ class Watch:
         self.dispatch = cluster.master.dispatch
         self.rounds = 0  # that there were at the same time
         self._suspected: set[str] = set()
-        self._frozen, self._idle, self._waiting, self._late, self._silent, self._alone = (
+        self._frozen, self._stealer, self._waiting, self._late, self._silent, self._alone = (
             Since(cluster.master) for _ in range(6)
         )
 
@@ -148,7 +148,7 @@ class Watch:
         self._alone.look(late for node in well for late in self._late_beside_idle_workers(node))
         hold(self._alone.oldest < 2.5, "workers are idle and do not try what others of their node are late with")
         rounds = [round_ for round_ in self.dispatch.rounds.values() if round_.job.refs is not None]
-        self._idle.look(node.name for node in well if self._is_idle(node))
+        self._stealer.look(node.name for node in well if self._is_idle(node))
         self._waiting.look((n.name, r.number) for r in rounds for n in well if self._has_waiting(n, r))
         if self.cluster.plan.speculation:
             self._late.look((n.name, r.number, index) for r in rounds for n in well for index in self._late_with(n, r))
@@ -158,7 +158,7 @@ class Watch:
             self._check_help(round_, [node.name for node in nodes])
 
     def _check_help(self, round_: Round, names: list[str]) -> None:
-        idle, number = self._idle.oldest, round_.number
+        idle, number = self._stealer.oldest, round_.number
         took = self.cluster.now - round_.began
         waiting, silent = PATIENCE + WAITING * took, PATIENCE + SILENT * took
         if idle < silent:
@@ -179,7 +179,7 @@ class Watch:
 
     def _late_with(self, node: Node, round_: Round) -> list[int]:
         """Slices that one worker takes much longer with than is usual."""
-        here, usual, now = node.scheduler.rounds.get(round_.number), round_.job.usual, self.cluster.now
+        here, usual, now = node.scheduler.rounds.get(round_.number), round_.job.typical_slice_seconds, self.cluster.now
         if here is None or not usual:
             return []
         tried = Counter(index for work in here.works.values() for index in work.slices)

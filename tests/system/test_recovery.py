@@ -90,7 +90,7 @@ def told(caplog: pytest.LogCaptureFixture, what: str) -> bool:
 
 @pytest.mark.parametrize("remote", [False, True])
 def test_killed_workers_cost_nothing_but_time(tmp_path, ssh_host, caplog, monkeypatch, remote):
-    monkeypatch.setattr(stealing, "LOOK_LEAST", 1e6)  # else a host that is held up may be helped by the other
+    monkeypatch.setattr(stealing, "MIN_SEARCH_DELAY", 1e6)  # else a host that is held up may be helped by the other
     with two(tmp_path, ssh_host)[0] if remote else Master(4) as master:
         loop = Loop(master)
         loop.turn()
@@ -172,7 +172,9 @@ def test_a_killed_warm_parent_is_replaced_and_the_host_is_not_lost(ssh_host, cap
 
 
 def test_only_the_slices_that_a_node_lacks_are_sent_again(tmp_path, ssh_host, caplog, monkeypatch):
-    monkeypatch.setattr(stealing, "LOOK_LEAST", 1e6)  # else one may help the other, and then has more than its half
+    monkeypatch.setattr(
+        stealing, "MIN_SEARCH_DELAY", 1e6
+    )  # else one may help the other, and then has more than its half
     master, one, _ = two(tmp_path, ssh_host)
     with master:
         loop = Loop(master)

@@ -21,7 +21,7 @@ import qjam_worker.worker.memory_limit
 import usercode
 from qjam import DataSet, Master, TaskError, WorkerLost
 from qjam.arguments import memory_limit_bytes
-from qjam_worker.worker.memory_limit import Allowance
+from qjam_worker.worker.memory_limit import MemoryLimit
 
 LIMIT = 100_000_000
 
@@ -242,12 +242,12 @@ def no_limits(monkeypatch):
 
 def test_a_limit_that_the_system_does_not_know_of_is_told(no_limits, monkeypatch, capsys):
     monkeypatch.setattr(qjam_worker.worker.memory_limit, "_taken", lambda: 0)
-    allowance = Allowance(10**9)
+    allowance = MemoryLimit(10**9)
     assert "memory_limit is not kept on" in capsys.readouterr().err
     assert not allowance.holds
     assert allowance.come_back()
 
 
 def test_a_limit_that_the_system_does_not_keep_is_told(no_limits, capsys):
-    Allowance(10**6)
+    MemoryLimit(10**6)
     assert "memory_limit is not kept here" in capsys.readouterr().err

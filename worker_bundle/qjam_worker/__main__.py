@@ -11,17 +11,17 @@ from typing import Any, Optional
 import zmq
 
 from .ipc import huge_pages
-from .node.fork_server_client import Warm
+from .node.fork_server_client import ForkServer
 from .node.node import Node
 from .wire import heartbeat
 
 
 def serve(
-    welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = (), warm: Optional[Warm] = None
+    welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = (), warm: Optional[ForkServer] = None
 ) -> None:
     """Be the node that the welcome describes: {"endpoint", "node", "workers"} and, where the link is encrypted, "keys"
     as in `Node.connect`. "memory_limit" are the bytes that each worker may take for itself, "keep_data" those
-    of slices that may be kept on disk. "lease" are the seconds for
+    of slices that may be kept on disk. "heartbeat_timeout" are the seconds for
     which `read_fd` may be silent; it may be so for ever without.
     """
     ended, end = os.pipe()
@@ -45,9 +45,9 @@ def serve(
         memory_limit=welcome.get("memory_limit"),
         keep_data=welcome.get("keep_data"),
     )
-    heartbeat.hold(read_fd, write_fd, welcome.get("lease"), on_end)
+    heartbeat.hold(read_fd, write_fd, welcome.get("heartbeat_timeout"), on_end)
     node.run()
-    if "lease" in welcome and node.leaving is not None:
+    if "heartbeat_timeout" in welcome and node.leaving is not None:
         print(node.leaving, file=sys.stderr)  # noqa: T201  the last words, where BYE may come too late
     context.term()
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from io import BufferedReader
 from typing import Any, Optional
 
-from .node.fork_server_client import Warm
-from .wire.stdio_frames import LEASE, UPLINK, Frames, frame
+from .node.fork_server_client import ForkServer
+from .wire.stdio_frames import HEARTBEAT, UPLINK, Frames, frame
 
 PIECE = 128 * 1024  # bytes that are read at once
 CONNECT_TIMEOUT = 60.0  # seconds for the node to connect to its relay
@@ -26,7 +26,7 @@ ALIVE = 1.0  # seconds; whatever comes from the master is a beat to the node, no
 
 
 def become_node(
-    answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str], warm: Optional[Warm] = None
+    answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str], warm: Optional[ForkServer] = None
 ) -> None:
     """Be the node; where the master has said so, one that a relay stands before. `read` and `write` lead there."""
     from .__main__ import serve
@@ -95,4 +95,4 @@ def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, e
 
     threading.Thread(target=down, daemon=True).start()
     threading.Thread(target=up, args=(UPLINK, uplink.fileno()), daemon=True).start()
-    up(LEASE, echoes)
+    up(HEARTBEAT, echoes)

@@ -33,7 +33,7 @@ WORKERS = 16
 IN_FLIGHT = 8  # rounds at the same time
 TOOK = 0.1  # seconds of simulated time in which a result of every slice comes, whatever the number of nodes
 LOST, LATE = 0.02, 0.1  # parts of the nodes that are lost in a round; that do not answer
-MOST = 20e-6  # seconds for a task event: the goal
+MAX_TASK_SECONDS = 20e-6  # seconds for a task event: the goal
 
 
 @dataclass
@@ -114,7 +114,7 @@ def _at_it(swarm: Swarm, spec: JobSpec) -> None:
     swarm.settle()
 
 
-def _silence(swarm: Swarm, spec: JobSpec) -> None:
+def _liveness(swarm: Swarm, spec: JobSpec) -> None:
     """Everybody is at work and answers when asked for a sign of life, for three seconds."""
     swarm.submit(spec)
     swarm.wait(3.0)
@@ -129,7 +129,7 @@ PLAYS: dict[str, Play] = {
     f"{LOST:.0%} lost, as many join": _churn,
     f"{LATE:.0%} do not answer": _stragglers,
     f"{LATE:.0%} are late, share nothing": _at_it,
-    "at work for 3 s": _silence,
+    "at work for 3 s": _liveness,
 }
 
 
@@ -228,7 +228,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     if arguments.plot:
         plot(arguments.plot, figures)
-    return int(any(one.events and one.seconds > MOST * one.events for one in figures))
+    return int(any(one.events and one.seconds > MAX_TASK_SECONDS * one.events for one in figures))
 
 
 def table(figures: list[Figure], held: dict[int, dict[str, float]]) -> str:
@@ -256,7 +256,7 @@ def plot(path: Path, figures: list[Figure]) -> None:
     for what in dict.fromkeys(one.what for one in figures if one.events):
         ours = [one for one in figures if one.what == what]
         axes.plot([one.nodes for one in ours], [one.each(one.seconds) for one in ours], marker="o", label=what)
-    axes.axhline(1e6 * MOST, color="black", linestyle=":", label="goal")
+    axes.axhline(1e6 * MAX_TASK_SECONDS, color="black", linestyle=":", label="goal")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"nodes of {WORKERS} workers")

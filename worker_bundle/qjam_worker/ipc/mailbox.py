@@ -11,17 +11,17 @@ import msgpack
 
 # Its 64-bit words. What the worker runs (0: nothing), at which slice, and what it shall stop; the task that was given
 # last and how many messages the worker was sent before that; the task that was answered last.
-RUNNING, SLICE, CANCELLED, TASK, TOLD, DONE = range(6)
-_LETTERS = 8  # from here on three words for each letter: edition, size, unused
+RUNNING, SLICE, CANCELLED, TASK, SENT, DONE = range(6)
+_MESSAGES = 8  # from here on three words for each letter: version, size, unused
 _WORDS = 128  # bytes
 TEXT = 8192  # bytes of the longest letter; what is longer goes through a pipe
-PAGE = _WORDS + 2 * TEXT
+MAILBOX = _WORDS + 2 * TEXT
 ONE = struct.pack("=Q", 1)  # what adds one to a counter
 
 
-def page_name(worker: int) -> str:
+def mailbox_name(worker: int) -> str:
     """The name of its file."""
-    return f"page{worker}"
+    return f"mailbox{worker}"
 
 
 def counter() -> int:
@@ -33,16 +33,16 @@ def counter() -> int:
     return int(fd)
 
 
-class Letter:
+class Message:
     """A message in a page, packed and read only when it is not the one before: from round to round most are."""
 
     def __init__(self, words: memoryview, place: int, text: memoryview) -> None:
         self._words = words
-        self._edition, self._size = place, place + 1
+        self._version, self._size = place, place + 1
         self._text = text
         self._pack = msgpack.Packer(unicode_errors="surrogatepass").pack
         self._last: Any = None
-        self._read = 0  # the edition that was read last
+        self._read = 0  # the version that was read last
 
     def write(self, message: Any) -> bool:
         """Leave a message for the other one; False when it is too long. It must not be changed afterwards."""
@@ -53,24 +53,24 @@ class Letter:
             return False
         self._text[: len(packed)] = packed
         self._words[self._size] = len(packed)
-        self._words[self._edition] += 1
+        self._words[self._version] += 1
         self._last = message
         return True
 
     def read(self) -> Any:
         """The message that the other one has left last. ValueError when there is none."""
-        edition = self._words[self._edition]
-        if edition != self._read:
+        version = self._words[self._version]
+        if version != self._read:
             size = self._words[self._size]
             self._last = msgpack.unpackb(self._text[:size], strict_map_key=False, unicode_errors="surrogatepass")
-            self._read = edition
+            self._read = version
         return self._last
 
 
-class Page:
+class Mailbox:
     """The words and the two letters of one worker's page."""
 
     def __init__(self, view: memoryview) -> None:
         self.words = view[:_WORDS].cast("q")
-        self.task = Letter(self.words, _LETTERS, view[_WORDS : _WORDS + TEXT])
-        self.answer = Letter(self.words, _LETTERS + 3, view[_WORDS + TEXT : PAGE])
+        self.task = Message(self.words, _MESSAGES, view[_WORDS : _WORDS + TEXT])
+        self.answer = Message(self.words, _MESSAGES + 3, view[_WORDS + TEXT : MAILBOX])

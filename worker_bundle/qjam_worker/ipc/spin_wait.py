@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 AWAKE = 0.001
 
 
-class Waiting:
+class SpinWait:
     """For a selector whose loop has rounds to do, or none at the moment.
 
     It stays awake at the beginning of such a time if the last one of its kind was short: rounds of many milliseconds

@@ -40,7 +40,7 @@ PIECE = 1024 * 1024  # bytes that are read at once: they stay in the processor's
 PAUSE = 0.005  # seconds between two attempts at a lock
 BLOCK = 4096  # what the smallest file takes
 # How much of the allowed room is made free beyond what is needed, so that not every slice has to look for more.
-SPARE = 16
+EVICTION_SLACK = 16
 # The free disk is shared with everybody else: of what would be free without slices, this part may be taken.
 DISK_SHARE = 2
 # What keeps a file from being read without its being at fault.
@@ -71,7 +71,7 @@ def default_folder() -> str:
     return os.path.join(cache, "qjam", "data")
 
 
-class Kept:
+class DiskCache:
     """The directory, for one node. `quota`: bytes for all that is kept there. OSError where nothing can be kept."""
 
     def __init__(self, folder: str, quota: int) -> None:
@@ -253,7 +253,7 @@ class Kept:
                 _note(count, used)
                 return None
             for _, size, path in sorted(idle):
-                if used + need <= allowed - (allowed // SPARE):
+                if used + need <= allowed - (allowed // EVICTION_SLACK):
                     break
                 remove(path)
                 used -= size

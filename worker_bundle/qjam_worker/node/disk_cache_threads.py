@@ -13,7 +13,7 @@ from typing import NamedTuple, Optional
 
 from qjam_worker.ipc.cores import usable_cores
 
-from .disk_cache import Damaged, Kept, Stopped
+from .disk_cache import Damaged, DiskCache, Stopped
 
 # Threads that read: one checks 4 to 5 GB/s.
 READERS = min(4, usable_cores())
@@ -35,12 +35,12 @@ class Found(NamedTuple):
     size: int = 0
 
 
-class Keeper:
+class DiskCacheThreads:
     """Looks for slices and keeps them. `fileno` is readable when `found` or `notes` has something. `most`: bytes of
     slices that may be held back.
     """
 
-    def __init__(self, kept: Kept, most: int) -> None:
+    def __init__(self, kept: DiskCache, most: int) -> None:
         self.kept = kept
         self.most = most
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()  # for the user

@@ -36,7 +36,7 @@ class Forked:
         return self._ended
 
 
-class Warm(NamedTuple):
+class ForkServer(NamedTuple):
     """A warm parent: its process, the socket that asks it for workers, what it prints, where files are made."""
 
     process: Forked
@@ -62,7 +62,7 @@ def prepare(workers: int) -> None:
     os.environ.update(thread_environment(workers))
 
 
-def fork() -> Warm:
+def fork() -> ForkServer:
     """Fork it, from a process that has prepared itself and imported numpy."""
     files = Files.make()
     locks = files.lock()  # of the node as well, from now on: nobody sweeps them away when the parent is killed
@@ -79,7 +79,7 @@ def fork() -> Warm:
         _become_parent(theirs.fileno(), output_end, files)
     theirs.close()
     os.close(output_end)
-    return Warm(Forked(pid), ours, output, files, locks)
+    return ForkServer(Forked(pid), ours, output, files, locks)
 
 
 def _become_parent(control: int, output: int, files: Files) -> NoReturn:

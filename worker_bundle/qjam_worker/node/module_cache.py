@@ -8,11 +8,11 @@ from .pool import Pool, WorkerHandle
 
 Module = Optional[dict[str, Any]]  # what modules.Ask gives
 
-LONGEST_NAME = 1000  # characters; no module that lies in files has such a name
+MAX_NAME = 1000  # characters; no module that lies in files has such a name
 FIELDS = {"source": bytes, "path": str, "package": bool}
 
 
-class Imports:
+class ModuleCache:
     """The modules of the newest epoch by ref; the absent ones too, so that the master is asked once."""
 
     def __init__(self, pool: Pool) -> None:
@@ -34,7 +34,7 @@ class Imports:
     def ask(self, worker: WorkerHandle, epoch: int, name: str) -> Optional[str]:
         """Answer the worker, or give the ref that has to be fetched first."""
         ref = f"module:{epoch}:{name}"
-        if ref in self._known or len(name) > LONGEST_NAME:
+        if ref in self._known or len(name) > MAX_NAME:
             self._answer(worker, ref, self._known.get(ref))
             return None
         self._waiting.setdefault(ref, []).append(worker)

@@ -22,21 +22,21 @@ from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.ipc.file_slices import Place
 from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
 from qjam_worker.ipc.slots import result_prefix
-from qjam_worker.ipc.spin_wait import Waiting
+from qjam_worker.ipc.spin_wait import SpinWait
 from qjam_worker.wire import frames
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.sockets import LIVENESS, Dealer, Uplink
 
-from .disk_cache import Kept, default_folder
-from .disk_cache_threads import Keeper
-from .fork_server_client import Warm
-from .module_cache import Imports
-from .params import ParamsPlaces
+from .disk_cache import DiskCache, default_folder
+from .disk_cache_threads import DiskCacheThreads
+from .fork_server_client import ForkServer
+from .module_cache import ModuleCache
+from .params import ParamsLocations
 from .pool import Pool, WorkerHandle
 from .results import Held
 from .rounds import Fold, NodeJob
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, is_slice, refusal
-from .shelf import Shelf
+from .slice_index import SliceIndex
 from .store import Store
 
 # Bytes of refs that may be on their way to a node: four chunks keep a link busy, and bound the memory they take.
@@ -44,7 +44,7 @@ CREDIT = 16 * 1024 * 1024
 # Bytes of printed text on their way to the master; beyond it print() waits, as on a slow terminal.
 PRINT_CREDIT = 1024 * 1024
 # Characters of the reason for leaving that the master is told.
-LONGEST_WHY = 8192
+MAX_REASON = 8192
 # The share of the host's memory that slices may take before the least recently used ones go.
 STORE_SHARE = 0.5
 # What ZeroMQ tells of a link that was up and is no more, or that the master refuses.
@@ -70,7 +70,7 @@ class Node:
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
-        warm: Optional[Warm] = None,
+        warm: Optional[ForkServer] = None,
         memory_limit: Optional[int] = None,
         keep_data: Optional[int] = None,
     ) -> None:
@@ -79,9 +79,9 @@ class Node:
         # What was on its way over a broken link is lost, and nobody can tell what that was.
         uplink.on_broken = lambda: self.leave("its link to the master broke")
         self.keep_data = keep_data
-        self.keeper: Optional[Keeper] = None
+        self.disk_cache: Optional[DiskCacheThreads] = None
         self.selector = selectors.DefaultSelector() if selector is None else selector
-        self.waiting = Waiting(self.selector)
+        self.waiting = SpinWait(self.selector)
         self.files = Files.make(bases) if warm is None else warm.files
         self.locks = self.files.lock() if warm is None else warm.locks
         try:
@@ -95,7 +95,7 @@ class Node:
         workers: int,
         watch: dict[int, Callable[[], None]],
         paths: Sequence[str],
-        warm: Optional[Warm],
+        warm: Optional[ForkServer],
         memory_limit: Optional[int],
     ) -> None:
         for fd, call in watch.items():
@@ -104,10 +104,10 @@ class Node:
             self.selector.register(file, selectors.EVENT_READ, stir)
         self.pool = Pool(workers, self.files, self.selector, self, paths, warm, memory_limit)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
-        self.shelf = Shelf(self.store)
-        self.scheduler = Scheduler(workers, self.shelf)
-        self.params = ParamsPlaces(self.files, self.store)
-        self.imports = Imports(self.pool)
+        self.slices = SliceIndex(self.store)
+        self.scheduler = Scheduler(workers, self.slices)
+        self.params = ParamsLocations(self.files, self.store)
+        self.imports = ModuleCache(self.pool)
         self.print_credit = PRINT_CREDIT
         self.made = 0
         self.commands: deque[Command] = deque()
@@ -148,7 +148,7 @@ class Node:
         bases: Optional[Iterable[str]] = None,
         watch: Optional[dict[int, Callable[[], None]]] = None,
         paths: Sequence[str] = (),
-        warm: Optional[Warm] = None,
+        warm: Optional[ForkServer] = None,
         memory_limit: Optional[int] = None,
         keep_data: Optional[int] = None,
     ) -> Node:
@@ -183,7 +183,7 @@ class Node:
         )
 
     def leave(self, reason: str) -> None:
-        self.leaving = reason[:LONGEST_WHY]
+        self.leaving = reason[:MAX_REASON]
 
     def start(self) -> None:
         """Start the workers and report to the master."""
@@ -228,10 +228,10 @@ class Node:
 
     def close(self) -> None:
         """Stop the workers, remove the files, say BYE."""
-        if self.keeper is not None:
-            self.selector.unregister(self.keeper)
-            self.keeper.close()  # first: the files that it still copies from go with the workers' parent
-            self._pass_on_notes(self.keeper)
+        if self.disk_cache is not None:
+            self.selector.unregister(self.disk_cache)
+            self.disk_cache.close()  # first: the files that it still copies from go with the workers' parent
+            self._pass_on_notes(self.disk_cache)
         self.pool.close()
         self.selector.close()
         self._forget_files()
@@ -297,17 +297,17 @@ class Node:
                 self.perform[type(command)](command)
         finally:
             self.acting = False
-        self.pool.call()
+        self.pool.wake()
 
     def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.imports.begin(header["entry"]["epoch"])
         commands = self.scheduler.on_job(header)
         if "file" in header:
-            self.shelf.learn(header["job"], header["file"], dict(header["slices"]))
+            self.slices.learn(header["job"], header["file"], dict(header["slices"]))
         self.act(commands)
 
     def _forget(self, command: Forget) -> None:
-        self.shelf.forget(command.job)
+        self.slices.forget(command.job)
         for worker in self.pool.workers:
             if command.job in worker.jobs:
                 worker.jobs.discard(command.job)
@@ -338,11 +338,11 @@ class Node:
         self.send(Kind.CREDIT, {"bytes": sum(map(len, data))})
         if ref not in self.store:
             return
-        if self.keeper is not None and is_slice(ref):
-            self.keeper.keep(ref, self.store.path(ref), self.store.size(ref))
+        if self.disk_cache is not None and is_slice(ref):
+            self.disk_cache.keep(ref, self.store.path(ref), self.store.size(ref))
         self.act(self.scheduler.on_arrived(ref, time.monotonic()))
-        if self.keeper is not None and not self.scheduler.asked:
-            self.keeper.write()
+        if self.disk_cache is not None and not self.scheduler.asked:
+            self.disk_cache.write()
         if ref in self.imports:
             self._on_module(ref)
 
@@ -389,30 +389,30 @@ class Node:
     def _keep(self, quota: int) -> None:
         """From now on. Where that cannot be, the user is told, and all goes on as it would without."""
         try:
-            self.keeper = Keeper(Kept(default_folder(), quota), self.store.limit // 2)
+            self.disk_cache = DiskCacheThreads(DiskCache(default_folder(), quota), self.store.limit // 2)
         except OSError as error:
             self._say(f"slices are not kept (keep_data): {error}")
         else:
-            self.selector.register(self.keeper, selectors.EVENT_READ, self._on_kept)
+            self.selector.register(self.disk_cache, selectors.EVENT_READ, self._on_kept)
 
     def _say(self, text: str) -> None:
-        self.send(Kind.STATE, {"state": "note", "text": text[:LONGEST_WHY]})
+        self.send(Kind.STATE, {"state": "note", "text": text[:MAX_REASON]})
 
     def _tell(self, command: Tell) -> None:
         """Say it to the master; slices that are lacking are looked for on disk first."""
         kind, header, buffers = command
-        if self.keeper is not None and header.get("state") == "blocked":
+        if self.disk_cache is not None and header.get("state") == "blocked":
             number = header["round"]
-            missing = [[ref, have] for ref, have in header["missing"] if have or not self.keeper.look(ref, number)]
+            missing = [[ref, have] for ref, have in header["missing"] if have or not self.disk_cache.look(ref, number)]
             if not missing:
                 return
             header = {**header, "missing": missing}
         self.send(kind, header, buffers)
 
     def _on_kept(self) -> None:
-        assert self.keeper is not None
+        assert self.disk_cache is not None
         lacking: dict[Optional[int], list[list[Any]]] = {}
-        for ref, number, path, size in self.keeper.found():
+        for ref, number, path, size in self.disk_cache.found():
             if path is not None and ref not in self.store:
                 self.store.adopt(ref, path, size)
                 self.act(self.scheduler.on_arrived(ref, time.monotonic()))
@@ -420,11 +420,11 @@ class Node:
                 lacking.setdefault(number, []).append([ref, self.store.have(ref)])
         for number, missing in lacking.items():
             self.send(Kind.STATE, {"state": "blocked", "round": number, "missing": missing})
-        self._pass_on_notes(self.keeper)
+        self._pass_on_notes(self.disk_cache)
 
-    def _pass_on_notes(self, keeper: Keeper) -> None:
-        while not keeper.notes.empty():
-            self._say(keeper.notes.get())
+    def _pass_on_notes(self, disk_cache: DiskCacheThreads) -> None:
+        while not disk_cache.notes.empty():
+            self._say(disk_cache.notes.get())
 
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
         if self.print_credit + header["bytes"] > PRINT_CREDIT:
@@ -460,12 +460,12 @@ class Node:
                 worker,
                 {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices},
             )
-        self.pool.ring(worker, message)
+        self.pool.assign(worker, message)
 
     def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Union[str, Place, None], int]]:
         if not job.has_data:
             return [(index, None, 0) for index in slices]
-        return [(index, *self.shelf.where(str(job.refs[index]))) for index in slices]
+        return [(index, *self.slices.where(str(job.refs[index]))) for index in slices]
 
     def _out(self, fold: Fold) -> Held:
         """Where the parts of a fold go."""
@@ -526,9 +526,9 @@ class Node:
                 held = slot.hold(plain, offset, size)
             else:
                 held = Held(map_file(path, size), plain, path)
-                held.spares = worker.spares
+                held.reusable_files = worker.reusable_files
             roots.append(((lo, hi), held))
-        if worker.lent:
+        if worker.lent_files:
             self.pool.take_back(worker, [held.path for _, held in roots])
         return self.scheduler.on_done(worker.index, roots, now, assign=False)
 

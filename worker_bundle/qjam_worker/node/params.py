@@ -10,12 +10,12 @@ from qjam_worker.ipc.files import Files, remove
 from qjam_worker.ipc.slots import SLOT
 from qjam_worker.values import codec, flat
 
-from .results import SPARE
+from .results import MAX_REUSED_BYTES
 from .store import Store
 
 
 @dataclass
-class Place:
+class ParamsLocation:
     """The params of one round. A file that no worker has kept a part of is used again."""
 
     path: str
@@ -25,21 +25,21 @@ class Place:
     held: set[int] = field(default_factory=set)  # workers that may still map the file
 
 
-class ParamsPlaces:
+class ParamsLocations:
     """The params of all rounds of a node, by round number."""
 
     def __init__(self, files: Files, store: Store) -> None:
         self._files = files
         self._store = store
-        self._places: dict[int, Place] = {}
-        self._free: list[Place] = []
-        self._spare: Optional[Place] = None
+        self._places: dict[int, ParamsLocation] = {}
+        self._free: list[ParamsLocation] = []
+        self._spare: Optional[ParamsLocation] = None
         self._made = 0
 
     def keep(self, number: int, ref: Optional[str], buffers: list[Any]) -> None:
         """Lay down what came with the task, or note the ref that is to be pulled. Raises NoRoom."""
         if ref is not None:
-            self._places[number] = Place("", 0, ref=ref)
+            self._places[number] = ParamsLocation("", 0, ref=ref)
             return
         encoded = codec.Encoded(bytes(buffers[0]), [memoryview(buffer).cast("B") for buffer in buffers[1:]], False)
         place = self._free.pop() if self._free else self._new_slot()
@@ -53,13 +53,13 @@ class ParamsPlaces:
             place.size = size
         self._places[number] = place
 
-    def _large(self, encoded: codec.Encoded) -> Place:
+    def _large(self, encoded: codec.Encoded) -> ParamsLocation:
         place = self._file(flat.size(encoded))
         assert place.view is not None
         flat.write(encoded, place.view)
         return place
 
-    def _file(self, size: int) -> Place:
+    def _file(self, size: int) -> ParamsLocation:
         spare = self._spare
         if spare is not None and spare.size == size and os.path.exists(spare.path):
             self._spare = None
@@ -67,17 +67,17 @@ class ParamsPlaces:
         self._drop_spare()
         self._made += 1
         mapped = self._files.create(f"params{self._made}", size)
-        return Place(mapped.path, size, mapped.view)
+        return ParamsLocation(mapped.path, size, mapped.view)
 
     def _drop_spare(self) -> None:
         if self._spare is not None:
             remove(self._spare.path)
             self._spare = None
 
-    def _new_slot(self) -> Place:
+    def _new_slot(self) -> ParamsLocation:
         self._made += 1
         mapped = self._files.create(f"slot{self._made}", SLOT)
-        return Place(mapped.path, SLOT, mapped.view)
+        return ParamsLocation(mapped.path, SLOT, mapped.view)
 
     def see_to_slots(self) -> None:
         """Forget slots whose files user code, or somebody who tidies up, has removed: a new worker cannot map them."""
@@ -111,7 +111,7 @@ class ParamsPlaces:
             self._store.drop(place.ref)
         elif place.size <= SLOT:
             self._free.append(place)
-        elif self._spare is None and not place.held and place.size <= SPARE:
+        elif self._spare is None and not place.held and place.size <= MAX_REUSED_BYTES:
             self._spare = place
         else:
             remove(place.path)

@@ -1,4 +1,4 @@
-"""The worker processes of a node: started, rung, interrupted, replaced when they die, stopped."""
+"""The worker processes of a node: started, assigned, interrupted, replaced when they die, stopped."""
 
 from __future__ import annotations
 
@@ -18,13 +18,25 @@ from typing import Any, Callable, Optional, Protocol, Union
 from qjam_worker.ipc import at_fork
 from qjam_worker.ipc.cores import thread_environment
 from qjam_worker.ipc.files import Files, Mapped, remove
-from qjam_worker.ipc.mailbox import CANCELLED, DONE, ONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, counter, page_name
+from qjam_worker.ipc.mailbox import (
+    CANCELLED,
+    DONE,
+    MAILBOX,
+    ONE,
+    RUNNING,
+    SENT,
+    SLICE,
+    TASK,
+    Mailbox,
+    counter,
+    mailbox_name,
+)
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT, SLOTS, out_slot
 from qjam_worker.worker.fork_server import EXITED, FORKED, NEWS, REQUEST
 from qjam_worker.worker.memory_limit import HIGHEST
 
-from .fork_server_client import Forked, Warm
+from .fork_server_client import Forked, ForkServer
 from .results import Slot
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
@@ -59,8 +71,8 @@ class PoolEvents(Protocol):
 class WorkerHandle:
     """The node's side of one worker: a place in the pool, filled by one process after another."""
 
-    page: Page
-    page_path: str
+    mailbox: Mailbox
+    mailbox_path: str
     status: memoryview  # the words of its page
     slot: Slot
 
@@ -69,10 +81,10 @@ class WorkerHandle:
         self.pid: Optional[int] = None
         self.channel: Optional[Channel] = None
         self.modules: Optional[Channel] = None  # where its imports are answered
-        self.spares: list[str] = []  # files of its results that the process may write to again
-        self.lent: list[str] = []  # of these, those that it was given with its work
+        self.reusable_files: list[str] = []  # files of its results that the process may write to again
+        self.lent_files: list[str] = []  # of these, those that it was given with its work
         self.outbox: list[dict[str, Any]] = []  # what it is told with its next work: a busy one does not read
-        self.told = 0  # messages that the process was sent
+        self.sent_count = 0  # messages that the process was sent
         self.ready = False
         self.farewell: Optional[dict[str, Any]] = None  # the answer of a process that leaves, until there is another
         self.failures = 0
@@ -97,7 +109,7 @@ class Pool:
         selector: selectors.BaseSelector,
         events: PoolEvents,
         paths: Sequence[str] = (),
-        warm: Optional[Warm] = None,
+        warm: Optional[ForkServer] = None,
         memory_limit: Optional[int] = None,
     ) -> None:
         self.files = files
@@ -108,8 +120,8 @@ class Pool:
         self.events = events
         self._slots = self.files.create(SLOTS, count * SLOT)
         self.workers = [self._place(index) for index in range(count)]
-        self._rung: list[WorkerHandle] = []  # that have work in their pages and are not called yet
-        self._gong = counter()
+        self._assigned: list[WorkerHandle] = []  # that have work in their pages and are not called yet
+        self._broadcast = counter()
         self._answered, self._answering = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._prints = select.epoll()  # what workers print
         self.selector.register(self._answered, selectors.EVENT_READ, self._on_answers)
@@ -135,9 +147,9 @@ class Pool:
         return worker
 
     def _lay_out(self, worker: WorkerHandle) -> None:
-        worker.page_path, view = self.files.create(page_name(worker.index), PAGE)
-        worker.page = Page(view)
-        worker.status = worker.page.words
+        worker.mailbox_path, view = self.files.create(mailbox_name(worker.index), MAILBOX)
+        worker.mailbox = Mailbox(view)
+        worker.status = worker.mailbox.words
 
     # Starting
 
@@ -184,11 +196,11 @@ class Pool:
         assert self.parent is not None
         self._see_to_files(worker)
         # Before there is a process that could take the task of the last one for its own.
-        worker.told = worker.status[TASK] = worker.status[TOLD] = worker.status[DONE] = 0
+        worker.sent_count = worker.status[TASK] = worker.status[SENT] = worker.status[DONE] = 0
         pipes = [os.pipe() for _ in range(5)]
         (bell_end, bell), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
         ends = [bell_end, answer_end, modules_end, out_end, err_end]
-        given = [bell_end, self._gong, answer_end, self._answering, modules_end, out_end, err_end]
+        given = [bell_end, self._broadcast, answer_end, self._answering, modules_end, out_end, err_end]
         try:
             socket.send_fds(self.parent, [REQUEST.pack(worker.index, min(self.memory_limit or 0, HIGHEST))], given)
         except (BrokenPipeError, ConnectionResetError):
@@ -198,14 +210,14 @@ class Pool:
         worker.channel = channel = Channel(answer, bell)
         worker.modules = Channel(-1, modules)
         worker.outbox.clear()
-        for path in (*worker.spares, *worker.lent):
+        for path in (*worker.reusable_files, *worker.lent_files):
             remove(path)
-        worker.spares.clear()
-        worker.lent = []
+        worker.reusable_files.clear()
+        worker.lent_files = []
         worker.ready = False
         worker.pid = None
         worker.jobs.clear()
-        self.selector.register(answer, selectors.EVENT_READ, partial(self._on_bell, worker, channel))
+        self.selector.register(answer, selectors.EVENT_READ, partial(self._on_message, worker, channel))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
             os.set_blocking(fd, False)
@@ -213,8 +225,8 @@ class Pool:
 
     def _see_to_files(self, worker: WorkerHandle) -> None:
         """Make the files of its place anew where user code, or somebody who tidies up, has removed them."""
-        if not (os.path.exists(worker.page_path) and os.path.exists(worker.slot.path)):
-            remove(worker.page_path)
+        if not (os.path.exists(worker.mailbox_path) and os.path.exists(worker.slot.path)):
+            remove(worker.mailbox_path)
             if worker.slot.rows is None:
                 remove(worker.slot.path)
             self._lay_out(worker)
@@ -271,7 +283,7 @@ class Pool:
         self._unregister_output(self.parent_output)
         os.close(self.parent_output)
 
-    def _on_bell(self, worker: WorkerHandle, channel: Channel) -> None:
+    def _on_message(self, worker: WorkerHandle, channel: Channel) -> None:
         if worker.channel is not channel:
             return  # the last ring of a process that has been replaced in this same turn of the loop
         try:
@@ -310,7 +322,7 @@ class Pool:
         """An answer that was given before the end counts, also when the end is heard of first."""
         try:
             if worker.seq and worker.status[DONE] == worker.seq:
-                worker.farewell = worker.page.answer.read()
+                worker.farewell = worker.mailbox.answer.read()
             elif worker.seq and worker.channel is not None and select.select([worker.channel.read_fd], [], [], 0)[0]:
                 answers = [one for one in worker.channel.receive() if one.get("seq") == worker.seq]
                 worker.farewell = answers[-1] if answers else None
@@ -409,40 +421,40 @@ class Pool:
 
     # Work
 
-    def ring(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
+    def assign(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         """Give work to an idle worker; it begins with the next `call`."""
         assert worker.channel is not None
         worker.slot.clear()
-        if worker.lent:
+        if worker.lent_files:
             self.take_back(worker, [])
-        if worker.spares and message["op"] == "run":
-            message["reuse"] = worker.lent = list(worker.spares)
-            worker.spares.clear()
+        if worker.reusable_files and message["op"] == "run":
+            message["reuse"] = worker.lent_files = list(worker.reusable_files)
+            worker.reusable_files.clear()
         for earlier in worker.outbox:
             self._send(worker, earlier)
         worker.outbox.clear()
         self._seq += 1
         worker.seq = self._seq
-        if worker.page.task.write(message):
-            worker.status[TOLD] = worker.told
+        if worker.mailbox.task.write(message):
+            worker.status[SENT] = worker.sent_count
             worker.status[TASK] = worker.seq
-            self._rung.append(worker)
+            self._assigned.append(worker)
         else:
             self._send(worker, {**message, "seq": worker.seq})
         if self._look_at is None:
             self._look_at = time.monotonic() + STOPPED
 
-    def call(self) -> None:
-        """Wake the workers that have got work: one by its bell, more by one beat of the gong, idle ones included.
+    def wake(self) -> None:
+        """Wake the workers that have got work: one by its bell, more by one beat of the broadcast, idle ones included.
 
         The system wakes them on all processors so; those that were called one after the other often shared one. 16
-        workers called by 16 bells took 0.13 of the 0.52 ms of a round (31 KB each way).
+        workers called by 16 doorbell took 0.13 of the 0.52 ms of a round (31 KB each way).
         """
-        rung, self._rung = self._rung, []
-        if len(rung) > 1:
-            os.write(self._gong, ONE)
-        elif rung and rung[0].channel is not None:  # else it has ended meanwhile
-            rung[0].channel.ring()
+        assigned, self._assigned = self._assigned, []
+        if len(assigned) > 1:
+            os.write(self._broadcast, ONE)
+        elif assigned and assigned[0].channel is not None:  # else it has ended meanwhile
+            assigned[0].channel.ring()
 
     def tell(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         """Let a worker know, at the latest before its next work."""
@@ -453,7 +465,7 @@ class Pool:
 
     def _send(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
         assert worker.channel is not None
-        worker.told += 1
+        worker.sent_count += 1
         worker.channel.send(message)
 
     def _on_answers(self) -> None:
@@ -466,7 +478,7 @@ class Pool:
             if self._muted:
                 self._read_out(worker)
             try:
-                answers.append((worker, worker.page.answer.read()))
+                answers.append((worker, worker.mailbox.answer.read()))
             except Exception:  # noqa: BLE001  user code has written there
                 self._kill(worker)
         self.events.on_answers(answers)
@@ -477,9 +489,9 @@ class Pool:
 
     def take_back(self, worker: WorkerHandle, used: list[Optional[str]]) -> None:
         """Remove the files that a worker might have written to again and has not."""
-        for path in set(worker.lent).difference(filter(None, used)):
+        for path in set(worker.lent_files).difference(filter(None, used)):
             remove(path)
-        worker.lent = []
+        worker.lent_files = []
 
     def rest(self, worker: WorkerHandle) -> None:
         """The worker has answered."""
@@ -534,19 +546,19 @@ class Pool:
         if self.process is not None:
             self.process.wait()
         for worker in self.workers:
-            worker.slot.lent.clear()  # they refer to it, and so to its memory
+            worker.slot.borrowed.clear()  # they refer to it, and so to its memory
         self.workers.clear()
         self._slots = Mapped("", memoryview(b""))
         for file in (self._answered, self._prints):
             self._unregister(file)
         self._prints.close()
-        for fd in (self._answered, self._answering, self._gong):
+        for fd in (self._answered, self._answering, self._broadcast):
             os.close(fd)
         at_fork.discard(self)
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
-        fds = [self._gong, self._answered, self._answering, self._prints.fileno(), self.parent_output] + (
+        fds = [self._broadcast, self._answered, self._answering, self._prints.fileno(), self.parent_output] + (
             [self.parent.detach()] if self.parent is not None else []
         )
         for worker in self.workers:

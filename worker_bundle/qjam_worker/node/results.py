@@ -13,7 +13,7 @@ from qjam_worker.values.reduction import NUMBERS, STAYS, default_reduce
 
 # A file at most so large (bytes) may be kept to be written again: new memory takes longer to come than to be filled, by
 # far where a hypervisor gives it. 64 MiB of params to 8 workers took 37 ms in new files and 4 ms in one used again.
-SPARE = 256 * 1024 * 1024
+MAX_REUSED_BYTES = 256 * 1024 * 1024
 
 
 class Slot:
@@ -25,20 +25,20 @@ class Slot:
     def __init__(self, mapped: Mapped, rows: Optional[memoryview] = None, row: int = 0) -> None:
         self.path, self.view = mapped
         self.rows, self.row = rows, row
-        self.lent: list[Held] = []  # results that may lie here still
+        self.borrowed: list[Held] = []  # results that may lie here still
 
     def hold(self, plain: bool, offset: int, size: int) -> Held:
         """A result that the worker has just written here."""
         held = Held(self.view[offset : offset + size], plain, slot=self)
-        self.lent.append(held)
+        self.borrowed.append(held)
         return held
 
     def clear(self) -> None:
         """The worker is about to write here again: what lies here still is copied."""
-        for held in self.lent:
+        for held in self.borrowed:
             if held.flat is not None:
                 held.detach()
-        self.lent.clear()
+        self.borrowed.clear()
 
 
 class Held:
@@ -48,7 +48,7 @@ class Held:
     `plain`: there is no pickle inside, so the node may open it. `path`: the file to remove when it is used up.
     """
 
-    __slots__ = ("flat", "path", "plain", "sent", "slot", "small", "spares", "value")
+    __slots__ = ("flat", "path", "plain", "reusable_files", "sent", "slot", "small", "value")
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Held:
         self.value = value
         self.slot = slot  # in which it lies still
         self.sent = False  # whether somebody else may look at the file
-        self.spares: Optional[list[str]] = None  # where its path goes when it is used up
+        self.reusable_files: Optional[list[str]] = None  # where its path goes when it is used up
         self.small = flat is None or len(flat) <= SLOT  # whether a node may spend its own time on it
 
     def detach(self) -> None:
@@ -104,10 +104,15 @@ class Held:
         size, self.flat = 0 if self.flat is None else len(self.flat), None
         if self.path is None:
             return
-        if self.spares is not None and not self.sent and 0 < size <= SPARE and has_plenty(self.path, size):
-            for older in self.spares:  # one is enough: a worker has the map of its last one only
+        if (
+            self.reusable_files is not None
+            and not self.sent
+            and 0 < size <= MAX_REUSED_BYTES
+            and has_plenty(self.path, size)
+        ):
+            for older in self.reusable_files:  # one is enough: a worker has the map of its last one only
                 remove(older)
-            self.spares[:] = [self.path]
+            self.reusable_files[:] = [self.path]
         else:
             remove(self.path)
 
@@ -146,7 +151,13 @@ def fold_rows(results: list[Held]) -> Optional[Held]:
     rows, layout = first.slot.rows, flat.layout(first.flat) if first.plain else None
     for row, held in enumerate(results):
         slot = held.slot
-        if slot is None or held.flat is None or slot.rows is not rows or slot.row != row or slot.lent[0] is not held:
+        if (
+            slot is None
+            or held.flat is None
+            or slot.rows is not rows
+            or slot.row != row
+            or slot.borrowed[0] is not held
+        ):
             return None
     if layout is None or layout.dtype.kind not in NUMBERS or not layout.length:
         return None

@@ -14,7 +14,7 @@ from .results import Held
 __all__ = ["Held", "NodeJob", "NodeRound", "Work", "take_block"]
 
 # An attempt is late when it takes this many times as long as the others have, and at least so many seconds.
-LATE, LATE_LEAST = 2.0, 0.05
+LATE, MIN_LATE = 2.0, 0.05
 # The same for folding, of which there is too little to know what is usual.
 FOLD_LATE = 10.0
 
@@ -82,7 +82,7 @@ class NodeRound:
         self.job = job
         self.workers = workers
         self.ready: list[int] = []  # slices that can be mapped now, sorted
-        self.lent: list[int] = []  # slices that another node tries as well: for when there is nothing else
+        self.offered: list[int] = []  # slices that another node tries as well: for when there is nothing else
         self.waiting: dict[str, list[int]] = {}  # ref on its way -> slices
         self.lacking: set[str] = set()  # code and params on their way: without them nothing can start
         self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
@@ -107,8 +107,8 @@ class NodeRound:
         """
         if self._contested or not self.owed.isdisjoint(indices):
             self._shared.difference_update(indices)
-            self.again(index for index in self.lent if index in indices)
-            self.lent = [index for index in self.lent if index not in indices]
+            self.again(index for index in self.offered if index in indices)
+            self.offered = [index for index in self.offered if index not in indices]
             held = {index for lo, hi in self._spans for index in range(lo, hi)}
             indices = [index for index in indices if index not in self.owed and index not in held]
         self.owed.update(indices)
@@ -139,7 +139,7 @@ class NodeRound:
         """Whether an idle worker may find something to do."""
         if self.lacking:
             return False
-        if self.ready or self.lent or (self.fold is not None and self.fold.todo):
+        if self.ready or self.offered or (self.fold is not None and self.fold.todo):
             return True
         return len(self.tree.values) > 1 and not self.owed
 
@@ -169,7 +169,7 @@ class NodeRound:
         once on each.
         """
         if not self.ready:
-            return [self.lent.pop(0)] if self.lent else []
+            return [self.offered.pop(0)] if self.offered else []
         owned = self.job.order
         if self.job.has_data:
             block = take_block(self.ready, owned[len(owned) * worker // self.workers], self.workers)
@@ -215,7 +215,7 @@ class NodeRound:
         usual = usual or (self.seconds / self.mapped if self.mapped else None)
         if usual is None or not self.job.has_data:
             return None
-        return work.began + max(LATE_LEAST, LATE * usual * len(work.slices))
+        return work.began + max(MIN_LATE, LATE * usual * len(work.slices))
 
     def _twice(self) -> set[int]:
         """Slices that two workers are at."""
@@ -265,7 +265,7 @@ class NodeRound:
         late = late[: count - len(unbegun)]
         self._contested = True
         self._shared.update(unbegun, late)
-        self.lent += [index for index in self.ready if index in self._shared]
+        self.offered += [index for index in self.ready if index in self._shared]
         self.ready = [index for index in self.ready if index not in self._shared]
         return [*unbegun, *late]
 
@@ -311,7 +311,7 @@ class NodeRound:
 
     def _supersede(self) -> list[int]:
         """Forget the attempts at maps that can bring nothing new, and give their workers."""
-        for unbegun in (self.ready, self.lent):
+        for unbegun in (self.ready, self.offered):
             unbegun[:] = [index for index in unbegun if index in self.owed]
         return self._leave(
             [w for w, work in self.works.items() if work.fold is None and self.owed.isdisjoint(work.slices)]
@@ -337,7 +337,7 @@ class NodeRound:
                 for span, held in work.fold.items():
                     self.tree.add(span, held)
             return []
-        others = {index for other in self.works.values() for index in other.slices}.union(self.lent)
+        others = {index for other in self.works.values() for index in other.slices}.union(self.offered)
         return [index for index in work.slices if index in self.owed and index not in others]
 
     def again(self, indices: Iterable[int]) -> None:

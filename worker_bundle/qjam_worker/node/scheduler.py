@@ -12,7 +12,7 @@ from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
 
 from .results import Held, are_alike, fold_rows, fold_small
-from .rounds import LATE_LEAST, NodeJob, NodeRound, Work
+from .rounds import MIN_LATE, NodeJob, NodeRound, Work
 
 _is_small = attrgetter("small")
 # Seconds after which idle workers look again for what others are late with: another round may have such.
@@ -56,7 +56,7 @@ class Ended(NamedTuple):
 Command = Union[Tell, Give, Interrupt, Forget, Ended]
 
 
-class Shelf(Protocol):
+class RefIndex(Protocol):
     """The store, as far as decisions go by it."""
 
     def __contains__(self, ref: str) -> bool: ...
@@ -65,7 +65,7 @@ class Shelf(Protocol):
     def unpin(self, ref: str) -> None: ...
 
 
-class Seat:
+class WorkerState:
     """One worker: whether it is there, and what it was given last."""
 
     __slots__ = ("busy", "index", "ready", "round")
@@ -83,9 +83,9 @@ class Seat:
 class Scheduler:
     """All rounds and workers of a node. Every `on_...` gives the commands that follow from the event."""
 
-    def __init__(self, workers: int, shelf: Shelf) -> None:
-        self.shelf = shelf
-        self.seats = [Seat(index) for index in range(workers)]
+    def __init__(self, workers: int, refs: RefIndex) -> None:
+        self.refs = refs
+        self.seats = [WorkerState(index) for index in range(workers)]
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
         self.asked: set[str] = set()  # refs that the master knows to be missing
@@ -135,8 +135,8 @@ class Scheduler:
         """Keep the ref for the round; False when it is not here yet."""
         if ref not in round_.pinned:
             round_.pinned.add(ref)
-            self.shelf.pin(ref)
-        return ref in self.shelf
+            self.refs.pin(ref)
+        return ref in self.refs
 
     def _ask_for_missing(self, round_: NodeRound) -> list[Command]:
         """Tell the master which refs the round lacks."""
@@ -149,7 +149,7 @@ class Scheduler:
         if not missing:
             return []
         self.asked.update(missing)
-        told = [[ref, self.shelf.have(ref)] for ref in missing]
+        told = [[ref, self.refs.have(ref)] for ref in missing]
         return [Tell(Kind.STATE, {"state": "blocked", "round": number, "missing": told}, [])]
 
     def on_cancel(self, header: dict[str, Any], now: float) -> list[Command]:
@@ -350,15 +350,15 @@ class Scheduler:
             commands += self._second_attempts(now)
         return commands
 
-    def _give(self, seat: Seat, round_: NodeRound, work: Work) -> Give:
+    def _give(self, seat: WorkerState, round_: NodeRound, work: Work) -> Give:
         seat.busy, seat.round = True, round_.number
         return Give(seat.index, round_, work)
 
     def _second_attempts(self, now: float) -> list[Command]:
         """Have idle workers try what others are late with, and note when to look again."""
         oldest = next(iter(self.rounds.values()))
-        if now < oldest.began + LATE_LEAST:  # nobody can be late yet: most rounds end here
-            self._check = oldest.began + LATE_LEAST, oldest.number
+        if now < oldest.began + MIN_LATE:  # nobody can be late yet: most rounds end here
+            self._check = oldest.began + MIN_LATE, oldest.number
             return []
         idle = [seat for seat in self.seats if seat.ready and not seat.busy]
         commands: list[Command] = []
@@ -403,7 +403,7 @@ class Scheduler:
             self._check = None
         commands: list[Command] = [Interrupt(worker) for worker in round_.works]
         for ref in round_.pinned:
-            self.shelf.unpin(ref)
+            self.refs.unpin(ref)
         self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
         for held in round_.held:
             held.release()

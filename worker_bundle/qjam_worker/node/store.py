@@ -10,7 +10,7 @@ from qjam_worker.ipc import huge_pages
 from qjam_worker.ipc.files import Files, remove
 
 
-class Entry:
+class StoredRef:
     """One ref's content: the first `have` of `size` bytes are in the file. It is open only while it is being filled:
     descriptors are few, in a process that is the user's own, and slices may be many. Large pages are filled through
     maps, which takes a third of the time of pwrite.
@@ -41,7 +41,7 @@ class Entry:
             self.fd = None
 
 
-class OnDisk(Entry):
+class OnDisk(StoredRef):
     """All of a ref in a file that was there before: the system can take its memory back, so that it does not count."""
 
     __slots__ = ()
@@ -59,7 +59,7 @@ class Store:
         self.files = files
         self.limit = limit
         self.bytes = 0
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+        self._entries: OrderedDict[str, StoredRef] = OrderedDict()
         self._pins: dict[str, int] = {}
         self._made = 0
 
@@ -119,7 +119,7 @@ class Store:
             dropped = self._make_room(total)
             self._made += 1
             path, fd, large = self.files.open(f"ref{self._made}", total)
-            entry = self._entries[ref] = Entry(path, total, fd, large)
+            entry = self._entries[ref] = StoredRef(path, total, fd, large)
             self.bytes += total
             if total == 0:
                 entry.close()

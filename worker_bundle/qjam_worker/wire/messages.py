@@ -36,11 +36,11 @@ class Kind(enum.IntEnum):
     SHARE = 15
 
 
-MOST = 1 << 53  # no whole number that counts something is as large
-MOST_SLICES = 1 << 20  # of a job
-MOST_WORKERS = 1 << 16  # of a node
-LONGEST_TEXT = 1 << 20  # characters; a traceback is cut at a quarter of that
-LONGEST_NAME = 4096  # of a ref, a node, a module
+MAX_INT = 1 << 53  # no whole number that counts something is as large
+MAX_SLICES = 1 << 20  # of a job
+MAX_WORKERS = 1 << 16  # of a node
+MAX_TEXT = 1 << 20  # characters; a traceback is cut at a quarter of that
+MAX_NAME = 4096  # of a ref, a node, a module
 
 
 class Field(NamedTuple):
@@ -87,11 +87,11 @@ def _are_counts(items: Sequence[Any]) -> bool:
 
 
 def _are_workers(items: Sequence[Any]) -> bool:
-    return len(items) <= MOST_WORKERS and _are_counts(items)
+    return len(items) <= MAX_WORKERS and _are_counts(items)
 
 
 def _are_names(items: Sequence[Any], types: frozenset[type] = _STRS) -> bool:
-    return types.issuperset(map(type, items)) and max(map(len, filter(None, items)), default=0) <= LONGEST_NAME
+    return types.issuperset(map(type, items)) and max(map(len, filter(None, items)), default=0) <= MAX_NAME
 
 
 def _columns(items: Sequence[Any], count: int) -> Sequence[Sequence[Any]] | None:
@@ -130,11 +130,11 @@ def _are_roots(items: Sequence[Any]) -> bool:
     return len(items) > 0
 
 
-COUNT = _one("a whole number from 0 on", range(MOST).__contains__, int)
+COUNT = _one("a whole number from 0 on", range(MAX_INT).__contains__, int)
 FLAG = _one("a bool", lambda value: True, bool)
-SECONDS = _one("a number from 0 on", lambda value: 0 <= value < MOST, float, int)
-TEXT = _one("a text", lambda value: len(value) <= LONGEST_TEXT, str)
-NAME = _one("a name", lambda value: len(value) <= LONGEST_NAME, str)
+SECONDS = _one("a number from 0 on", lambda value: 0 <= value < MAX_INT, float, int)
+TEXT = _one("a text", lambda value: len(value) <= MAX_TEXT, str)
+NAME = _one("a name", lambda value: len(value) <= MAX_NAME, str)
 COUNTS = _many("a list of whole numbers from 0 on", _are_counts)
 NAMES = _many("a list of names", _are_names)
 
@@ -160,7 +160,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.JOB: {
         "job": COUNT, "entry": _one("what to map with", lambda value: _misfit(value, ENTRY) is None, dict),
         "slices": _some("a list of [index, ref or None]", _are_slices),
-        "nslices": _one("a number of slices", range(1, MOST_SLICES + 1).__contains__, int),
+        "nslices": _one("a number of slices", range(1, MAX_SLICES + 1).__contains__, int),
         "reduce": FLAG, "forget": COUNTS,
         "file": _optional(_one("slices in a file", _are_in_file, dict)),
     },

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 FRAME = struct.Struct("!BI")
 
-LEASE, UPLINK = 0, 1
+HEARTBEAT, UPLINK = 0, 1
 
 
 class Frames:
@@ -15,7 +15,7 @@ class Frames:
 
     def __init__(self) -> None:
         self._head = b""
-        self._stream = LEASE
+        self._stream = HEARTBEAT
         self._left = 0
 
     def feed(self, data: bytes) -> Iterator[tuple[int, memoryview]]:

@@ -8,17 +8,19 @@ import select
 from .streams import out_of_the_way
 
 
-class Bells:
-    """A bell of its own, the gong that calls all workers, and the pipe that its node watches."""
+class Doorbell:
+    """A bell of its own, the broadcast that calls all workers, and the pipe that its node watches."""
 
-    def __init__(self, bell: int, gong: int, answered: int) -> None:
+    def __init__(self, bell: int, broadcast: int, answered: int) -> None:
         self._answered = answered
         made = select.epoll()
         self._poll = select.epoll.fromfd(out_of_the_way(os.dup(made.fileno())))
         made.close()
         self._poll.register(bell, select.EPOLLIN)
-        self._poll.register(gong, select.EPOLLIN | select.EPOLLET)  # each beat of it, without taking it from the others
-        self._beat = [(gong, select.EPOLLIN)]
+        self._poll.register(
+            broadcast, select.EPOLLIN | select.EPOLLET
+        )  # each beat of it, without taking it from the others
+        self._beat = [(broadcast, select.EPOLLIN)]
 
     def wait(self) -> bool:
         """Block until one of them rings; whether there are messages."""

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 # What the master is told of an exception at the most: characters of traceback and summary, bytes of its pickle, and
 # calls, of which there may be millions where user code has raised the recursion limit.
-LONGEST_TEXT, LONGEST_SUMMARY, LONGEST_PICKLE, LAST_CALLS = 256 * 1024, 4096, 16 * 1024 * 1024, 1000
+MAX_TEXT, MAX_SUMMARY, MAX_PICKLE, LAST_CALLS = 256 * 1024, 4096, 16 * 1024 * 1024, 1000
 
 
 def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
 
 def _short_description(error: BaseException, failure: BaseException) -> dict[str, Any]:
     try:
-        trace = "".join(traceback.format_tb(_user_part(error), limit=-LAST_CALLS))[-LONGEST_TEXT:]
-        text = str(error)[:LONGEST_SUMMARY]
+        trace = "".join(traceback.format_tb(_user_part(error), limit=-LAST_CALLS))[-MAX_TEXT:]
+        text = str(error)[:MAX_SUMMARY]
     except BaseException:  # noqa: BLE001  as above
         trace, text = "", f"its text cannot be had: {type(failure).__name__}"
     summary = f"{type(error).__name__}: {text}"
@@ -42,16 +42,16 @@ def _short_description(error: BaseException, failure: BaseException) -> dict[str
 
 def _description(error: BaseException) -> dict[str, Any]:
     text = "".join(traceback.format_exception(type(error), error, _user_part(error), limit=-LAST_CALLS))
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]}\n[...]\n{text[-LONGEST_TEXT // 2 :]}"
+    if len(text) > MAX_TEXT:
+        text = f"{text[: MAX_TEXT // 2]}\n[...]\n{text[-MAX_TEXT // 2 :]}"
     try:
         pickled: Optional[bytes] = pickle.dumps(error)
         pickle.loads(pickled or b"")
     except BaseException:  # noqa: BLE001  whatever a user's __reduce__ or __init__ raises: the text goes alone
         pickled = None
-    if pickled is not None and len(pickled) > LONGEST_PICKLE:
+    if pickled is not None and len(pickled) > MAX_PICKLE:
         pickled = None
-    return {"text": text, "summary": _summary(error)[:LONGEST_SUMMARY], "pickled": pickled}
+    return {"text": text, "summary": _summary(error)[:MAX_SUMMARY], "pickled": pickled}
 
 
 def _summary(error: BaseException) -> str:

@@ -21,8 +21,8 @@ from qjam_worker.ipc.files import Files
 REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
-# Of the worker to be: its bell, the gong, its answers, what calls to those in its page, answers to its imports, stdout,
-# stderr.
+# Descriptors of a new worker: messages to it, the broadcast, its messages, the wake-up for answers in its mailbox,
+# answers to its imports, stdout, stderr.
 FDS = 7
 
 

@@ -18,7 +18,7 @@ HIGHEST = 2**62
 BLAS_SIZE = 400
 
 
-class Allowance:
+class MemoryLimit:
     """Lets user code take `limit` bytes of private memory beyond what this process has now; None: as it likes.
 
     The system refuses more, as where no memory is left, so that Python and numpy raise MemoryError. Shared maps, as

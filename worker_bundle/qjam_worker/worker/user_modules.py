@@ -19,7 +19,7 @@ Ask = Callable[[str], Optional[dict[str, Any]]]
 _STANDARD = frozenset(getattr(sys, "stdlib_module_names", sys.builtin_module_names))
 
 
-class Shipped(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+class ShippedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     """Finder and loader of the user's own modules. It comes first, so the project wins over a namesake on the host.
 
     Only names that the standard library does not know are asked for, each once; the parts of a package only when

@@ -21,23 +21,23 @@ import numpy as np
 
 from qjam_worker.ipc import file_slices
 from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
-from qjam_worker.ipc.mailbox import CANCELLED, DONE, PAGE, RUNNING, SLICE, TASK, TOLD, Page, page_name
+from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLICE, TASK, Mailbox, mailbox_name
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT, SLOTS, out_slot, result_prefix
 from qjam_worker.values import codec, flat, segmented_sum
 from qjam_worker.values.reduction import Span, Tree, default_reduce
 
-from .doorbell import Bells
+from .doorbell import Doorbell
 from .exceptions import describe, print_exception
-from .memory_limit import Allowance
+from .memory_limit import MemoryLimit
 from .streams import flush_streams, open_streams, out_of_the_way, restore_streams
-from .user_modules import Shipped
+from .user_modules import ShippedModules
 
 # Slices that a worker keeps mapped: each map takes a file descriptor, of which there may be 1,024.
 SLICES_MAPPED = 128
 
 # Calls within calls, without which python's own libraries are of no use.
-LEAST_CALLS = 200
+MIN_CALLS = 200
 
 # What `signal` wraps in a search for the names of signals, which takes 2 us each time.
 _bare_signal = importlib.import_module("_signal")
@@ -50,14 +50,15 @@ Reduce = Callable[[Any, Any], Any]
 
 
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
-    """Serve one node until it closes the bell; gives the exit status. The descriptors: the bell, the gong that calls
-    all workers at once, where answers go, what calls the node to those in pages, where answers to imports come, stdout,
-    stderr.
+    """Serve one node until it closes its end of the pipe; returns the exit status.
+
+    `fds`: messages to this worker, the broadcast that wakes all workers at once, messages from it, the wake-up for
+    answers in the mailbox, answers to imports, stdout, stderr.
     """
     _settle(*fds[5:])
-    bell, gong, answer, answered, modules = map(out_of_the_way, fds[:5])
-    bells = Bells(bell, gong, answered)
-    return Worker(index, Channel(bell, answer), Channel(modules, -1), files, bells, memory_limit).serve()
+    bell, broadcast, answer, answered, modules = map(out_of_the_way, fds[:5])
+    doorbell = Doorbell(bell, broadcast, answered)
+    return Worker(index, Channel(bell, answer), Channel(modules, -1), files, doorbell, memory_limit).serve()
 
 
 def _settle(out: int, err: int) -> None:
@@ -89,7 +90,7 @@ class Worker:
         channel: Channel,
         answers: Channel,
         files: Files,
-        bells: Bells,
+        doorbell: Doorbell,
         memory_limit: Optional[int] = None,
     ) -> None:
         self.channel = channel
@@ -97,10 +98,10 @@ class Worker:
         self.pid = os.getpid()
         self.files = files
         self.index = index
-        page = next(path for path in self._paths(page_name(index)) if os.path.exists(path))
-        self.page = Page(map_file(page, PAGE, write=True))
-        self.status = self.page.words
-        self.bells = bells
+        page = next(path for path in self._paths(mailbox_name(index)) if os.path.exists(path))
+        self.mailbox = Mailbox(map_file(page, MAILBOX, write=True))
+        self.status = self.mailbox.words
+        self.doorbell = doorbell
         self.heard = 0  # messages
         self.seq = 0  # of the task in the page that was done last
         self.slot_path, self.slot = self._find_slot()
@@ -109,14 +110,14 @@ class Worker:
         self.codes: dict[int, Code] = {}
         self.slots: dict[str, memoryview] = {}
         self.slices: OrderedDict[Any, Any] = OrderedDict()  # by path: arrays, or maps of what is decoded anew
-        self.modules = Shipped(self.ask)
+        self.modules = ShippedModules(self.ask)
         self.modules.install()
-        self.memory = Allowance(memory_limit)
+        self.memory = MemoryLimit(memory_limit)
         self.longest_file = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.epoch = 0
         self.made = 0
         self.written: dict[str, memoryview] = {}  # files with results of this task or of the last one
-        self.spares: dict[str, memoryview] = {}  # of these, those that may be written to again
+        self.reusable_files: dict[str, memoryview] = {}  # of these, those that may be written to again
         self.untold: list[str] = []  # names of the files with results of this task
         self.large_params: Optional[weakref.ref[Any]] = None  # the map of this task's
         self.interruptible = False
@@ -143,15 +144,15 @@ class Worker:
     def serve(self) -> int:
         signal.signal(signal.SIGINT, self._on_interrupt)
         self.channel.send({"op": "ready", "pid": self.pid})
-        words, task = self.page.words, self.page.task
+        words, task = self.mailbox.words, self.mailbox.task
         try:
             while True:
                 seq = words[TASK]
                 if seq <= self.seq:  # lower, when the last one came through the pipe
-                    if self.bells.wait():
+                    if self.doorbell.wait():
                         self._hear()
                     continue
-                while self.heard < words[TOLD]:
+                while self.heard < words[SENT]:
                     self._hear()
                 self.seq = seq
                 self._do(task.read())
@@ -244,10 +245,10 @@ class Worker:
             if self.large_params() is not None or _has_children():
                 answer["keeps"] = True
             self.large_params = None
-        if answer["op"] == "done" and "leaving" not in answer and self.page.answer.write(answer):
+        if answer["op"] == "done" and "leaving" not in answer and self.mailbox.answer.write(answer):
             self.status[DONE] = self.seq
             try:
-                self.bells.answer()
+                self.doorbell.answer()
             except OSError:
                 self.status[DONE] = 0
                 raise
@@ -261,7 +262,7 @@ class Worker:
         _bare_signal.pthread_sigmask(_bare_signal.SIG_UNBLOCK, _SIGINT)
 
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
-        self.spares = {path: self.written[path] for path in message.get("reuse", ()) if path in self.written}
+        self.reusable_files = {path: self.written[path] for path in message.get("reuse", ()) if path in self.written}
         self.written = {}
         packed = self._params(*message["params"])
         slices = message["slices"]
@@ -356,9 +357,9 @@ class Worker:
             self.slot_used += (size + 63) & ~63
             return self.slot_path, offset, size
         size = flat.size(encoded)
-        for path, view in self.spares.items():
+        for path, view in self.reusable_files.items():
             if len(view) == size:
-                self.written[path] = self.spares.pop(path)
+                self.written[path] = self.reusable_files.pop(path)
                 flat.write(encoded, view)
                 return path, 0, size
         self.made += 1
@@ -489,7 +490,7 @@ _this_module = sys.modules[__name__]
 
 def _sound() -> bool:
     """Whether python itself is as it should be for another task."""
-    return sys.modules.get(__name__) is _this_module and sys.getrecursionlimit() >= LEAST_CALLS
+    return sys.modules.get(__name__) is _this_module and sys.getrecursionlimit() >= MIN_CALLS
 
 
 def _end_as_a_fork(error: BaseException) -> NoReturn:

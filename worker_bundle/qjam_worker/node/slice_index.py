@@ -9,7 +9,7 @@ from qjam_worker.ipc.file_slices import Place, has_changed, identify
 from .store import Store
 
 
-class Shelf:
+class SliceIndex:
     """All slices that a node has: in its store, and in files for as long as these do not change."""
 
     def __init__(self, store: Store) -> None:
