@@ -326,7 +326,7 @@ def test_a_host_that_is_cut_off_ends_by_itself_and_its_master_hears_of_it(tmp_pa
 
 @pytest.mark.usefixtures("held")
 def test_a_master_closes_in_time_when_its_host_is_cut_off(tmp_path, home, net, monkeypatch):
-    monkeypatch.setattr(fleet, "HEARTBEAT", 5.0)
+    monkeypatch.setattr(fleet, "HEARTBEAT_TIMEOUT", 5.0)
     with (
         private_sshd(tmp_path, address=net.host, namespace=net.name, home=home) as sshd,
         Master("testhost*2", ssh_config=sshd.config) as master,
