@@ -66,10 +66,11 @@ def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
 
 
 def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
-    """The TASK. `known`: the node has the params; if not, it has ended the round by itself, and does nothing."""
-    ref, params = (None, ()) if known else (round_.params_ref, round_.params)
-    header = {"job": round_.job.number, "round": round_.number, "indices": indices, "params": ref}
-    return Send(name, Kind.TASK, header, params)
+    """The TASK. `known`: the node has the params; else its link sends them with the task, or as a ref."""
+    params = "have" if known else "send"
+    return Send(
+        name, Kind.TASK, {"job": round_.job.number, "round": round_.number, "indices": indices, "params": params}
+    )
 
 
 def forget(jobs: Iterable[Job], roster: Roster) -> None:

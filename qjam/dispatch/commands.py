@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
 
@@ -45,10 +46,10 @@ class Unload(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The round is over; its roots, by ascending slices, each with the frames of its value."""
+    """The round is over; its roots, by ascending slices."""
 
     round: int
-    roots: list[tuple[Span, list[Any]]]
+    roots: list[tuple[Span, Encoded]]
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Fail(NamedTuple):
     failure: Failure
 
 
-class Lose(NamedTuple):
-    """The node is to be given up, as when its launcher says that it has ended."""
+class Lost(NamedTuple):
+    """The node is lost. Whoever starts hosts may add a successor; after that `reassign` gives out what it owed."""
 
     node: str
     why: str
@@ -84,4 +85,4 @@ class Note(NamedTuple):
     text: str
 
 
-Command = Send | Load | Block | Unload | Done | Fail | Lose | Note
+Command = Send | Load | Block | Unload | Done | Fail | Lost | Note

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
 
 from .assignment import announce, forget, shares, task
-from .commands import Command, Done, Fail, Failure, Note, Send
+from .commands import Command, Done, Fail, Failure, Lost, Note, Send
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
 from .rounds import Jobs, JobSpec, Round, Share, share
@@ -108,11 +109,7 @@ class Dispatch:
         node.pids = list(pids)
         self._roster.move(node, "ready")
         self._stealer.search_in(name, self._now)
-        return self._send_all_queued()
-
-    def _send_all_queued(self) -> list[Command]:
-        waiting = [round_ for round_ in self.rounds.values() if round_.queued]
-        return [command for round_ in waiting for command in self._send_queued(round_)]
+        return self.reassign()
 
     def on_heard(self, name: str, now: float) -> list[Command]:
         """A node has said something, whatever it is."""
@@ -123,7 +120,7 @@ class Dispatch:
             return []
         self._roster.move(node, "heard")
         self._stealer.search_in(name, now)
-        return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self._send_all_queued()]
+        return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self.reassign()]
 
     def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
         """A new process is in the place of a worker that had died."""
@@ -132,19 +129,26 @@ class Dispatch:
             raise ValueError(f"it has no worker {worker}")
         pids[worker] = pid
 
-    def on_node_lost(self, name: str, why: str, successor: str | None = None) -> list[Command]:
-        """A node is gone: what it owed goes to others. `successor` is the name of the node that its host will be next,
-        if it is started again.
-        """
-        node = self.nodes[name]
-        if node.state in (NodeState.LOST, NodeState.CLOSED):
+    def on_node_lost(self, name: str, why: str) -> list[Command]:
+        """A node is gone: what it owed is queued until `reassign`."""
+        node = self.nodes.get(name)
+        if node is None or node.state in (NodeState.LOST, NodeState.CLOSED):
             return []
         self._roster.move(node, "lost")
         node.why = why
-        if successor is not None:
-            del self.nodes[name]
-            self.add_node(successor, node.host, node.workers, node.asked)
-        return self._let_go(node)
+        return [Lost(name, why), *self._let_go(node)]
+
+    def reassign(self) -> list[Command]:
+        """Give out the queued slices. To be called when `Lost` has been carried out: a round ends only where no node
+        is left or expected, and a successor may have been added.
+        """
+        waiting = [round_ for round_ in self.rounds.values() if round_.queued]
+        return [command for round_ in waiting for command in self._send_queued(round_)]
+
+    def add_successor(self, lost: str, name: str) -> None:
+        """Expect another node of the host of a lost one, in its place."""
+        node = self.nodes.pop(lost)
+        self.add_node(name, node.host, node.workers, node.asked)
 
     def on_remove(self, name: str, why: str) -> list[Command]:
         """Nobody wants this node any more."""
@@ -152,9 +156,9 @@ class Dispatch:
         if node.state is NodeState.LOST:
             return []
         if node.state is NodeState.CLOSED:
-            return self._let_go(node)
+            return [*self._let_go(node), *self.reassign()]
         self._roster.move(node, "close")
-        return [Send(name, Kind.BYE, {"reason": why}), *self._let_go(node)]
+        return [Send(name, Kind.BYE, {"reason": why}), *self._let_go(node), *self.reassign()]
 
     def _let_go(self, node: NodeRecord) -> list[Command]:
         name, commands = node.name, node.transfers.clear()
@@ -166,7 +170,7 @@ class Dispatch:
             if name in round_.debts:
                 commands += self._take_back(round_, name, list(round_.debts[name]))
                 round_.let_go(name)
-        return commands + self._send_all_queued()
+        return commands
 
     def _take_back(self, round_: Round, name: str, indices: list[int]) -> list[Command]:
         """A node will not bring these slices. Whoever has shared one with it is alone with it now."""
@@ -198,19 +202,11 @@ class Dispatch:
 
     # Rounds
 
-    def on_submit(
-        self,
-        number: int,
-        spec: JobSpec,
-        params: tuple[Any, ...],
-        params_ref: str | None,
-        deadline: float | None,
-        now: float,
-    ) -> list[Command]:
-        """A new round. `params` go with the task, or are pulled as a ref where `params_ref` names one."""
+    def on_submit(self, number: int, spec: JobSpec, deadline: float | None, now: float) -> list[Command]:
+        """A new round."""
         self._now = now
         job = self._jobs.begin(spec)
-        round_ = self.rounds[number] = Round(number, job, params, params_ref, now, self._roster.owe)
+        round_ = self.rounds[number] = Round(number, job, now, self._roster.owe)
         if deadline is not None:
             self._deadlines.set(number, deadline)
         self._liveness.begin(now)
@@ -230,7 +226,8 @@ class Dispatch:
         beaten: dict[str, list[int]] = {}
         position = 0
         for lo, hi, frames in roots:
-            round_.tree.add((lo, hi), buffers[position : position + frames])
+            header_frame, *others = buffers[position : position + frames]
+            round_.tree.add((lo, hi), Encoded(header_frame, others, plain=False))
             position += frames
             for owner, indices in round_.settle(name, lo, hi).items():
                 beaten.setdefault(owner, []).extend(indices)
@@ -303,10 +300,12 @@ class Dispatch:
         for number in self._deadlines.due(now):
             commands += self._fail(self.rounds[number], Failure("timeout", self.rounds[number].progress))
         if self._liveness.at is not None and self._liveness.at <= now:
-            told, suspect = self._liveness.sweep(now, bool(self.rounds))
-            commands += told
-            for name in suspect:
+            found = self._liveness.sweep(now, bool(self.rounds))
+            commands += found.commands
+            for name in found.suspect:
                 self._have_others_try(name)
+            for name, why in found.lost:
+                commands += self.on_node_lost(name, why)
         for name, since in self._stealer.due(now):
             commands += self._find_work(name, since)
         return commands
@@ -384,7 +383,10 @@ class Dispatch:
 
     def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
         """The content that `Load` asked for is there."""
-        return self.nodes[name].transfers.loaded(ref, size)
+        try:
+            return self.nodes[name].transfers.loaded(ref, size)
+        except ValueError as error:
+            return self.on_node_lost(name, str(error))
 
     def on_load_failed(self, name: str, ref: str, failure: Failure) -> list[Command]:
         """The content that `Load` asked for cannot be had: user code that makes slices has raised, and no round of that
@@ -451,7 +453,7 @@ class Dispatch:
                 commands.append(Send(name, Kind.CANCEL, {"round": round_.number}))
             if self.nodes[name].transfers:
                 heir = self._heir(round_, name)
-                commands += self.nodes[name].transfers.end_round(round_.number, heir, round_.params_ref)
+                commands += self.nodes[name].transfers.end_round(round_.number, heir)
         if self.rounds:
             self._stealer.wake(round_.debts, self._now)
         return commands

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qjam.data.file_slices import InFile
+from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Tree
 
 from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
@@ -100,19 +101,11 @@ class Jobs:
 class Round:
     """One run. `owe(node, more)` is told of all that changes in how many slices a node owes."""
 
-    def __init__(
-        self,
-        number: int,
-        job: Job,
-        params: tuple[Any, ...],
-        params_ref: str | None,
-        began: float,
-        owe: Callable[[str, int], None],
-    ) -> None:
+    def __init__(self, number: int, job: Job, began: float, owe: Callable[[str, int], None]) -> None:
         n = job.nslices
-        self.number, self.job, self.params, self.params_ref, self.began = number, job, params, params_ref, began
+        self.number, self.job, self.began = number, job, began
         self._owe = owe
-        self.tree = Tree(n)
+        self.tree: Tree[Encoded] = Tree(n)
         self.states: list[str] = [QUEUED] * n
         self.queued = set(range(n))  # the slices that nobody has been given
         self.owners: list[tuple[str, ...]] = [()] * n  # by slice: the nodes that have been given it and owe it

@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 
 from qjam_worker.wire.frames import Kind
 
-from .commands import Block, Command, Load, Lose, Send, Unload
+from .commands import Block, Command, Load, Send, Unload
 
 # Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
 # heartbeat or a small round waits for it a few milliseconds at most.
@@ -70,13 +70,14 @@ class Transfers:
         return self._load_ahead()
 
     def loaded(self, ref: str, size: int) -> list[Command]:
-        """The content of a ref is there."""
+        """The content of a ref is there. ValueError when the node has asked for bytes after its end."""
         transfer = self.find(ref)
         if transfer is None:
             return [Unload(self.node, ref)]
         if transfer.offset >= size > 0:
-            why = f"it asks for what comes after the first {transfer.offset} bytes of {ref}, which has {size}"
-            return [Lose(self.node, why)]
+            raise ValueError(
+                f"it asks for what comes after the first {transfer.offset} bytes of {ref}, which has {size}"
+            )
         transfer.size = size
         return self._stream()
 
@@ -108,11 +109,11 @@ class Transfers:
         self._queue.remove(transfer)
         return [Unload(self.node, transfer.ref), gone(self.node, transfer.ref)]
 
-    def end_round(self, number: int, heir: int | None, params_ref: str | None) -> list[Command]:
+    def end_round(self, number: int, heir: int | None) -> list[Command]:
         """Stop sending what only the ended round wanted; what a round of the same job wants goes on in its name."""
         commands: list[Command] = []
         for transfer in [t for t in self._queue if t.round == number and not is_module(t.ref)]:
-            if heir is not None and transfer.ref != params_ref:
+            if heir is not None and not is_params(transfer.ref):
                 transfer.round = heir
             else:
                 commands += self._remove(transfer)
@@ -163,6 +164,11 @@ def gone(node: str, ref: str) -> Send:
 def is_module(ref: str) -> bool:
     """Whether the ref is the source of a module, which no round owns."""
     return ref.startswith("module:")
+
+
+def is_params(ref: str) -> bool:
+    """Whether the ref is the params of a round."""
+    return ref.startswith("params:")
 
 
 def is_slice(ref: str) -> bool:

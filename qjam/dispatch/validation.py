@@ -46,7 +46,7 @@ def check_worker(node: NodeRecord, worker: int | None) -> None:
 def check_named(round_: Round, name: str, refs: list[str]) -> None:
     """The node was told of these refs with the round; modules may be asked for at any time."""
     job = round_.job
-    strange = {ref for ref in refs if not is_module(ref)} - {job.entry["code"], round_.params_ref}
+    strange = {ref for ref in refs if not is_module(ref)} - {job.entry["code"], f"params:{round_.number}"}
     if strange and job.refs is not None:
         strange -= {job.refs[index] for index in round_.given[name]}
     if strange:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import zmq
 
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import PRESENT, NodeState
 from qjam.stats import Stats
@@ -61,7 +61,7 @@ class NodeObserver(Protocol):
     """Who looks after the nodes; called in the loop."""
 
     def on_ready(self, name: str) -> None: ...
-    def on_lost(self, name: str, why: str) -> str | None: ...
+    def on_lost(self, name: str, why: str) -> None: ...
     def on_note(self, text: str, level: int = logging.WARNING) -> None: ...
 
 
@@ -113,7 +113,7 @@ class Engine:
             Unload: self._unload,
             Done: self._done,
             Fail: self._failed,
-            Lose: lambda command: self._act(self._lose(command.node, command.why)),
+            Lost: self._lost,
             Note: lambda command: self._note(command.text),
         }
         self._receive: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
@@ -129,7 +129,7 @@ class Engine:
 
     def start(self, on_print: OnPrint, observer: NodeObserver | None = None) -> None:
         """Start the loop; in it `on_print` is called with what user code has printed, `hosts` with the fate of nodes:
-        its `on_lost` gives the name of the node that will be in the place of the lost one, if there will be one.
+        its `on_lost` may call `add_successor`.
         """
         self._on_print = on_print
         self._observer = observer
@@ -202,14 +202,14 @@ class Engine:
                 self._local_nodes.add(name, make)
             except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
                 self._set_gone(name)
-                self._act(self._lose(name, f"{type(error).__name__}: {error}"))
+                self._act(self._dispatch.on_node_lost(name, f"{type(error).__name__}: {error}"))
 
         self._calls.post(host)
 
     def lose_node(self, name: str, why: str) -> None:
         """Its launcher says that a node has ended or will not come."""
         self._set_gone(name)
-        self._calls.post(lambda: self._act(self._lose(name, why)))
+        self._calls.post(lambda: self._act(self._dispatch.on_node_lost(name, why)))
 
     def remove_node(self, name: str, why: str) -> None:
         """Nobody wants this node any more: what it owes goes to others, and it is told to leave. In the loop."""
@@ -220,6 +220,12 @@ class Engine:
             self._leaving_nodes.add(name)
             self._act(self._dispatch.on_remove(name, why))
             self._nodes[name].changed.set()
+
+    def add_successor(self, lost: str, name: str) -> None:
+        """Expect another node of the host of a lost one, before its launcher starts it. In the loop."""
+        self.forget(lost)
+        self._nodes[name] = _Node()
+        self._dispatch.add_successor(lost, name)
 
     def forget(self, name: str) -> None:
         """The node has gone, and nobody will ask for it again."""
@@ -412,7 +418,7 @@ class Engine:
             node.gone.set()
 
     def _on_local_failed(self, name: str, why: str) -> None:
-        self._act(self._lose(name, why))
+        self._act(self._dispatch.on_node_lost(name, why))
         self._dismiss(name)
 
     def _dismiss(self, name: str) -> None:
@@ -455,7 +461,7 @@ class Engine:
             try:
                 message = unpack(frames)
             except WireError as error:
-                self._act(self._lose(name, _not_understood(error)))
+                self._act(self._dispatch.on_node_lost(name, _not_understood(error)))
             else:
                 self._on_message(name, message)
 
@@ -476,24 +482,18 @@ class Engine:
             commands += self._dispatch.on_heard(name, time.monotonic())
             commands += self._receive[message.kind](name, message.header, message.buffers)
         except Exception as error:  # noqa: BLE001  whatever is wrong with it, it is the end of that node alone
-            commands += self._lose(name, _not_understood(error))
+            commands += self._dispatch.on_node_lost(name, _not_understood(error))
         self._act(commands)
 
-    def _lose(self, name: str, why: str) -> list[Command]:
-        record, node = self._dispatch.nodes.get(name), self._nodes.get(name)
-        if record is None or node is None or record.state in (NodeState.LOST, NodeState.CLOSED):
-            return []
-        successor = None if self._leaving or self._observer is None else self._observer.on_lost(name, why)
-        if successor is not None:
-            self._nodes[successor] = _Node()
-        commands = self._dispatch.on_node_lost(name, why, successor)
+    def _lost(self, command: Lost) -> None:
+        name = command.node
         self.stats.resent_slices = self._dispatch.resent
-        node.changed.set()
+        self._nodes[name].changed.set()
         if name in self._local_nodes:
             self.call_later(0.0, lambda: self._dismiss(name))
-        if successor is not None:
-            self.forget(name)
-        return commands
+        if self._observer is not None and not self._leaving:
+            self._observer.on_lost(name, command.why)
+        self._act(self._dispatch.reassign())
 
     def _note(self, text: str, level: int = logging.WARNING) -> None:
         if self._observer is not None:
@@ -556,7 +556,7 @@ class Engine:
 
     def _on_bye(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
         self._set_gone(name)
-        return self._lose(name, header["reason"][:MAX_REASON] or "it has left")
+        return self._dispatch.on_node_lost(name, header["reason"][:MAX_REASON] or "it has left")
 
     # Commands
 
@@ -565,32 +565,25 @@ class Engine:
             pending.end(None, CLOSED)
             return
         self._pending[pending.number] = pending
-        large = flat.size(pending.params) > PARAMS_INLINE
-        ref = f"params:{pending.number}" if large else None
-        frames = () if large else (pending.params.header, *pending.params.buffers)
-        now = time.monotonic()
-        self._act(self._dispatch.on_submit(pending.number, pending.spec, frames, ref, pending.deadline, now))
+        self._act(self._dispatch.on_submit(pending.number, pending.spec, pending.deadline, time.monotonic()))
 
     def _send(self, command: Send) -> None:
         if not self._is_there(command.node):
             return
-        if command.kind is Kind.TASK:
-            self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in command.buffers)
         lane = self._local_nodes.lanes.get(command.node)
-        if lane is not None:
-            lane.down.append(self._whole(command))
-        elif not self._router.send(command.node, pack(command.kind, command.header, command.buffers)):
-            self._set_gone(command.node)  # it cannot say BYE
-            self._act(self._lose(command.node, "its connection is gone"))
-
-    def _whole(self, command: Send) -> Message:
-        """A message for a local, for whom nothing has to be cut in chunks."""
-        header, buffers = command.header, list(command.buffers)
-        if command.kind is Kind.TASK and header["params"] is not None:
+        header, buffers = command.header, command.buffers
+        if command.kind is Kind.TASK and header["params"] == "send":
             params = self._pending[header["round"]].params
-            header, buffers = {**header, "params": None}, [params.header, *params.buffers]
-            self.stats.params_sent += flat.size(params)
-        return Message(command.kind, header, buffers)
+            if lane is None and flat.size(params) > PARAMS_INLINE:
+                header = {**header, "params": "ref"}
+            else:
+                header, buffers = {**header, "params": "inline"}, (params.header, *params.buffers)
+                self.stats.params_sent += sum(memoryview(buffer).nbytes for buffer in buffers)
+        if lane is not None:
+            lane.down.append(Message(command.kind, header, list(buffers)))
+        elif not self._router.send(command.node, pack(command.kind, header, buffers)):
+            self._set_gone(command.node)  # it cannot say BYE
+            self._act(self._dispatch.on_node_lost(command.node, "its connection is gone"))
 
     def _is_there(self, name: str) -> bool:
         record = self._dispatch.nodes.get(name)

@@ -10,9 +10,9 @@ from qjam.dispatch.commands import Failure
 from qjam.dispatch.rounds import JobSpec
 from qjam.errors import QjamError
 from qjam_worker.values import codec
-from qjam_worker.values.reduction import Tree, default_reduce
+from qjam_worker.values.reduction import Span, Tree, default_reduce
 
-Roots = list[tuple[tuple[int, int], list[Any]]]
+Roots = list[tuple[Span, codec.Encoded]]
 
 
 class SliceSource(Protocol):
@@ -69,10 +69,10 @@ class Pending:
         where a root cannot be loaded here.
         """
         assert self.roots is not None
-        tree = Tree(self.spec.nslices)
-        for span, frames in self.roots:
+        tree: Tree[Any] = Tree(self.spec.nslices)
+        for span, encoded in self.roots:
             try:
-                tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+                tree.add(span, codec.decode(encoded.header, encoded.buffers, copy=True))
             except codec.CodecError as error:
                 raise QjamError(f"a result cannot be loaded here: {error.__cause__ or error}") from error
         if len(self.roots) > 1:

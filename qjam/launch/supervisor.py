@@ -203,12 +203,12 @@ class Supervisor:
             say(f"{member.host} is back after {now - member.lost_at:.1f} s, with {workers} workers")
             member.lost_at = None
 
-    def on_lost(self, name: str, why: str) -> str | None:
-        """A node is lost. Gives the name of the node that its host will be next; None when it is not started again."""
+    def on_lost(self, name: str, why: str) -> None:
+        """A node is lost: its host gets another one, after a pause, unless it has been lost too often."""
         self._fleet.let_go(name)
         member = self._members.get(name)
         if member is None or member.starting:
-            return None
+            return
         now = time.monotonic()
         if member.ready_at is not None and now - member.ready_at > STEADY:
             member.restarts = 0
@@ -218,7 +218,7 @@ class Supervisor:
                 f"{member.host} is lost: {why}; its work goes to the others, and it is not started again "
                 f"(after {RESTARTS} times)"
             )
-            return None
+            return
         pause = min(FIRST_PAUSE * 2**member.restarts, MAX_PAUSE)
         member.restarts += 1
         say(
@@ -228,8 +228,8 @@ class Supervisor:
         self._fleet.forget(name)
         member.name = successor = _name(member.spec)
         self._members = {member.name: member for member in self._members.values()}  # in its old place
+        self._engine.add_successor(name, successor)
         self._engine.call_later(pause, lambda: self._start_again(member, successor))
-        return successor
 
     def _start_again(self, member: SupervisedHost, name: str) -> None:
         if self._members.get(name) is member and not self._engine.leaving:

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 import pytest
 
 from qjam.dispatch import dispatcher, transfers
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import POISON, Dispatch, JobSpec
 from qjam.dispatch.liveness import LOST_AFTER, PING_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.dispatch.nodes import NodeRecord
 from qjam.dispatch.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
 from qjam.dispatch.stealing import MIN_SEARCH_DELAY
 from qjam.dispatch.transfers import BLOCK_BYTES
+from qjam_worker.values.codec import Encoded
+from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
 
 MIB = 1024 * 1024
-PARAMS = (b"params",)
 CANCELLED = Failure("cancelled", "cancelled")
 
 
@@ -53,17 +54,33 @@ def submit(
     number: int,
     what: JobSpec,
     *,
-    params_ref: str | None = None,
     deadline: float | None = None,
     now: float = 0.0,
 ) -> list[Command]:
-    return to.on_submit(number, what, () if params_ref else PARAMS, params_ref, deadline, now)
+    return to.on_submit(number, what, deadline, now)
+
+
+def lose(to: Dispatch, name: str, why: str, successor: str | None = None) -> list[Command]:
+    """A node is lost, and its host gets a successor or not; gives what else follows."""
+    lost = Lost(name, why)
+    commands = to.on_node_lost(name, why)
+    if lost in commands:
+        commands.remove(lost)
+        if successor is not None:
+            to.add_successor(name, successor)
+        commands += to.reassign()
+    return commands
 
 
 def result(to: Dispatch, name: str, number: int, *spans: tuple[int, int], seconds: float = 0.0) -> list[Command]:
     """Roots of one frame each, which says what it is."""
     header = {"round": number, "roots": [[lo, hi, 1] for lo, hi in spans], "seconds": seconds}
     return to.on_result(name, header, [f"{lo}-{hi}" for lo, hi in spans])
+
+
+def root(lo: int, hi: int) -> tuple[Span, Encoded]:
+    """A root of `result`, as it comes out again."""
+    return (lo, hi), Encoded(f"{lo}-{hi}", [], False)
 
 
 def worker_lost(to: Dispatch, name: str, number: int, slices: Sequence[int], at: int | None = None) -> list[Command]:
@@ -175,7 +192,7 @@ def test_the_workers_of_ready_nodes_alone_are_the_capacity() -> None:
     to = cluster(2, 3)
     to.add_node("late", "host-late", 8)
     assert to.capacity == 5
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     assert to.capacity == 3
     assert [node.name for node in to.ready] == ["b"]
 
@@ -188,7 +205,7 @@ def test_a_replaced_worker_has_another_pid() -> None:
 
 def test_the_repr_tells_the_states() -> None:
     to = cluster(1, 1)
-    to.on_node_lost("b", "gone")
+    lose(to, "b", "gone")
     submit(to, 1, spec(1))
     assert repr(to) == "<Dispatch: a ready, b lost; 1 rounds>"
 
@@ -196,22 +213,22 @@ def test_the_repr_tells_the_states() -> None:
 def test_a_node_is_lost_once() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(2))
-    assert shares(to.on_node_lost("a", "first")) == {"b": [0]}
-    assert to.on_node_lost("a", "second") == []
+    assert shares(lose(to, "a", "first")) == {"b": [0]}
+    assert lose(to, "a", "second") == []
     assert to.nodes["a"].why == "first"
 
 
 def test_close_says_goodbye_to_all_but_the_lost() -> None:
     to = cluster(1, 1)
     to.add_node("late", "host-late", 1)
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     assert [send.node for send in sends(to.on_close(), Kind.BYE)] == ["b", "late"]
 
 
 def test_a_closed_node_is_not_lost_when_it_leaves() -> None:
     to = cluster(1)
     to.on_close()
-    assert to.on_node_lost("a", "the master is closed") == []
+    assert lose(to, "a", "the master is closed") == []
     assert to.nodes["a"].state is NodeState.CLOSED
 
 
@@ -232,7 +249,7 @@ def test_a_first_round_sends_the_job_and_the_task() -> None:
             "forget": [],
         },
     )
-    assert task == Send("a", Kind.TASK, {"job": 1, "round": 1, "indices": [0, 1], "params": None}, PARAMS)
+    assert task == Send("a", Kind.TASK, {"job": 1, "round": 1, "indices": [0, 1], "params": "send"})
 
 
 def test_a_second_round_of_a_job_sends_the_task_alone() -> None:
@@ -250,12 +267,6 @@ def test_another_key_is_another_job() -> None:
     submit(to, 1, spec(2, "one"))
     (job,) = sends(submit(to, 2, spec(2, "two")), Kind.JOB)
     assert job.header["job"] == 2
-
-
-def test_large_params_are_named_and_not_sent() -> None:
-    (task,) = sends(submit(cluster(1), 1, spec(1), params_ref="params:1"), Kind.TASK)
-    assert task.header["params"] == "params:1"
-    assert task.buffers == ()
 
 
 def test_a_job_without_data_has_slices_without_refs() -> None:
@@ -292,7 +303,7 @@ def test_slices_stay_where_they_are_from_round_to_round() -> None:
 def test_the_round_is_done_when_the_root_is_there() -> None:
     to = cluster(1)
     submit(to, 1, spec(3))
-    assert result(to, "a", 1, (0, 3)) == [Done(1, [((0, 3), ["0-3"])])]
+    assert result(to, "a", 1, (0, 3)) == [Done(1, [root(0, 3)])]
     assert to.rounds == {}
 
 
@@ -301,7 +312,7 @@ def test_roots_of_several_nodes_come_in_the_order_of_slices() -> None:
     submit(to, 1, spec(4))
     assert result(to, "b", 1, (2, 4)) == []
     done, *_ = result(to, "a", 1, (0, 2))
-    assert done == Done(1, [((0, 2), ["0-2"]), ((2, 4), ["2-4"])])
+    assert done == Done(1, [root(0, 2), root(2, 4)])
 
 
 def test_each_root_gets_its_own_frames() -> None:
@@ -309,7 +320,7 @@ def test_each_root_gets_its_own_frames() -> None:
     submit(to, 1, spec(2))
     header = {"round": 1, "roots": [[0, 1, 2], [1, 2, 1]], "seconds": 0.0}
     done, *_ = to.on_result("a", header, [b"header", b"array", b"alone"])
-    assert done == Done(1, [((0, 1), [b"header", b"array"]), ((1, 2), [b"alone"])])
+    assert done == Done(1, [((0, 1), Encoded(b"header", [b"array"], False)), ((1, 2), Encoded(b"alone", [], False))])
 
 
 def test_a_node_with_the_whole_result_is_not_told_to_stop() -> None:
@@ -339,7 +350,7 @@ def test_a_result_that_comes_twice_counts_once() -> None:
     assert result(to, "a", 1, (0, 1)) == []
     assert result(to, "a", 1, (0, 1)) == []
     (done,) = ends(result(to, "b", 1, (1, 2)))
-    assert done == Done(1, [((0, 1), ["0-1"]), ((1, 2), ["1-2"])])
+    assert done == Done(1, [root(0, 1), root(1, 2)])
 
 
 def test_a_larger_root_replaces_its_parts() -> None:
@@ -348,7 +359,7 @@ def test_a_larger_root_replaces_its_parts() -> None:
     result(to, "a", 1, (0, 1))
     result(to, "a", 1, (0, 2))
     (done,) = ends(result(to, "b", 1, (2, 3)))
-    assert done == Done(1, [((0, 2), ["0-2"]), ((2, 3), ["2-3"])])
+    assert done == Done(1, [root(0, 2), root(2, 3)])
 
 
 def test_a_part_of_what_is_there_is_dropped() -> None:
@@ -357,7 +368,7 @@ def test_a_part_of_what_is_there_is_dropped() -> None:
     result(to, "a", 1, (0, 2))
     result(to, "a", 1, (1, 2))
     (done,) = ends(result(to, "b", 1, (2, 3)))
-    assert done == Done(1, [((0, 2), ["0-2"]), ((2, 3), ["2-3"])])
+    assert done == Done(1, [root(0, 2), root(2, 3)])
 
 
 def test_a_result_of_a_round_that_is_over_is_ignored() -> None:
@@ -371,12 +382,12 @@ def test_a_result_of_a_round_that_is_over_is_ignored() -> None:
 def test_a_late_result_of_a_lost_node_is_refused_and_nothing_of_it_counts() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(2))
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     with pytest.raises(ValueError, match="was given nothing"):
         result(to, "a", 1, (0, 1))
     assert to.rounds[1].states == [SENT, SENT]
     (done,) = ends(result(to, "b", 1, (0, 2)))
-    assert done == Done(1, [((0, 2), ["0-2"])])
+    assert done == Done(1, [root(0, 2)])
 
 
 def test_a_root_that_is_no_node_of_the_tree_is_refused() -> None:
@@ -408,7 +419,7 @@ def test_a_message_of_which_a_part_is_refused_leaves_no_round_that_nobody_works_
     submit(to, 1, spec(1))
     with pytest.raises(ValueError, match="not a node of the reduction tree"):
         result(to, "a", 1, (0, 1), (7, 8))
-    commands = to.on_node_lost("a", "it sent what nobody understands")
+    commands = lose(to, "a", "it sent what nobody understands")
     assert ends(commands) or shares(commands) == {"b": [0]}
 
 
@@ -446,7 +457,7 @@ def test_the_slices_of_a_lost_worker_are_sent_again_and_nothing_else() -> None:
     (task,) = worker_lost(to, "a", 1, [2, 3], at=2)
     assert isinstance(task, Send)
     assert task.header["indices"] == [2, 3]
-    assert task.buffers == ()  # the node has the params
+    assert task.header["params"] == "have"
     assert to.resent == 2
 
 
@@ -488,7 +499,7 @@ def test_deaths_on_several_nodes_add_up() -> None:
     submit(to, 1, spec(1))
     worker_lost(to, "a", 1, [0], at=0)
     worker_lost(to, "a", 1, [0], at=0)
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     assert failure(worker_lost(to, "b", 1, [0], at=0)).what == "lost"
 
 
@@ -520,13 +531,13 @@ def test_workers_that_die_with_no_slice_of_theirs_end_the_round_also_when_slice_
 def test_what_a_lost_node_owed_goes_to_others_that_are_told_only_of_what_is_new() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(4))
-    commands = to.on_node_lost("a", "gone")
+    commands = lose(to, "a", "gone")
     (job,) = sends(commands, Kind.JOB)
     assert job.node == "b"
     assert job.header["slices"] == [[0, "job-0"], [1, "job-1"]]
     (task,) = sends(commands, Kind.TASK)
     assert task.header["indices"] == [0, 1]
-    assert task.buffers == ()  # b has the params of this round already
+    assert task.header["params"] == "have"  # b has the params of this round already
     assert to.resent == 2
 
 
@@ -534,22 +545,22 @@ def test_a_node_that_is_new_to_a_round_gets_the_params() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
     join(to, "b")
-    (task,) = sends(to.on_node_lost("a", "gone"), Kind.TASK)
-    assert (task.node, task.buffers) == ("b", PARAMS)
+    (task,) = sends(lose(to, "a", "gone"), Kind.TASK)
+    assert (task.node, task.header["params"]) == ("b", "send")
 
 
 def test_what_a_lost_node_had_sent_already_is_not_sent_again() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(4))
     result(to, "a", 1, (0, 1))
-    assert shares(to.on_node_lost("a", "gone")) == {"b": [1]}
+    assert shares(lose(to, "a", "gone")) == {"b": [1]}
     assert to.resent == 1
 
 
 def test_slices_of_a_lost_node_stay_at_their_new_place() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(2))
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     result(to, "b", 1, (0, 2))
     (task,) = submit(to, 2, spec(2))
     assert isinstance(task, Send)
@@ -559,14 +570,14 @@ def test_slices_of_a_lost_node_stay_at_their_new_place() -> None:
 def test_a_lost_node_is_not_told_of_the_end_of_the_round() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(2))
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     assert [send.node for send in sends(to.on_cancel(1, CANCELLED), Kind.CANCEL)] == ["b"]
 
 
 def test_without_any_node_a_round_says_why_for_each_host() -> None:
     to = cluster(1, 1)
-    to.on_node_lost("a", "no route")
-    to.on_node_lost("b", "its disk is full")
+    lose(to, "a", "no route")
+    lose(to, "b", "its disk is full")
     found = failure(submit(to, 1, spec(1)))
     assert found == Failure("unreachable", "host-a: no route; host-b: its disk is full")
 
@@ -575,8 +586,8 @@ def test_a_round_waits_for_a_node_that_is_still_starting() -> None:
     to = cluster(1)
     to.add_node("b", "host-b", 1)
     submit(to, 1, spec(2))
-    assert to.on_node_lost("a", "gone") == []
-    assert failure(to.on_node_lost("b", "never came")).what == "unreachable"
+    assert lose(to, "a", "gone") == []
+    assert failure(lose(to, "b", "never came")).what == "unreachable"
     assert to.rounds == {}
 
 
@@ -584,7 +595,7 @@ def test_the_loss_of_the_last_node_ends_every_round() -> None:
     to = cluster(1)
     for number in (1, 2, 3):
         submit(to, number, spec(2))
-    commands = to.on_node_lost("a", "gone")
+    commands = lose(to, "a", "gone")
     assert [end.round for end in ends(commands)] == [1, 2, 3]
     assert not sends(commands, Kind.CANCEL)
 
@@ -647,7 +658,7 @@ def test_a_timed_out_round_tells_how_far_it_was() -> None:
 def waiting(*refs: str, credit: int = 16 * MIB) -> Dispatch:
     """Node "a" is in round 1 and lacks these."""
     to = cluster(1, credit=credit)
-    submit(to, 1, spec(max(4, len(refs))), params_ref="params:1")
+    submit(to, 1, spec(max(4, len(refs))))
     to.on_missing("a", 1, [(ref, 0) for ref in refs])
     return to
 
@@ -791,7 +802,7 @@ def test_content_that_nobody_waits_for_any_more_is_unloaded() -> None:
 def test_a_lost_node_gets_no_more_chunks() -> None:
     to = waiting("job-0", "job-1", credit=50)
     to.on_loaded("a", "job-0", 100)
-    commands = to.on_node_lost("a", "gone")
+    commands = lose(to, "a", "gone")
     assert [command.ref for command in commands if isinstance(command, Unload)] == ["job-0", "job-1"]
     assert to.on_credit("a", 50) == []
     assert to.on_loaded("a", "job-1", 100) == [Unload("a", "job-1")]
@@ -825,7 +836,7 @@ def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
 def test_what_a_lost_node_owed_goes_to_as_many_nodes_as_there_are_slices_and_the_next_time_to_others() -> None:
     to = cluster(*[2] * 7)
     submit(to, 1, spec(14))
-    first, second = to.on_node_lost("a", "gone"), to.on_node_lost("d", "gone")
+    first, second = lose(to, "a", "gone"), lose(to, "d", "gone")
     assert sorted(map(len, shares(first).values())) == [1, 1]
     assert sorted(map(len, shares(second).values())) == [1, 1]
     assert not shares(first).keys() & shares(second).keys()
@@ -1029,11 +1040,11 @@ def test_a_suspect_node_that_is_heard_is_ready_again() -> None:
 def test_a_node_that_is_never_heard_again_is_given_up() -> None:
     to = silent(1, 1, nslices=2)
     now = SUSPECT_AFTER
-    while not (lost := [command for command in to.on_timer(now) if isinstance(command, Lose)]):
+    while not (lost := [command for command in to.on_timer(now) if isinstance(command, Lost)]):
         now += SWEEP
         to.on_heard("b", now)
     assert now == LOST_AFTER
-    assert lost == [Lose("a", f"nothing was heard of it for {LOST_AFTER:.0f} s")]
+    assert lost == [Lost("a", f"nothing was heard of it for {LOST_AFTER:.0f} s")]
 
 
 def test_without_second_attempts_the_work_of_a_silent_node_waits_for_it() -> None:
@@ -1041,7 +1052,7 @@ def test_without_second_attempts_the_work_of_a_silent_node_waits_for_it() -> Non
     result(to, "b", 1, (1, 2))
     assert to.nodes["a"].state is NodeState.SUSPECT
     assert not sends(tick(to, SUSPECT_AFTER + 3.0), Kind.TASK)
-    assert shares(to.on_node_lost("a", "gone")) == {"b": [0]}
+    assert shares(lose(to, "a", "gone")) == {"b": [0]}
 
 
 def test_a_master_that_was_away_takes_nobody_for_silent() -> None:
@@ -1194,7 +1205,7 @@ def test_what_is_shared_is_given_with_the_job_and_the_params() -> None:
     commands = shared(to, "a", 1, "b", 6, 7)
     (job,), (task,) = sends(commands, Kind.JOB), sends(commands, Kind.TASK)
     assert (job.node, job.header["slices"]) == ("b", [[6, "job-6"], [7, "job-7"]])
-    assert (task.node, task.header["indices"], task.buffers) == ("b", [6, 7], PARAMS)
+    assert (task.node, task.header["indices"], task.header["params"]) == ("b", [6, 7], "send")
     assert to.rounds[1].debts == {"a": set(range(8)), "b": {6, 7}}
 
 
@@ -1231,20 +1242,20 @@ def test_both_results_of_a_slice_count_once() -> None:
     result(to, "b", 1, (3, 4))
     commands = result(to, "a", 1, (0, 4))  # it had not heard yet
     (done,) = ends(commands)
-    assert done == Done(1, [((0, 4), ["0-4"]), *(((i, i + 1), [f"{i}-{i + 1}"]) for i in range(4, 8))])
+    assert done == Done(1, [root(0, 4), *(root(i, i + 1) for i in range(4, 8))])
     assert [send.header for send in sends(commands, Kind.CANCEL)] == [{"round": 1}] * 2
 
 
 def test_a_slice_that_two_nodes_try_is_not_sent_again_when_one_of_them_is_lost() -> None:
     to = idle_beside_busy()
     shared(to, "a", 1, "b", 2, 3)
-    assert shares(to.on_node_lost("a", "gone")) == {"b": [0, 1]}
+    assert shares(lose(to, "a", "gone")) == {"b": [0, 1]}
     assert to.resent == 2
 
 
 def test_who_is_alone_with_a_slice_that_it_had_shared_is_told() -> None:
     for commands in (
-        lambda to: to.on_node_lost("b", "gone"),
+        lambda to: lose(to, "b", "gone"),
         lambda to: to.on_remove("b", "nobody wants it"),
         lambda to: worker_lost(to, "b", 1, [2, 3], at=2),
     ):
@@ -1254,7 +1265,7 @@ def test_who_is_alone_with_a_slice_that_it_had_shared_is_told() -> None:
         shared(to, "a", 1, "b", 2, 3)
         found = commands(to)
         (task,) = sends(found, Kind.TASK)
-        assert (task.node, task.header["indices"], task.buffers) == ("a", [2, 3], ())
+        assert (task.node, task.header["indices"], task.header["params"]) == ("a", [2, 3], "have")
         assert not sends(found, Kind.JOB)
         assert to.rounds[1].debts["a"] == {0, 1, 2, 3}
         assert to.rounds[1].owners == [("a",)] * 4
@@ -1352,7 +1363,7 @@ def test_without_second_attempts_what_is_shared_is_given_away() -> None:
 def test_without_second_attempts_what_was_given_away_comes_back_when_it_is_lost() -> None:
     to = idle_beside_busy(speculation=False)
     shared(to, "a", 1, "b", 2, 3)
-    assert shares(to.on_node_lost("b", "gone")) == {"a": [2, 3]}
+    assert shares(lose(to, "b", "gone")) == {"a": [2, 3]}
 
 
 def test_a_round_that_has_ended_is_stopped_wherever_it_was_tried() -> None:
@@ -1372,7 +1383,7 @@ def come_back(to: Dispatch, name: str, workers: int = 1) -> list[Command]:
 
 def test_the_successor_of_a_lost_node_is_expected_in_its_place() -> None:
     to = cluster(3, 1)
-    to.on_node_lost("a", "gone", "a2")
+    lose(to, "a", "gone", "a2")
     assert "a" not in to.nodes
     record = to.nodes["a2"]
     assert (record.host, record.workers, record.state) == ("host-a", 3, NodeState.STARTING)
@@ -1381,32 +1392,32 @@ def test_the_successor_of_a_lost_node_is_expected_in_its_place() -> None:
 def test_what_a_lost_node_owed_goes_to_others_also_when_it_has_a_successor() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(2))
-    assert shares(to.on_node_lost("a", "gone", "a2")) == {"b": [0]}
+    assert shares(lose(to, "a", "gone", "a2")) == {"b": [0]}
 
 
 def test_the_last_node_leaves_its_rounds_to_its_successor() -> None:
     to = cluster(1)
     submit(to, 1, spec(2))
-    assert to.on_node_lost("a", "gone", "a2") == []
+    assert lose(to, "a", "gone", "a2") == []
     commands = come_back(to, "a2")
     assert shares(commands) == {"a2": [0, 1]}
     (task,) = sends(commands, Kind.TASK)
-    assert task.buffers == PARAMS
+    assert task.header["params"] == "send"
     assert sends(commands, Kind.JOB)
 
 
 def test_a_round_with_nobody_but_an_expected_successor_waits_for_it() -> None:
     to = cluster(1)
-    to.on_node_lost("a", "gone", "a2")
+    lose(to, "a", "gone", "a2")
     assert submit(to, 1, spec(1)) == []
-    to.on_node_lost("a2", "gone too", "a3")
-    assert failure(to.on_node_lost("a3", "gone for good")) == Failure("unreachable", "host-a: gone for good")
+    lose(to, "a2", "gone too", "a3")
+    assert failure(lose(to, "a3", "gone for good")) == Failure("unreachable", "host-a: gone for good")
 
 
 def test_a_successor_gets_its_share_back_and_nothing_else_moves() -> None:
     to = cluster(1, 1)
     submit(to, 1, spec(8))
-    to.on_node_lost("a", "gone", "a2")
+    lose(to, "a", "gone", "a2")
     to.on_cancel(1, CANCELLED)
     submit(to, 2, spec(8))
     to.on_cancel(2, CANCELLED)
@@ -1419,7 +1430,7 @@ def test_a_successor_gets_its_share_back_and_nothing_else_moves() -> None:
 def test_a_successor_that_comes_in_the_middle_of_a_round_asks_for_its_share() -> None:
     to = calm(cluster(1, 1))
     submit(to, 1, spec(8))
-    to.on_node_lost("a", "gone", "a2")
+    lose(to, "a", "gone", "a2")
     come_back(to, "a2")
     (share,) = to.on_timer(2 * MIN_SEARCH_DELAY)
     assert share == Send("b", Kind.SHARE, {"round": 1, "count": 4, "seconds": 0.0, "for": "a2"})
@@ -1429,7 +1440,7 @@ def test_jobs_are_told_anew_to_a_successor() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
     result(to, "a", 1, (0, 1))
-    to.on_node_lost("a", "gone", "a2")
+    lose(to, "a", "gone", "a2")
     come_back(to, "a2")
     assert sends(submit(to, 2, spec(1)), Kind.JOB)
 
@@ -1437,7 +1448,7 @@ def test_jobs_are_told_anew_to_a_successor() -> None:
 def test_a_node_that_is_lost_before_it_is_ready_may_have_a_successor() -> None:
     to = cluster(1)
     to.add_node("b", "host-b", 1)
-    assert to.on_node_lost("b", "never came", "b2") == []
+    assert lose(to, "b", "never came", "b2") == []
     assert shares(submit(to, 1, spec(2))) == {"a": [0, 1]}
     assert come_back(to, "b2") == []
 
@@ -1460,7 +1471,7 @@ def test_a_removed_node_gets_no_more_chunks() -> None:
 
 def test_a_lost_node_is_removed_without_a_word() -> None:
     to = cluster(1, 1)
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     assert to.on_remove("a", "nobody wants it") == []
     assert list(to.nodes) == ["b"]
 
@@ -1473,7 +1484,7 @@ def test_a_node_that_is_starting_can_be_removed() -> None:
 
 def test_a_round_that_waited_for_a_node_that_is_removed_ends() -> None:
     to = cluster(1)
-    to.on_node_lost("a", "gone")
+    lose(to, "a", "gone")
     to.add_node("b", "host-b", 1)
     assert submit(to, 1, spec(1)) == []
     assert failure(to.on_remove("b", "nobody wants it")) == Failure("unreachable", "host-a: gone")

@@ -51,8 +51,8 @@ def test_every_result_is_that_of_the_serial_tree(what: str) -> None:
     assert not swarm.failed
     for number, roots in swarm.done.items():
         tree = Tree(spec.nslices)
-        for span, frames in roots:
-            assert tree.add(span, frames[0])
+        for span, encoded in roots:
+            assert tree.add(span, encoded.header)
         tree.fold(join)
         assert tree.values == {(0, spec.nslices): serial(number, 0, spec.nslices, spec.nslices)}
 

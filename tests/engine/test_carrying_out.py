@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import zmq
 
-from qjam.dispatch.commands import Block, Load, Lose, Note, Send
+from qjam.dispatch.commands import Block, Load, Note, Send
 from qjam.dispatch.dispatcher import JobSpec
 from qjam.dispatch.states import NodeState
-from qjam.engine.engine import Engine
+from qjam.engine.engine import PARAMS_INLINE, Engine
 from qjam.engine.loader import Blob
 from qjam.engine.pending import Pending
 from qjam_worker.node.node import Node
@@ -67,10 +67,10 @@ def network(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Network:
     return network
 
 
-def pending(nslices: int = 2) -> Pending:
+def pending(nslices: int = 2, params: Any = "params") -> Pending:
     entry = {"reduce": False, "code": None, "epoch": 1}
     refs = [f"ref{index}" for index in range(nslices)]
-    round_ = Pending(JobSpec("job", entry, refs, nslices), None, codec.encode("params"), None, None)
+    round_ = Pending(JobSpec("job", entry, refs, nslices), None, codec.encode(params), None, None)
     round_.number = 1
     return round_
 
@@ -106,29 +106,40 @@ def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> 
     assert (refs.header["offset"], refs.header["total"]) == (2, 8)
 
 
+@pytest.mark.parametrize(("size", "params"), [(100, "inline"), (PARAMS_INLINE + 1, "ref")])
+def test_small_params_ride_in_the_task_and_large_ones_are_a_ref(
+    engine: Engine, network: Network, size: int, params: str
+) -> None:
+    engine._submit(pending(params=bytes(size)))
+    for task in (*network.to("a", Kind.TASK), *network.to("b", Kind.TASK)):
+        assert (task.header["params"], bool(task.buffers)) == (params, params == "inline")
+
+
 # ---- nodes that are lost, removed, replaced ---------------------------------------------------------------------
 
 
 class NodeObserver:
     """Who looks after the nodes: remembers what it is told, and knows the successors of some."""
 
-    def __init__(self, **successors: str) -> None:
+    def __init__(self, engine: Engine, **successors: str) -> None:
+        self.engine = engine
         self.successors = successors
         self.told: list[tuple[str, ...]] = []
 
     def on_ready(self, name: str) -> None:
         self.told.append(("ready", name))
 
-    def on_lost(self, name: str, why: str) -> str | None:
+    def on_lost(self, name: str, why: str) -> None:
         self.told.append(("lost", name, why))
-        return self.successors.get(name)
+        if name in self.successors:
+            self.engine.add_successor(name, self.successors[name])
 
     def on_note(self, text: str, level: int = logging.WARNING) -> None:
         self.told.append((logging.getLevelName(level), text))
 
 
 def looked_after(engine: Engine, **successors: str) -> NodeObserver:
-    engine._observer = hosts = NodeObserver(**successors)
+    engine._observer = hosts = NodeObserver(engine, **successors)
     return hosts
 
 
@@ -140,7 +151,7 @@ def say(engine: Engine, name: str, kind: Kind, header: dict[str, Any], *buffers:
 def test_a_node_that_dispatch_gives_up_is_lost_as_any_other(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
     engine._submit(pending())
-    engine._act([Lose("a", "nothing was heard of it for 600 s")])
+    engine._act(engine.dispatch.on_node_lost("a", "nothing was heard of it for 600 s"))
     assert hosts.told == [("lost", "a", "nothing was heard of it for 600 s")]
     assert engine.dispatch.nodes["a"].state is NodeState.LOST
     assert engine.stats.resent_slices == 1
@@ -159,7 +170,7 @@ def test_notes_without_anybody_to_tell_are_dropped(engine: Engine) -> None:
 def test_the_place_of_a_lost_node_is_its_successors(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine, a="a2")
     engine._submit(pending())
-    engine._act(engine._lose("a", "killed"))
+    engine._act(engine.dispatch.on_node_lost("a", "killed"))
     assert list(engine.dispatch.nodes) == ["b", "a2"]
     assert [task.header["indices"] for task in network.to("b", Kind.TASK)] == [[1], [0]]
     say(engine, "a", Kind.STATE, {"state": "ready", "workers": [1]})  # nobody knows it any more
@@ -175,14 +186,14 @@ HELLO = {"version": "1", "python": "3", "pid": 1, "host": "h", "cores": 1, "memo
 def test_a_node_that_is_lost_twice_is_told_once(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
     for _ in range(2):
-        engine._act(engine._lose("a", "killed"))
+        engine._act(engine.dispatch.on_node_lost("a", "killed"))
     assert len(hosts.told) == 1
 
 
 def test_when_all_leave_nobody_is_replaced(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine, a="a2")
     engine._leaving = True
-    engine._act(engine._lose("a", "killed"))
+    engine._act(engine.dispatch.on_node_lost("a", "killed"))
     assert hosts.told == []
     assert list(engine.dispatch.nodes) == ["a", "b"]
 
@@ -292,7 +303,7 @@ def test_who_asks_a_loop_that_has_ended_is_told() -> None:
 
 
 def test_a_message_for_a_node_that_is_not_there_is_not_sent(engine: Engine, network: Network) -> None:
-    engine._act(engine._lose("a", "killed"))
+    engine._act(engine.dispatch.on_node_lost("a", "killed"))
     for name in ("a", "nobody"):
         engine._act([Send(name, Kind.PING, {"t": 1.0})])
     assert network.sent == []
@@ -329,11 +340,11 @@ def test_a_node_that_gave_a_round_up_survives_more_slices_of_it(node: Node) -> N
     encoded = codec.encode("params")
     entry = {"module": "m", "function": None, "shipped": False, "reduce": False, "code": None, "epoch": 1}
     job = {"job": 1, "entry": entry, "slices": [[0, None], [1, None]], "nslices": 2, "reduce": False, "forget": []}
-    task = {"job": 1, "round": 1, "params": None}
+    task = {"job": 1, "round": 1, "params": "inline"}
     node.on_job(job, [])
     node.on_task({**task, "indices": [0]}, [encoded.header, *encoded.buffers])
     node.act(node.scheduler.on_no_room(1, "no room", 0.0))
-    node.on_task({**task, "indices": [1]}, [])  # without params: the master knows that they are here
+    node.on_task({**task, "indices": [1], "params": "have"}, [])  # for all the master knows it has them
     assert not node.scheduler.rounds
 
 
@@ -351,7 +362,9 @@ def begin_round(node: Node, *indices: int) -> None:
     node.on_job(
         {"job": 1, "entry": entry, "slices": slices, "nslices": len(indices), "reduce": False, "forget": []}, []
     )
-    node.on_task({"job": 1, "round": 1, "indices": list(indices), "params": None}, [encoded.header, *encoded.buffers])
+    node.on_task(
+        {"job": 1, "round": 1, "indices": list(indices), "params": "inline"}, [encoded.header, *encoded.buffers]
+    )
 
 
 def test_a_node_answers_who_asks_for_a_share(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

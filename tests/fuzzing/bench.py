@@ -170,10 +170,12 @@ class Bench:
 
     def on_note(self, text: str, level: int = logging.WARNING) -> None: ...
 
-    def on_lost(self, name: str, why: str) -> str | None:
+    def on_lost(self, name: str, why: str) -> None:
         self.lost[name] = why
         self.deliver.pop(name, None)
-        return self.successor(name)
+        successor = self.successor(name)
+        if successor is not None:
+            self.engine.add_successor(name, successor)
 
     # What happens
 
@@ -279,11 +281,11 @@ class Bench:
                 raise Broken(f"round {run.pending.number} has ended with {failure}")
             return
         roots, end, right = run.pending.roots or [], 0, True
-        for (lo, hi), frames in roots:
+        for (lo, hi), encoded in roots:
             if lo != end:
                 raise Broken(f"the roots {[span for span, _ in roots]} do not follow each other")
             end = hi
-            data = [bytes(frame) for frame in frames]
+            data = [bytes(frame) for frame in (encoded.header, *encoded.buffers)]
             origins = [name for name, sent in run.sent[lo, hi] if sent == data]
             if not any(run.given[name].issuperset(range(lo, hi)) for name in origins):
                 raise Broken(f"[{lo}, {hi}) of round {run.pending.number} is of {origins}, who were not given it")
@@ -295,8 +297,8 @@ class Bench:
             raise Broken(f"the roots end at {end} of {run.nslices}")
         if right:
             tree = Tree(run.nslices)
-            for span, frames in roots:
-                tree.add(span, codec.decode(frames[0], frames[1:], copy=True))
+            for span, encoded in roots:
+                tree.add(span, codec.decode(encoded.header, encoded.buffers, copy=True))
             tree.fold(default_reduce)
             if packed(tree.values[0, run.nslices]) != packed(run.value(0, run.nslices)):
                 raise Broken(f"round {run.pending.number} has a wrong result of right parts")

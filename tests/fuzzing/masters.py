@@ -87,7 +87,7 @@ class Episode:
             try:
                 self.live(self.liar)
             except Exception as error:  # it was answered as the node that it says it is
-                self.bench.engine._act(self.bench.engine._lose(self.liar.name, f"it failed: {error!r}"))
+                self.bench.engine._act(self.bench.engine.dispatch.on_node_lost(self.liar.name, f"it failed: {error!r}"))
             if rng.random() > (self.boldness if self.is_trusted() else self.boldness / 8):
                 if self.liar.out:
                     self.tell_truth(self.liar)
@@ -204,7 +204,7 @@ class Episode:
                           "workers": [0] * rng.choice((1, 2, 3, 100)), "held": [],
                           "credit": rng.choice((1, 1 << 30))}, []),
             (Kind.BYE, {"reason": rng.choice(("done", "x" * 100_000))}, []),
-            (Kind.TASK, {"job": 1, "round": number, "indices": indices, "params": None}, [b"x"]),
+            (Kind.TASK, {"job": 1, "round": number, "indices": indices, "params": "inline"}, [b"x"]),
             (Kind.CANCEL, {"round": number}, []),
             (Kind.REFS, {"ref": rng.choice(lore.names), "offset": 0, "total": 1}, [b"x"]),
             (Kind.SHARE, {"round": number, "count": 1, "seconds": 0.1, "for": HONEST}, []),
@@ -218,7 +218,7 @@ class Episode:
         self.ending = True
         self.last = "", []
         for name in [name for name in engine.dispatch.nodes if name != HONEST]:
-            engine._act(engine._lose(name, "it is time"))
+            engine._act(engine.dispatch.on_node_lost(name, "it is time"))
         self.honest.told_bye = False
         for _ in range(STEPS):
             if not bench.runs and not self.honest.inbox and not self.honest.out and not bench.loads:

@@ -63,7 +63,7 @@ class Episode:
             raise Broken(f"the last words are {bye}")
         while self.node.out and self.node.name in self.bench.deliver:
             self.bench.say(self.node.name, self.node.out.popleft())
-        self.bench.engine._act(self.bench.engine._lose(self.node.name, why))
+        self.bench.engine._act(self.bench.engine.dispatch.on_node_lost(self.node.name, why))
         self.tally["nodes that left"] += 1
         self.node = self.join()
 
@@ -96,7 +96,7 @@ class Episode:
     def finish(self) -> None:
         """A node that hears the truth brings all rounds to an end."""
         if self.node.name in self.bench.deliver:
-            self.bench.engine._act(self.bench.engine._lose(self.node.name, "it is time"))
+            self.bench.engine._act(self.bench.engine.dispatch.on_node_lost(self.node.name, "it is time"))
         self.node.close()
         self.node, self.last = self.join(), ("", [])
         for _ in range(STEPS):
@@ -177,7 +177,7 @@ class Episode:
         here = self.node.node.store.have(ref)
         offset, piece = rng.choice((here, here, here, 0, 1, 64, 1 << 40)), rng.randbytes(rng.choice((0, 1, 64, 100)))
         total = rng.choice((offset + len(piece), 64, 1000, 1 << 20, 1 << 52))
-        params = rng.choice((None, None, f"params:{number}", *lore.names))
+        params = rng.choice(("inline", "ref", "have"))
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
             (Kind.WELCOME, {"node": self.node.name, "speculation": rng.random() < 0.5}, []),
             (Kind.JOB, {"job": job, "entry": entry, "slices": list(map(list, zip(indices, refs))), "nslices": nslices,

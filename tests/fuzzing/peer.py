@@ -129,9 +129,10 @@ class Peer:
     def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
         number = header["round"]
         if number not in self.scheduler.rounds:
-            if header["params"] is None and not buffers:
+            if header["params"] == "have":
                 return
-            self.params[number] = header["params"] or codec.decode(buffers[0], buffers[1:])
+            large = header["params"] == "ref"
+            self.params[number] = f"params:{number}" if large else codec.decode(buffers[0], buffers[1:])
         self.act(self.scheduler.on_task(header, self.now))
 
     def on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:

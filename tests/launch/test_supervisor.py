@@ -57,7 +57,7 @@ class Stage:
             welcomed=self.welcomes.get,
         )
         self.supervisor = Supervisor(self.engine, fleet, None)
-        self.engine._hosts = self.supervisor
+        self.engine._observer = self.supervisor
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
         patch.setattr(members_module, "time", clock)
         patch.setattr(engine_module, "time", clock)
@@ -125,7 +125,7 @@ def stage() -> Iterator[Stage]:
         made = Stage(patch)
         yield made
     made.engine._calls.timers.clear()
-    made.engine._hosts = None
+    made.engine._observer = None
     made.engine.start(lambda *printed: None)
     made.engine.stop()
 
@@ -640,7 +640,7 @@ def test_a_start_that_is_never_ready_leaves_no_process(
         before = descendants(os.getpid())
         with monkeypatch.context() as patch:
             patch.setattr(members_module, "START_TIMEOUT", 0.5)
-            patch.setattr(Pool, "_on_bell", lambda self, worker, channel: self.selector.unregister(channel.read_fd))
+            patch.setattr(Pool, "_on_message", lambda self, worker, channel: self.selector.unregister(channel.read_fd))
             with Broken(patch):
                 kill_warm_parent(master)
                 log.until("local is lost")

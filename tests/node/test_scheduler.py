@@ -88,7 +88,7 @@ def task(
     *indices: int,
     number: int = 1,
     job: int = 1,
-    params: str | None = None,
+    params: str = "inline",
     now: float = 0.0,
     **more: Any,
 ) -> list[Command]:
@@ -238,7 +238,7 @@ def test_what_is_missing_is_asked_for_with_what_is_here_of_it() -> None:
 def test_code_and_params_are_asked_for_first_and_nothing_starts_without_them() -> None:
     to = with_ready(1)
     refs_of(to).here.add("ref0")
-    commands = task(to, 0, 1, code="code:1", params="params:1")
+    commands = task(to, 0, 1, code="code:1", params="ref")
     names = [ref for ref, _ in asked_for(commands)]
     assert (sorted(names[:2]), names[2:]) == (["code:1", "params:1"], ["ref1"])
     assert given(commands) == {}
@@ -295,8 +295,8 @@ def test_the_end_of_a_round_forgets_what_only_that_one_has_asked_for() -> None:
 def test_a_round_keeps_what_it_needs_and_lets_go_of_it_at_its_end() -> None:
     to = with_ready(1)
     refs_of(to).here.update(["code:1", "params:1", "ref0"])
-    task(to, 0, code="code:1", params="params:1", nslices=2)
-    task(to, 1, code="code:1", params="params:1", nslices=2)
+    task(to, 0, code="code:1", params="ref", nslices=2)
+    task(to, 1, code="code:1", params="ref", nslices=2)
     assert refs_of(to).pins == Counter(["code:1", "params:1", "ref0", "ref1"])
     assert to.wanting("code:1") == to.wanting("ref1") == [1]
     to.on_cancel({"round": 1}, 0.0)
@@ -857,7 +857,7 @@ def test_new_work_comes_before_second_attempts() -> None:
 def test_a_round_that_lacks_its_params_needs_no_second_attempt_and_others_get_theirs() -> None:
     to = with_ready(2)
     refs_of(to).here.update(["ref0", "ref1"])
-    task(to, 0, 1, params="params:1")
+    task(to, 0, 1, params="ref")
     task(to, 0, 1, number=2)
     done(to, 1, 1.0, number=2)
     assert [give.round.number for give in of(Give, to.on_timer(LATE))] == [2]

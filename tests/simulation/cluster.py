@@ -25,8 +25,6 @@ from .usercode import SMALL
 from .watch import Watch
 from .world import Broken, Link, Message, World
 
-# Params above this many bytes are pulled as a ref. (In reality 4 MiB.)
-INLINE = 500
 # Virtual seconds after the last thing that is planned for all to come to its end.
 CALM = 4000.0
 HEARTBEAT = 30.0
@@ -99,9 +97,9 @@ class Run:
         """Each slice once, and the value of the tree by the book, bit for bit."""
         tree = Tree(self.nslices)
         slices: list[int] = []
-        for (lo, hi), frames in roots:
+        for (lo, hi), encoded in roots:
             slices += range(lo, hi)
-            tree.add((lo, hi), usercode.codec.decode(frames[0], frames[1:], copy=True))
+            tree.add((lo, hi), usercode.codec.decode(encoded.header, encoded.buffers, copy=True))
         if slices != list(range(self.nslices)):
             raise Broken(f"the result of round {self.number} is of the slices {slices}, not of each one once")
         tree.fold(usercode.reduce_of(self.job.kind))
@@ -206,12 +204,9 @@ class Cluster(World):
         self.watch.rounds = max(self.watch.rounds, sum(run.end is None for run in self.runs.values()))
         if self.trace is not None:
             self.say("user", f"submits round {number}: {nslices} slices of job {plan.job} ({job}); {plan}")
-        large = plan.params > INLINE
-        ref = f"params:{number}" if large else None
         spec = JobSpec(key, entry, refs, nslices)
         run.disturbed = self.master.frozen or not all(self._is_well(name) for name in dispatch.nodes)
-        self.at(self.now, self.master, self.master.submit, number, spec, () if large else (b"params",), ref,
-                plan.deadline)  # fmt: skip
+        self.at(self.now, self.master, self.master.submit, number, spec, plan.deadline)
         if plan.cancel is not None:
             self.at(self.now + plan.cancel, None, self._cancel, number)
         return number

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lose, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import COMING, NodeState
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .cluster import Cluster
     from .node import Node
 
+# Params above this many bytes are pulled as a ref. (In reality 4 MiB.)
+INLINE = 500
 FIRST_PAUSE, MAX_PAUSE, STEADY = 0.5, 60.0, 60.0
 START_TIMEOUT, STOP_TIMEOUT = 60.0, 5.0
 
@@ -60,7 +62,7 @@ class Master(Process):
             Unload: lambda command: self.blobs.get(command.node, set()).discard(command.ref),
             Done: lambda command: cluster.on_end(command.round, command),
             Fail: lambda command: cluster.on_end(command.round, command),
-            Lose: lambda command: self.lose(command.node, command.why),
+            Lost: self._lost,
             Note: lambda command: cluster.say("master", f"notes: {command.text}"),
         }
         self._receive: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
@@ -70,7 +72,7 @@ class Master(Process):
             Kind.RESULT: self.dispatch.on_result,
             Kind.ERROR: self.dispatch.on_error,
             Kind.PONG: lambda name, header, buffers: [],
-            Kind.BYE: lambda name, header, buffers: self.lost(name, header["reason"]),
+            Kind.BYE: lambda name, header, buffers: self.dispatch.on_node_lost(name, header["reason"]),
         }
 
     def next_deadline(self) -> float | None:
@@ -86,7 +88,7 @@ class Master(Process):
 
     def act(self, commands: list[Command]) -> None:
         for command in commands:
-            if isinstance(command, (Send, Load, Block, Lose)) and not self.is_there(command.node):
+            if isinstance(command, (Send, Load, Block)) and not self.is_there(command.node):
                 raise Broken(f"{command} is for a node that is not there")
         self._commands.extend(commands)
         if self._acting:
@@ -145,7 +147,11 @@ class Master(Process):
             return
         if self.world.trace is not None:
             self.cluster.say("master", f"-> {command.node}: {told(command.kind, command.header)}")
-        self._deliver(node, Message(command.kind, command.header, list(command.buffers)), 100)
+        header, buffers = command.header, list(command.buffers)
+        if command.kind is Kind.TASK and header["params"] == "send":
+            large = self.cluster.size(f"params:{header['round']}") > INLINE
+            header, buffers = {**header, "params": "ref" if large else "inline"}, [] if large else [b"params"]
+        self._deliver(node, Message(command.kind, header, buffers), 100)
 
     def _deliver(self, node: Node, message: Message, size: int) -> None:
         if node.link.broken:
@@ -182,13 +188,13 @@ class Master(Process):
 
     # Rounds
 
-    def submit(self, number: int, spec: JobSpec, params: tuple[Any, ...], ref: str | None, wait: float | None) -> None:
+    def submit(self, number: int, spec: JobSpec, wait: float | None) -> None:
         """In the loop, as all that follows."""
         if self.leaving:
             self.cluster.on_end(number, Fail(number, Failure("closed", "closed")))
             return
         deadline = None if wait is None else self.cluster.runs[number].began + wait
-        self.act(self.dispatch.on_submit(number, spec, params, ref, deadline, self.world.now))
+        self.act(self.dispatch.on_submit(number, spec, deadline, self.world.now))
 
     def cancel(self, number: int) -> None:
         self.act(self.dispatch.on_cancel(number, Failure("cancelled", "cancelled")))
@@ -251,22 +257,20 @@ class Master(Process):
 
     def lose(self, name: str, why: str) -> None:
         """A launcher says that a node has ended, or it is found to be gone."""
-        self.act(self.lost(name, why))
+        self.act(self.dispatch.on_node_lost(name, why))
 
-    def lost(self, name: str, why: str) -> list[Command]:
-        record = self.dispatch.nodes.get(name)
-        if record is None or record.state in (NodeState.LOST, NodeState.CLOSED):
-            return []
-        successor = None if self.leaving else self._successor(name, why)
+    def _lost(self, command: Lost) -> None:
+        name = command.node
+        successor = None if self.leaving else self._successor(name)
         if self.world.trace is not None:
-            self.cluster.say("master", f"loses {name}: {why}; its successor is {successor}")
-        commands = self.dispatch.on_node_lost(name, why, successor)
+            self.cluster.say("master", f"loses {name}: {command.why}; its successor is {successor}")
         self.blobs[name].clear()
         if successor is not None:
             del self.blobs[name]
-        return commands
+            self.dispatch.add_successor(name, successor)
+        self.act(self.dispatch.reassign())
 
-    def _successor(self, name: str, why: str) -> str | None:
+    def _successor(self, name: str) -> str | None:
         self.cluster.end_of_lease(name)
         member = self.members.get(name)
         if member is None or member.starting:

@@ -428,17 +428,17 @@ class Node(Process):
     def _on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
         number = header["round"]
         if number not in self.scheduler.rounds:
-            if header["params"] is None and not buffers:
+            if header["params"] == "have":
                 return
             if number in self.params:
                 raise Broken(f"the params of round {number} are kept twice")
             try:
-                if header["params"] is None:
+                if header["params"] == "inline":
                     self.allocate()
             except NoRoom as error:
                 self.act([refusal(number, str(error))])
                 return
-            self.params[number] = header["params"]
+            self.params[number] = f"params:{number}" if header["params"] == "ref" else None
         self.act(self.scheduler.on_task(header, self.world.now))
 
     def _release(self, number: int) -> None:

@@ -17,7 +17,7 @@ from qjam_worker.wire.messages import BUFFERS, HEADERS, MAX_BUFFERS, STATES, Fie
 
 LARGE = bytes(SMALL + 1)
 ENTRY = {"epoch": 1, "reduce": False, "code": None, "shadows": [], "module": "m", "function": None, "shipped": True}
-TASK = {"job": 1, "round": 2, "indices": [0, 1, 5], "params": None}
+TASK = {"job": 1, "round": 2, "indices": [0, 1, 5], "params": "inline"}
 RESULT = {"round": 1, "roots": [[0, 4, 2]], "seconds": 0.5}
 LOST = {"state": "lost", "worker": 1, "how": "was killed", "pid": 77, "round": 3, "slice": None, "slices": [4]}
 
@@ -32,7 +32,7 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
         ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"], [1, None]], "nslices": 2, "reduce": False,
           "forget": [4]}, 0),
     ],
-    Kind.TASK: [(TASK, 2), ({**TASK, "params": "params:2"}, 0)],
+    Kind.TASK: [(TASK, 2), ({**TASK, "params": "ref"}, 0), ({**TASK, "params": "have"}, 0)],
     Kind.STATE: [
         ({"state": "ready", "workers": [77, 78]}, 0),
         ({"state": "replaced", "worker": 1, "pid": 79}, 0),
@@ -70,7 +70,8 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
         {"entry": {}}, {"entry": {**ENTRY, "code": 5}}, {"entry": {**ENTRY, "shadows": "os"}},
     ],
     Kind.TASK: [
-        {"indices": [0, "1"]}, {"indices": [-1]}, {"indices": {}}, {"params": 1}, {"round": -1}, {"round": 1 << 60},
+        {"indices": [0, "1"]}, {"indices": [-1]}, {"indices": {}}, {"params": 1}, {"params": None},
+        {"params": "params:2"}, {"round": -1}, {"round": 1 << 60},
     ],
     Kind.REFS: [{"offset": -1}, {"total": 1 << 60}, {"gone": 1}, {"ref": None}],
     Kind.CREDIT: [{"bytes": -1}, {"bytes": 1 << 63}, {"bytes": 0.5}],

@@ -56,7 +56,7 @@ def measure(nodes: int, rounds: int) -> dict[str, float]:
         held, opened = _resident() - before[0], _descriptors() - before[1]
         value = codec.encode(np.arange(float(VALUES)))
         frames: list[Buffer] = [value.header, *value.buffers]
-        header = {"job": 1, "round": 1, "indices": list(range(16)), "params": None}
+        header = {"job": 1, "round": 1, "indices": list(range(16)), "params": "inline"}
         began, clock = time.process_time(), time.perf_counter()
         for _ in range(rounds):
             for name in keys:

@@ -11,8 +11,9 @@ from itertools import islice
 from random import Random
 from typing import Any
 
-from qjam.dispatch.commands import Command, Done, Fail, Lose, Send
+from qjam.dispatch.commands import Command, Done, Fail, Send
 from qjam.dispatch.dispatcher import Dispatch, JobSpec
+from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span, parent
 from qjam_worker.wire.frames import Kind, pack, unpack
 
@@ -55,7 +56,7 @@ class Swarm:
     taken: int = 0
     messages: int = 0
     now: float = 1.0
-    done: dict[int, list[tuple[Span, list[Any]]]] = field(default_factory=dict)
+    done: dict[int, list[tuple[Span, Encoded]]] = field(default_factory=dict)
     failed: list[Fail] = field(default_factory=list)
     tasks: dict[tuple[str, int], set[int]] = field(default_factory=dict)  # what nodes have been given: by node, round
     answers: list[Message] = field(default_factory=list)  # to be delivered next
@@ -96,16 +97,21 @@ class Swarm:
             for owner, number in [key for key in self.tasks if key[0] == name]:
                 del self.tasks[owner, number]
             successor = self._new_name()
-            self._carry_out(self._count(partial(self.dispatch.on_node_lost, name, "lost", successor)))
+            self._carry_out(self._count(partial(self._replace, name, successor)))
             self._say_hello(successor)
             successors.append(successor)
         return successors
+
+    def _replace(self, name: str, successor: str) -> list[Command]:
+        commands = self.dispatch.on_node_lost(name, "lost")
+        self.dispatch.add_successor(name, successor)
+        return [*commands, *self.dispatch.reassign()]
 
     def submit(self, spec: JobSpec) -> int:
         """Begin a round; gives its number."""
         self._rounds += 1
         number, deadline = self._rounds, self.now + 3600.0
-        submit = partial(self.dispatch.on_submit, number, spec, PARAMS, None, deadline, self.now)
+        submit = partial(self.dispatch.on_submit, number, spec, deadline, self.now)
         self._carry_out(self._count(submit))
         return number
 
@@ -205,7 +211,7 @@ class Swarm:
         if self.wire:
             began = time.process_time()
             for send in sends:
-                pack(send.kind, send.header, send.buffers)
+                pack(*_as_sent(send))
             self.wired += time.process_time() - began
         for command in commands:
             if isinstance(command, Send):
@@ -215,8 +221,6 @@ class Swarm:
                 self.done[command.round] = command.roots
             elif isinstance(command, Fail):
                 self.failed.append(command)
-            elif isinstance(command, Lose):
-                self.lose([command.node])
 
     def _new_name(self) -> str:
         self._names += 1
@@ -275,3 +279,10 @@ def _halves(span: Span, nslices: int) -> tuple[Span, Span]:
     lo, hi = span
     middle = lo + (1 << ((hi - lo - 1).bit_length() - 1))
     return (lo, middle), (middle, hi)
+
+
+def _as_sent(send: Send) -> tuple[Kind, dict[str, Any], tuple[Any, ...]]:
+    """Kind, header and buffers as the engine sends them: with the params where a node has none."""
+    if send.kind is Kind.TASK and send.header["params"] == "send":
+        return send.kind, {**send.header, "params": "inline"}, PARAMS
+    return send.kind, send.header, send.buffers

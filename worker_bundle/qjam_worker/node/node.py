@@ -316,10 +316,11 @@ class Node:
     def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
         number = header["round"]
         if number not in self.scheduler.rounds:
-            if header["params"] is None and not buffers:
+            if header["params"] == "have":
                 return  # given up here, which the master does not know yet
+            ref = f"params:{number}" if header["params"] == "ref" else None
             try:
-                self.params.keep(number, header["params"], buffers)
+                self.params.keep(number, ref, buffers)
             except NoRoom as error:
                 self.act([refusal(number, str(error))])
                 return

@@ -87,7 +87,7 @@ class NodeRound:
         self.lacking: set[str] = set()  # code and params on their way: without them nothing can start
         self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
         self.works: dict[int, Work] = {}  # worker -> what it is at
-        self.tree = Tree(job.nslices)
+        self.tree: Tree[Held] = Tree(job.nslices)
         self.fold: Optional[Fold] = None  # the one in parts
         self.pinned: set[str] = set()  # refs that the store keeps for it
         self.mapped, self.seconds = 0, 0.0  # how many slices, and how long workers have taken for them

@@ -123,7 +123,7 @@ class Scheduler:
         round_ = self.rounds.get(number)
         if round_ is None:
             round_ = self.rounds[number] = NodeRound(number, job, len(self.seats), now)
-            self._params[number] = header["params"]
+            self._params[number] = f"params:{number}" if header["params"] == "ref" else None
         for ref in (job.entry["code"], self._params[number]):
             if ref is not None and not self._pin(round_, ref):
                 round_.lacking.add(ref)
@@ -221,8 +221,6 @@ class Scheduler:
         wanted = set(indices)
         if len(wanted) < len(indices) or not wanted <= job.refs.keys():
             raise ValueError(f"a task of job {job.number} has slices twice, or such that nobody has told of")
-        if header["params"] not in (None, f"params:{header['round']}"):
-            raise ValueError(f"{header['params']!r} cannot be the params of round {header['round']}")
         return job
 
     def named(self, ref: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -130,17 +130,21 @@ def _checked(span: Span, n: int) -> Span:
     return span
 
 
+V = TypeVar("V")
 STAYS = object()  # what a reduce function gives to leave its two operands where they are
 
 
-class Tree:
-    """The results over n slices that have come in so far, each for a node of the tree, no slice twice."""
+class Tree(Generic[V]):
+    """The results over n slices that have come in so far, each for a node of the tree, no slice twice.
+
+    A worker's tree holds values, a node's `Held` results, the master's encoded ones.
+    """
 
     def __init__(self, n: int) -> None:
         if n < 1:
             raise ValueError(f"a reduction needs at least one slice, not {n}")
         self.n = n
-        self.values: dict[Span, Any] = {}
+        self.values: dict[Span, V] = {}
         self.covered = 0  # slices
         self._seen = bytearray(n)
 
@@ -157,7 +161,7 @@ class Tree:
         """Whether everything is folded into the root; `values[0, n]` is then the result."""
         return (0, self.n) in self.values
 
-    def add(self, span: Span, value: Any) -> bool:
+    def add(self, span: Span, value: V) -> bool:
         """Take the result of `span`, in place of results of parts of it; drop it (False) if it is covered.
 
         So a slice that was computed twice still counts once. ValueError for a span that is not of the tree.
@@ -194,11 +198,11 @@ class Tree:
                 below += [(lo, middle), (middle, hi)]
         return found
 
-    def conclude(self, value: Any) -> None:
+    def conclude(self, value: V) -> None:
         """All that is here, which is all, has been folded into this."""
         self.values = {(0, self.n): value}
 
-    def take(self, span: Span) -> Any:
+    def take(self, span: Span) -> V:
         """Give the result of `span` away, as if it had never come."""
         lo, hi = span
         self._seen[lo:hi] = bytes(hi - lo)
@@ -230,7 +234,7 @@ class Tree:
 
     def groups(self) -> list[list[Span]]:
         """The nodes that are here, those together that can be folded into one."""
-        nodes = Tree(self.n)
+        nodes: Tree[list[Span]] = Tree(self.n)
         for span in self.values:
             nodes.add(span, [span])
         nodes.fold(lambda left, right: left + right)

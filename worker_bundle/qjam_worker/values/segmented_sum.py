@@ -59,7 +59,7 @@ def _numbers(view: memoryview, layout: flat.Layout) -> np.ndarray[Any, Any]:
 def _additions(spans: Iterable[Span], n: int) -> list[tuple[Span, Span, Span]]:
     """What is added to what, and which node of the tree that makes."""
     additions: list[tuple[Span, Span, Span]] = []
-    tree = Tree(n)
+    tree: Tree[Span] = Tree(n)
     for span in spans:
         tree.add(span, span)
 

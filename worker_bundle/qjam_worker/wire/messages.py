@@ -164,7 +164,10 @@ HEADERS: dict[Kind, dict[str, Field]] = {
         "reduce": FLAG, "forget": COUNTS,
         "file": _optional(_one("slices in a file", _are_in_file, dict)),
     },
-    Kind.TASK: {"job": COUNT, "round": COUNT, "indices": COUNTS, "params": _or_none(NAME)},
+    Kind.TASK: {
+        "job": COUNT, "round": COUNT, "indices": COUNTS,
+        "params": _one("inline, ref or have", frozenset(["inline", "ref", "have"]).__contains__, str),
+    },
     Kind.STATE: {"state": _one("the word for a state", lambda value: value in STATES, str)},
     Kind.REFS: {"ref": NAME, "offset": COUNT, "total": COUNT, "gone": _optional(FLAG)},
     Kind.CREDIT: {"bytes": COUNT},

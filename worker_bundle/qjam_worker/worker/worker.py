@@ -269,7 +269,7 @@ class Worker:
         if len(slices) == 1:
             index, path, size = slices[0]
             return [self._map_one(index, path, size, packed, code)]
-        tree = Tree(job.nslices)
+        tree: Tree[Any] = Tree(job.nslices)
         for index, path, size in slices:
             span, result = self._map_one(index, path, size, packed, code)
             tree.add(span, _kept(result))
@@ -286,7 +286,7 @@ class Worker:
         if "part" in message:
             self._fold_part(message, job)
             return []
-        tree = Tree(job.nslices)
+        tree: Tree[Any] = Tree(job.nslices)
         for lo, hi, path, offset, size in message["items"]:
             self.status[SLICE] = lo
             packed = self._map_file(path, offset + size)[offset:]
