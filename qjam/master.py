@@ -6,7 +6,6 @@ import os
 import pickle
 import threading
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future
@@ -93,8 +92,7 @@ class Master:
         arguments.check_min_workers(min_workers, specs)
         self._owner = os.getpid()
         self._sources = Sources()
-        endpoint = f"inproc://qjam-{uuid.uuid4().hex}"
-        self._engine = Engine(endpoint, self._sources.lookup, speculation=speculation)
+        self._engine = Engine(self._sources.lookup, speculation=speculation)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
         self._members = Supervisor(self._engine, self._fleet, limit, keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from qjam_worker.wire.frames import Message
@@ -11,7 +11,7 @@ from qjam_worker.wire.sockets import Lane
 
 
 class LocalNode(Protocol):
-    """A node, as far as its host needs it."""
+    """A node, as far as the loop needs it."""
 
     leaving: str | None
 
@@ -26,26 +26,28 @@ Make = Callable[[Lane, selectors.BaseSelector], LocalNode]
 
 
 class LocalNodes:
-    """All of them by name. Whatever goes wrong in one is the end of that one, told to `on_failed`, not of the loop."""
+    """All of them by name. An error in one ends that one alone, not the loop: `on_failed(name, why)`; `on_gone(name)`
+    when one has ended.
+    """
 
-    def __init__(self, selector: selectors.BaseSelector, on_failed: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        on_failed: Callable[[str, str], None],
+        on_gone: Callable[[str], None],
+    ) -> None:
         self.lanes: dict[str, Lane] = {}
         self._selector = selector
-        self._on_failed = on_failed
-        self._local_nodes: dict[str, LocalNode] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._local_nodes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(list(self._local_nodes))
+        self._on_failed, self._on_gone = on_failed, on_gone
+        self._nodes: dict[str, LocalNode] = {}
+        self._ending: set[str] = set()
 
     def add(self, name: str, make: Make) -> None:
         """Make a node and start it. Raises what `make` does."""
         lane = Lane()
-        self._local_nodes[name] = make(lane, SelectorView(self._selector, name))
+        self._nodes[name] = make(lane, SelectorView(self._selector, name))
         self.lanes[name] = lane
-        self._attend(name, self._local_nodes[name].start)
+        self._attend(name, self._nodes[name].start)
 
     def _attend(self, name: str, call: Callable[[], Any]) -> Any:
         try:
@@ -55,40 +57,57 @@ class LocalNodes:
             return None
 
     def fail(self, name: str, error: Exception) -> None:
-        """What was called for one has raised this."""
+        """A call of this node's has raised."""
+        self.end(name)
         self._on_failed(name, f"the node failed: {type(error).__name__}: {error}")
 
-    def exchange(self, on_message: Callable[[str, Message], None], on_leaving: Callable[[str], None]) -> bool:
-        """Hand over what they were sent and what they say; whether there was anything. Those who leave are told of."""
+    def end(self, name: str) -> None:
+        """Close a node with the next exchange, if it is one of these."""
+        if name in self._nodes:
+            self._ending.add(name)
+
+    def exchange(self, on_message: Callable[[str, Message], None]) -> bool:
+        """Hand over what they were sent and what they say; whether there was anything."""
         moved = False
         for name, lane in list(self.lanes.items()):
-            local = self._local_nodes.get(name)
-            if local is not None and (lane.down or local.leaving is not None):
+            node = self._nodes[name]
+            if name not in self._ending and (lane.down or node.leaving is not None):
                 moved = True
-                if self._attend(name, local.receive) is False:
-                    on_leaving(name)
+                if self._attend(name, node.receive) is False:
+                    self.end(name)
             while lane.up:
                 moved = True
                 on_message(name, lane.up.popleft())
+            if name in self._ending:
+                moved = True
+                self._close(name, on_message)
         return moved
 
     def next_deadline(self) -> float | None:
         """When `on_timer` is due."""
-        due = [at for local in self._local_nodes.values() if (at := local.next_deadline()) is not None]
+        due = [at for node in self._nodes.values() if (at := node.next_deadline()) is not None]
         return min(due) if due else None
 
     def on_timer(self, now: float) -> None:
         """Have them do what is due."""
-        for name, local in list(self._local_nodes.items()):
-            deadline = local.next_deadline()
+        for name, node in list(self._nodes.items()):
+            deadline = node.next_deadline()
             if deadline is not None and deadline <= now:
-                self._attend(name, lambda local=local: local.on_timer(now))  # type: ignore[misc]
+                self._attend(name, lambda node=node: node.on_timer(now))  # type: ignore[misc]
 
-    def dismiss(self, name: str) -> list[Message]:
-        """Close one; gives its last words."""
-        local, lane = self._local_nodes.pop(name), self.lanes.pop(name)
-        local.close()
-        return list(lane.up)
+    def close(self, on_message: Callable[[str, Message], None]) -> None:
+        """Close all of them."""
+        for name in list(self._nodes):
+            self._close(name, on_message)
+
+    def _close(self, name: str, on_message: Callable[[str, Message], None]) -> None:
+        """Close one; its last words count."""
+        node, lane = self._nodes.pop(name), self.lanes.pop(name)
+        self._ending.discard(name)
+        node.close()
+        while lane.up:
+            on_message(name, lane.up.popleft())
+        self._on_gone(name)
 
 
 class SelectorView(selectors.BaseSelector):

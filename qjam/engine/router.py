@@ -3,8 +3,8 @@
 A node whose link breaks leaves, so nobody ever takes over the name of a connection that is still there: handing it over
 would let one node's key take another's place.
 
-Over inproc, which no other process can reach, this machine's node connects freely. Every other endpoint speaks CURVE,
-and its ZAP handler knows only the keys that were made here, one pair for each node (RFC 26 and 27 of ZeroMQ).
+Every endpoint speaks CURVE, and its ZAP handler knows only the keys that were made here, one pair for each node (RFC 26
+and 27 of ZeroMQ). This machine's own node lives in the engine's loop and needs no link.
 """
 
 from __future__ import annotations
@@ -35,34 +35,38 @@ class Keys(NamedTuple):
 class Router:
     """To be used in one thread, but for `admit`."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.context = zmq.Context()
-        self.socket = self.context.socket(zmq.ROUTER)
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._public, secret = zmq.curve_keypair()
+        self._names: dict[bytes, str] = {}  # the public keys that may connect, and as whom
+        self._bound: dict[str, str] = {}
+        # The ZAP handler is there before anything is bound: without one libzmq lets all in.
+        zap = self._context.socket(zmq.REP)
+        zap.setsockopt(zmq.LINGER, 0)
+        zap.bind(_ZAP_ENDPOINT)
+        self.zap = Link(zap)
+        self._socket = self._context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.ROUTER_MANDATORY, 1),
             (zmq.SNDHWM, 0),  # what may be on its way is bounded by credit, in bytes
             (zmq.RCVHWM, 0),
             (zmq.LINGER, 0),
+            (zmq.CURVE_SERVER, 1),
+            (zmq.CURVE_SECRETKEY, secret),
+            (zmq.ZAP_DOMAIN, _ZAP_DOMAIN),
+            *LIVENESS,
         ):
-            self.socket.setsockopt(option, value)
-        self.socket.bind(endpoint)
-        self.link = Link(self.socket)
-        self.zap: Link | None = None
-        self._public, self._secret = (key.decode() for key in zmq.curve_keypair())
-        self._names: dict[bytes, str] = {}  # the public keys that may connect, and as whom
-        self._guarded: set[str] = set()  # names that only their key may use
-        self._bound: dict[str, str] = {}
+            self._socket.setsockopt(option, value)
+        self.link = Link(self._socket)
 
     def admit(self, name: str) -> Keys:
         """A new pair of keys, with which one may connect as `name` and as nobody else."""
         public, secret = zmq.curve_keypair()
-        self._guarded.add(name)
         self._names[public] = name
-        return Keys(self._public, public.decode(), secret.decode())
+        return Keys(self._public.decode(), public.decode(), secret.decode())
 
     def dismiss(self, name: str) -> None:
         """Nobody may connect as `name` any more, and what still comes under it is dropped."""
-        self._guarded.discard(name)
         for public in [public for public, known in list(self._names.items()) if known == name]:
             del self._names[public]
 
@@ -72,30 +76,14 @@ class Router:
         Bound when it is first asked for, to a free port where none is given. Raises OSError when the system refuses.
         """
         if address not in self._bound:
-            if self.zap is None:
-                self._guard()
             endpoint = f"tcp://{_with_port(address)}"
-            self.socket.setsockopt(zmq.IPV6, int("[" in endpoint))  # else LAST_ENDPOINT tells ::ffff:1.2.3.4
+            self._socket.setsockopt(zmq.IPV6, int("[" in endpoint))  # else LAST_ENDPOINT tells ::ffff:1.2.3.4
             try:
-                self.socket.bind(endpoint)
+                self._socket.bind(endpoint)
             except zmq.ZMQError as error:
                 raise OSError(error.errno, f"{endpoint}: {error.strerror}") from error
-            self._bound[address] = str(self.socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
+            self._bound[address] = str(self._socket.get_string(zmq.LAST_ENDPOINT)).rstrip("\0")
         return self._bound[address]
-
-    def _guard(self) -> None:
-        """From now on what is bound speaks CURVE. The handler is there first, for without one libzmq lets all in."""
-        zap = self.context.socket(zmq.REP)
-        zap.setsockopt(zmq.LINGER, 0)
-        zap.bind(_ZAP_ENDPOINT)
-        self.zap = Link(zap)
-        for option, value in (
-            (zmq.CURVE_SERVER, 1),
-            (zmq.CURVE_SECRETKEY, self._secret.encode()),
-            (zmq.ZAP_DOMAIN, _ZAP_DOMAIN),
-            *LIVENESS,
-        ):
-            self.socket.setsockopt(option, value)
 
     def send(self, name: str, frames: Sequence[Buffer]) -> bool:
         """Send a message to a node; False when no such node is connected."""
@@ -113,21 +101,14 @@ class Router:
         """
         while (frames := self.link.receive()) is not None:
             name = bytes(frames[0]).decode(errors="replace")
-            if self.zap is None or self._user() == (name if name in self._guarded else None):
+            assert self.link.first is not None
+            if self.link.first.get("User-Id") == name:  # the name that goes with its key
                 return name, frames[1:]
         return None
 
-    def _user(self) -> str | None:
-        """The name that goes with the key of whoever sent the last message."""
-        assert self.link.first is not None
-        try:
-            return str(self.link.first.get("User-Id"))
-        except zmq.ZMQError:  # not over CURVE
-            return None
-
     def answer_zap(self) -> None:
-        """Let in those who have a key of ours."""
-        assert self.zap is not None
+        """Let in those who have a key of ours. To be called when `zap` is readable."""
+        self.zap.stir()
         while (frames := self.zap.receive()) is not None:
             self.zap.send(self._verdict([bytes(frame) for frame in frames]))
 
@@ -143,10 +124,9 @@ class Router:
 
     def close(self) -> None:
         """Close the sockets and give everything back."""
-        if self.zap is not None:
-            self.zap.socket.close()
-        self.socket.close()
-        self.context.term()
+        self.zap.socket.close()
+        self._socket.close()
+        self._context.term()
 
 
 def _with_port(address: str) -> str:

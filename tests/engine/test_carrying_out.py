@@ -15,7 +15,8 @@ import zmq
 from qjam.dispatch.commands import Block, Load, Note, Send
 from qjam.dispatch.dispatcher import JobSpec
 from qjam.dispatch.states import NodeState
-from qjam.engine.engine import PARAMS_INLINE, Engine
+from qjam.engine.carrying_out import PARAMS_INLINE
+from qjam.engine.engine import Engine
 from qjam.engine.loader import Blob
 from qjam.engine.pending import Pending
 from qjam_worker.node.node import Node
@@ -45,13 +46,13 @@ class Network:
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """An engine whose loop does not run yet, with nodes "a" and "b" ready."""
-    engine = Engine(f"inproc://{uuid.uuid4().hex}", lambda name: b"")
+    engine = Engine(lambda name: b"")
     for name in "ab":
         engine.add_node(name, f"host-{name}", 1)
         engine.dispatch.on_hello(name, {"credit": 16 * 1024 * 1024})
         engine.dispatch.on_ready(name, [1])
     yield engine
-    if engine._thread.ident is None:
+    if engine._loop._thread.ident is None:
         start(engine)
     engine.stop()
 
@@ -78,12 +79,13 @@ def pending(nslices: int = 2, params: Any = "params") -> Pending:
 def test_a_node_that_is_gone_in_the_middle_of_its_chunks_is_lost_and_nothing_else_happens(
     engine: Engine, network: Network
 ) -> None:
-    engine._submit(pending())
+    engine._carrier.submit(pending())
     blob = Blob([bytes(20 * 1024 * 1024)])
     load, *_ = engine.dispatch.on_missing("a", 1, [("ref0", 0)])
     assert isinstance(load, Load)
     network.gone.add("a")
-    engine._loaded(load, blob)  # several chunks, the first of which cannot be sent; some credit is lacking for the rest
+    # Several blocks, the first of which cannot be sent; some credit is lacking for the rest.
+    engine._carrier.loaded(load.node, load.ref, blob)
     assert engine.dispatch.nodes["a"].state is NodeState.LOST
     assert not network.to("a", Kind.REFS)
 
@@ -92,15 +94,15 @@ def test_what_follows_from_a_node_that_is_gone_comes_after_what_was_to_be_done(
     engine: Engine, network: Network
 ) -> None:
     network.gone.add("a")
-    engine._submit(pending())  # JOB and TASK for a, then for b; a's slice is b's as soon as a is found to be gone
+    engine._carrier.submit(pending())  # JOB and TASK for a, then for b; a's slice is b's when a is found to be gone
     tasks = network.to("b", Kind.TASK)
     assert [task.header["indices"] for task in tasks] == [[1], [0]]
     assert [bool(task.buffers) for task in tasks] == [True, False]  # the first one brings the params
 
 
 def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> None:
-    engine._nodes["a"].blobs["ref0"] = Blob([b"abc", b"", b"defgh"])
-    engine._act([Block("a", "ref0", 2, 4)])
+    engine._peers["a"].blobs["ref0"] = Blob([b"abc", b"", b"defgh"])
+    engine._carrier.act([Block("a", "ref0", 2, 4)])
     (refs,) = network.to("a", Kind.REFS)
     assert b"".join(refs.buffers) == b"cdef"
     assert (refs.header["offset"], refs.header["total"]) == (2, 8)
@@ -110,7 +112,7 @@ def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> 
 def test_small_params_ride_in_the_task_and_large_ones_are_a_ref(
     engine: Engine, network: Network, size: int, params: str
 ) -> None:
-    engine._submit(pending(params=bytes(size)))
+    engine._carrier.submit(pending(params=bytes(size)))
     for task in (*network.to("a", Kind.TASK), *network.to("b", Kind.TASK)):
         assert (task.header["params"], bool(task.buffers)) == (params, params == "inline")
 
@@ -139,19 +141,19 @@ class NodeObserver:
 
 
 def looked_after(engine: Engine, **successors: str) -> NodeObserver:
-    engine._observer = hosts = NodeObserver(engine, **successors)
+    engine._carrier.observer = hosts = NodeObserver(engine, **successors)
     return hosts
 
 
 def say(engine: Engine, name: str, kind: Kind, header: dict[str, Any], *buffers: bytes) -> None:
     """A node says something."""
-    engine._on_frames(name, [memoryview(frame) for frame in pack(kind, header, buffers)])
+    engine._inbox.on_frames(name, [memoryview(frame) for frame in pack(kind, header, buffers)])
 
 
 def test_a_node_that_dispatch_gives_up_is_lost_as_any_other(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
-    engine._submit(pending())
-    engine._act(engine.dispatch.on_node_lost("a", "nothing was heard of it for 600 s"))
+    engine._carrier.submit(pending())
+    engine._carrier.act(engine.dispatch.on_node_lost("a", "nothing was heard of it for 600 s"))
     assert hosts.told == [("lost", "a", "nothing was heard of it for 600 s")]
     assert engine.dispatch.nodes["a"].state is NodeState.LOST
     assert engine.stats.resent_slices == 1
@@ -159,18 +161,18 @@ def test_a_node_that_dispatch_gives_up_is_lost_as_any_other(engine: Engine, netw
 
 def test_what_dispatch_notes_is_told(engine: Engine) -> None:
     hosts = looked_after(engine)
-    engine._act([Note("host-a is silent")])
+    engine._carrier.act([Note("host-a is silent")])
     assert hosts.told == [("WARNING", "host-a is silent")]
 
 
 def test_notes_without_anybody_to_tell_are_dropped(engine: Engine) -> None:
-    engine._act([Note("host-a is silent")])
+    engine._carrier.act([Note("host-a is silent")])
 
 
 def test_the_place_of_a_lost_node_is_its_successors(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine, a="a2")
-    engine._submit(pending())
-    engine._act(engine.dispatch.on_node_lost("a", "killed"))
+    engine._carrier.submit(pending())
+    engine._carrier.act(engine.dispatch.on_node_lost("a", "killed"))
     assert list(engine.dispatch.nodes) == ["b", "a2"]
     assert [task.header["indices"] for task in network.to("b", Kind.TASK)] == [[1], [0]]
     say(engine, "a", Kind.STATE, {"state": "ready", "workers": [1]})  # nobody knows it any more
@@ -186,21 +188,21 @@ HELLO = {"version": "1", "python": "3", "pid": 1, "host": "h", "cores": 1, "memo
 def test_a_node_that_is_lost_twice_is_told_once(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
     for _ in range(2):
-        engine._act(engine.dispatch.on_node_lost("a", "killed"))
+        engine._carrier.act(engine.dispatch.on_node_lost("a", "killed"))
     assert len(hosts.told) == 1
 
 
 def test_when_all_leave_nobody_is_replaced(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine, a="a2")
-    engine._leaving = True
-    engine._act(engine.dispatch.on_node_lost("a", "killed"))
+    engine._carrier.leaving = True
+    engine._carrier.act(engine.dispatch.on_node_lost("a", "killed"))
     assert hosts.told == []
     assert list(engine.dispatch.nodes) == ["a", "b"]
 
 
 def test_a_removed_node_is_told_to_leave_and_heard_no_more_but_for_its_bye(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
-    engine._submit(pending())
+    engine._carrier.submit(pending())
     engine.remove_node("a", "nobody wants it")
     (bye,) = network.to("a", Kind.BYE)
     assert bye.header == {"reason": "nobody wants it"}
@@ -218,7 +220,7 @@ def test_a_removed_node_is_told_to_leave_and_heard_no_more_but_for_its_bye(engin
 def test_a_removed_node_that_sends_nonsense_is_nobodys_loss(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
     engine.remove_node("a", "nobody wants it")
-    engine._on_frames("a", [memoryview(b"nonsense"), memoryview(b"more")])
+    engine._inbox.on_frames("a", [memoryview(b"nonsense"), memoryview(b"more")])
     assert hosts.told == []
 
 
@@ -229,11 +231,11 @@ def test_nobody_waits_for_the_bye_of_a_node_that_never_was_there(engine: Engine,
 
 
 def test_what_is_loaded_for_a_node_that_was_removed_meanwhile_is_dropped(engine: Engine, network: Network) -> None:
-    engine._submit(pending())
+    engine._carrier.submit(pending())
     load, *_ = engine.dispatch.on_missing("a", 1, [("ref0", 0)])
     assert isinstance(load, Load)
     engine.remove_node("a", "nobody wants it")
-    engine._loaded(load, Blob([b"slice"]))
+    engine._carrier.loaded(load.node, load.ref, Blob([b"slice"]))
     assert not network.to("a", Kind.REFS)
 
 
@@ -241,7 +243,7 @@ def test_a_ping_does_not_end_the_start_of_a_node(engine: Engine) -> None:
     hosts = looked_after(engine, c="c2")
     engine.add_node("c", "host-c", 1)
     start(engine)  # nobody is connected, so nothing can be sent to anybody
-    engine._observer = hosts
+    engine._carrier.observer = hosts
     with pytest.raises(TimeoutError):
         engine.ping("c", 0.2)
     assert hosts.told == []
@@ -250,7 +252,7 @@ def test_a_ping_does_not_end_the_start_of_a_node(engine: Engine) -> None:
 
 def test_workers_that_end_and_are_replaced_are_told(engine: Engine, network: Network) -> None:
     hosts = looked_after(engine)
-    engine._submit(pending())
+    engine._carrier.submit(pending())
     lost = {"state": "lost", "worker": 0, "how": "was killed", "pid": 7}
     say(engine, "a", Kind.STATE, {**lost, "round": 1, "slice": 0, "slices": [0]})
     say(engine, "a", Kind.STATE, {"state": "replaced", "worker": 0, "pid": 8})
@@ -272,11 +274,11 @@ def test_calls_are_made_when_they_are_due_and_in_that_order(engine: Engine) -> N
     for delay, text in ((20.0, "last"), (10.0, "first"), (10.0, "second")):
         engine.call_later(delay, lambda text=text: made.append(text))
     first, *_ = sorted(at for at, *_ in engine._calls.timers)
-    engine._on_time(first - 1.0)
+    engine._loop._on_time(first - 1.0)
     assert made == []
-    engine._on_time(first + 1.0)
+    engine._loop._on_time(first + 1.0)
     assert made == ["first", "second"]
-    engine._on_time(first + 20.0)
+    engine._loop._on_time(first + 20.0)
     assert made == ["first", "second", "last"]
 
 
@@ -295,7 +297,7 @@ def test_who_asks_gets_what_the_call_gives_or_raises(engine: Engine) -> None:
 
 
 def test_who_asks_a_loop_that_has_ended_is_told() -> None:
-    engine = Engine(f"inproc://{uuid.uuid4().hex}", lambda name: b"")
+    engine = Engine(lambda name: b"")
     start(engine)
     engine.stop()
     with pytest.raises(OSError, match="closed"):
@@ -303,21 +305,24 @@ def test_who_asks_a_loop_that_has_ended_is_told() -> None:
 
 
 def test_a_message_for_a_node_that_is_not_there_is_not_sent(engine: Engine, network: Network) -> None:
-    engine._act(engine.dispatch.on_node_lost("a", "killed"))
+    engine._carrier.act(engine.dispatch.on_node_lost("a", "killed"))
     for name in ("a", "nobody"):
-        engine._act([Send(name, Kind.PING, {"t": 1.0})])
+        engine._carrier.act([Send(name, Kind.PING, {"t": 1.0})])
     assert network.sent == []
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the assertion says more
 def test_a_stranger_whose_name_is_no_text_does_not_disturb(engine: Engine) -> None:
     start(engine)
-    with engine.context.socket(zmq.DEALER) as stranger:
+    endpoint, keys = engine.bind("127.0.0.1"), engine.admit("a")
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.ROUTING_ID, b"\xff\xfe")
         stranger.setsockopt(zmq.LINGER, 0)
-        stranger.connect(engine.endpoint)
+        stranger.curve_serverkey, stranger.curve_publickey = keys.server.encode(), keys.public.encode()
+        stranger.curve_secretkey = keys.secret.encode()
+        stranger.connect(endpoint)
         stranger.send(b"anything")
-        engine._thread.join(0.2)  # it must go on: time for it to be wrong
+        engine._loop._thread.join(0.2)  # it must go on: time for it to be wrong
     assert not engine._calls.failed
 
 

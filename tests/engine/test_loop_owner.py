@@ -192,7 +192,7 @@ def test_ctrl_c_ends_a_round_again_and_again(master: Master, tmp_path: Path) -> 
 
 
 def test_ctrl_c_while_the_loop_is_taken_leaves_it_to_others(master: Master, monkeypatch: pytest.MonkeyPatch) -> None:
-    take = master._engine._owner.take
+    take = master._engine._loop._owner.take
 
     def interrupted() -> bool:
         taken = take()
@@ -200,7 +200,7 @@ def test_ctrl_c_while_the_loop_is_taken_leaves_it_to_others(master: Master, monk
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(master._engine._owner, "take", interrupted)
+        patch.setattr(master._engine._loop._owner, "take", interrupted)
         with pytest.raises(KeyboardInterrupt):
             master.run(usercode.forty_two)
     assert master.run(usercode.forty_two) == 84
@@ -220,7 +220,7 @@ def test_a_short_round_does_not_wait_for_the_long_one_of_another_thread(master: 
     results: list[Any] = []
     long = threading.Thread(target=lambda: results.append(master.run(wait_for_file, str(path), [0])))
     long.start()
-    wait_until(lambda: master._engine._pending)
+    wait_until(lambda: master._engine._carrier.pending)
     assert master.run(usercode.add_up, 1, [1]) == 1
     assert master.submit(usercode.add_up, 2, [1]).result() == 2
     assert results == []

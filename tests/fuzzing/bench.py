@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from random import Random
@@ -17,8 +16,7 @@ from qjam.dispatch import transfers
 from qjam.dispatch.commands import Failure
 from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import PRESENT, NodeState
-from qjam.engine import call_queue
-from qjam.engine import engine as engine_module
+from qjam.engine import call_queue, carrying_out, inbox, loop
 from qjam.engine.engine import Engine
 from qjam.engine.loader import Loader
 from qjam.engine.pending import Pending
@@ -55,8 +53,9 @@ def small() -> Iterator[Clock]:
     """With a clock of our own and small limits."""
     clock = Clock()
     changes: list[tuple[Any, str, Any]] = [
-        (engine_module, "time", clock), (call_queue, "time", clock), (engine_module, "PARAMS_INLINE", INLINE),
-        (engine_module, "MAX_UNREAD", MAX_UNREAD), (transfers, "BLOCK_BYTES", BLOCK_BYTES),
+        (carrying_out, "time", clock), (inbox, "time", clock), (loop, "time", clock), (call_queue, "time", clock),
+        (carrying_out, "PARAMS_INLINE", INLINE),
+        (inbox, "MAX_UNREAD", MAX_UNREAD), (transfers, "BLOCK_BYTES", BLOCK_BYTES),
         (pool, "SLOT", SLOT), (params, "SLOT", SLOT),
         (node, "CREDIT", CREDIT),
     ]  # fmt: skip
@@ -114,9 +113,9 @@ class Bench:
     def __init__(self, clock: Clock, rng: Random, *, speculation: bool = True) -> None:
         self.clock = clock
         self.rng = rng
-        self.engine = Engine(f"inproc://{uuid.uuid4().hex}", self.find_module, speculation=speculation)
-        self.engine._on_print = self.on_print
-        self.engine._observer = self
+        self.engine = Engine(self.find_module, speculation=speculation)
+        self.engine._inbox.on_print = self.on_print
+        self.engine._carrier.observer = self
         self.loader = Loader(self.find_module)
         self.engine._loader.load = self.load  # type: ignore[method-assign]
         self.engine._router.send = self.send  # type: ignore[method-assign]
@@ -136,7 +135,7 @@ class Bench:
     def close(self) -> None:
         engine = self.engine
         engine._router.close()
-        engine._selector.close()
+        engine._loop.selector.close()
         engine._calls.close()
 
     # What the engine calls
@@ -198,13 +197,13 @@ class Bench:
         pending.number = self.made
         self.runs[self.made] = Run(pending, params, data)
         self.jobs[self.made] = spec.key
-        self.engine._submit(pending)
+        self.engine._carrier.submit(pending)
 
     def cancel(self) -> None:
         if self.runs:
             number = self.rng.choice(list(self.runs))
             self.runs[number].cancelled = True
-            self.engine._act(self.engine.dispatch.on_cancel(number, Failure("cancelled", "cancelled")))
+            self.engine._carrier.act(self.engine.dispatch.on_cancel(number, Failure("cancelled", "cancelled")))
 
     def do_load(self) -> None:
         """The loader is done with one; what it says is heard by the loop, as all calls are."""
@@ -225,7 +224,7 @@ class Bench:
 
     def pass_time(self, seconds: float) -> None:
         self.clock.now += seconds
-        self.engine._on_time(self.clock.now)
+        self.engine._loop._on_time(self.clock.now)
 
     def say(self, name: str, frames: Frames) -> str:
         """A message arrives; gives what became of it."""
@@ -238,10 +237,10 @@ class Bench:
         if message is not None:
             self._note(name, message)
         there = name in self.deliver
-        engine._on_frames(name, [memoryview(frame) for frame in frames])
+        engine._inbox.on_frames(name, [memoryview(frame) for frame in frames])
         if self.broken:
             raise Broken("; ".join(self.broken))
-        if engine._acting or engine._commands:
+        if engine._carrier._acting or engine._carrier._commands:
             raise Broken("commands are left over")
         if verdict != "harmless" and there and name in self.deliver:
             raise Broken(f"{name} has sent what is no message and is still there")
@@ -315,9 +314,9 @@ class Bench:
         """Nothing is left of rounds that are over, nor of nodes that have gone."""
         engine, dispatch = self.engine, self.engine.dispatch
         left = {
-            "rounds": dispatch.rounds, "pending": engine._pending, "commands": engine._commands,
-            "nodes": set(engine._nodes) - set(dispatch.nodes),
-            "blobs": [ref for node in engine._nodes.values() for ref in node.blobs if ":" not in ref],
+            "rounds": dispatch.rounds, "pending": engine._carrier.pending, "commands": engine._carrier._commands,
+            "nodes": set(engine._peers) - set(dispatch.nodes),
+            "blobs": [ref for node in engine._peers.values() for ref in node.blobs if ":" not in ref],
             "transfers": [
                 transfer for node in dispatch.nodes.values() for transfer in node.transfers
                 if not transfers.is_module(transfer.ref)

@@ -87,7 +87,8 @@ class Episode:
             try:
                 self.live(self.liar)
             except Exception as error:  # it was answered as the node that it says it is
-                self.bench.engine._act(self.bench.engine.dispatch.on_node_lost(self.liar.name, f"it failed: {error!r}"))
+                engine = self.bench.engine
+                engine._carrier.act(engine.dispatch.on_node_lost(self.liar.name, f"it failed: {error!r}"))
             if rng.random() > (self.boldness if self.is_trusted() else self.boldness / 8):
                 if self.liar.out:
                     self.tell_truth(self.liar)
@@ -218,7 +219,7 @@ class Episode:
         self.ending = True
         self.last = "", []
         for name in [name for name in engine.dispatch.nodes if name != HONEST]:
-            engine._act(engine.dispatch.on_node_lost(name, "it is time"))
+            engine._carrier.act(engine.dispatch.on_node_lost(name, "it is time"))
         self.honest.told_bye = False
         for _ in range(STEPS):
             if not bench.runs and not self.honest.inbox and not self.honest.out and not bench.loads:

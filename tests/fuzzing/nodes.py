@@ -63,7 +63,7 @@ class Episode:
             raise Broken(f"the last words are {bye}")
         while self.node.out and self.node.name in self.bench.deliver:
             self.bench.say(self.node.name, self.node.out.popleft())
-        self.bench.engine._act(self.bench.engine.dispatch.on_node_lost(self.node.name, why))
+        self.bench.engine._carrier.act(self.bench.engine.dispatch.on_node_lost(self.node.name, why))
         self.tally["nodes that left"] += 1
         self.node = self.join()
 
@@ -96,7 +96,7 @@ class Episode:
     def finish(self) -> None:
         """A node that hears the truth brings all rounds to an end."""
         if self.node.name in self.bench.deliver:
-            self.bench.engine._act(self.bench.engine.dispatch.on_node_lost(self.node.name, "it is time"))
+            self.bench.engine._carrier.act(self.bench.engine.dispatch.on_node_lost(self.node.name, "it is time"))
         self.node.close()
         self.node, self.last = self.join(), ("", [])
         for _ in range(STEPS):

@@ -6,7 +6,6 @@ import datetime
 import json
 import socket
 import struct
-import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -46,7 +45,7 @@ class Parsers:
     def __init__(self, tally: Counter[str]) -> None:
         self.tally = tally
         self.encoded = encodings()
-        self.router = Router(f"inproc://{uuid.uuid4().hex}")
+        self.router = Router()
         self.keys = [self.router.admit(name) for name in ("a", "b")]
         self.last: tuple[str, Any] = ("", None)
         self.targets: list[Callable[[Random, Mutator], str]] = [

@@ -76,7 +76,7 @@ class Sockets:
 
     def check(self) -> None:
         """The master goes on, and nobody has come in."""
-        if self.engine._calls.failed or not self.engine._thread.is_alive():
+        if self.engine._calls.failed or not self.engine._loop._thread.is_alive():
             raise Broken(f"the engine: {self.engine._calls.failed}")
         if self.master.run(lambda params, part: params + 1, 41) != 42:
             raise Broken("a wrong result")
@@ -118,7 +118,7 @@ class Sockets:
     def other_key(self, rng: Random, mutator: Mutator) -> None:
         """With a key that nobody gave it."""
         public, secret = (key.decode() for key in zmq.curve_keypair())
-        keys = Keys(self.engine._router._public, public, secret)
+        keys = Keys(self.engine._router._public.decode(), public, secret)
         self.say(rng, mutator, self.identity(rng), keys)
 
     def other_name(self, rng: Random, mutator: Mutator) -> None:

@@ -8,7 +8,6 @@ import secrets
 import socket
 import struct
 import time
-import uuid
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -367,7 +366,7 @@ def test_a_ping_is_answered_with_nothing_but_its_time(node: InPlace) -> None:
 
 @pytest.mark.parametrize("key", [b"", b"x", bytes(31), bytes(33), bytes(32)])
 def test_a_key_of_another_length_is_an_unknown_one(key: bytes) -> None:
-    router = Router(f"inproc://{uuid.uuid4().hex}")
+    router = Router()
     try:
         router.admit("a")
         assert router._verdict([b"1.0", b"7", b"qjam", b"", b"", b"CURVE", key])[2] == b"400"
@@ -429,12 +428,12 @@ def test_a_guest_that_is_lost_is_dismissed() -> None:
         def close(self) -> None:
             closed.append(self)
 
-    engine = Engine(f"inproc://{uuid.uuid4().hex}", lambda name: b"")
+    engine = Engine(lambda name: b"")
     engine.add_node("a", "a", 1)
     engine.start(lambda *printed: None)
     try:
         engine.add_local("a", LocalNode)
-        engine.ask(lambda: engine._on_frames("a", [memoryview(b"nonsense")]))
+        engine.ask(lambda: engine._inbox.on_frames("a", [memoryview(b"nonsense")]))
         deadline = time.monotonic() + 5
         while not closed and time.monotonic() < deadline:
             engine.ask(lambda: None)

@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +25,7 @@ from qjam import BootstrapError, HostReport, HostSpec, Master
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
 from qjam.engine import call_queue as calls_module
-from qjam.engine import engine as engine_module
+from qjam.engine import carrying_out, inbox, loop
 from qjam.engine.engine import Engine
 from qjam.launch import supervisor as members_module
 from qjam.launch.supervisor import FIRST_PAUSE, MAX_PAUSE, RESTARTS, START_TIMEOUT, STEADY, SupervisedHost, Supervisor
@@ -48,7 +47,7 @@ class Stage:
         self.reports: dict[str, HostReport] = {}
         self.let_go_of: list[str] = []
         self.forgotten: list[str] = []
-        self.engine = Engine(f"inproc://{uuid.uuid4().hex}", lambda name: b"")
+        self.engine = Engine(lambda name: b"")
         fleet: Any = SimpleNamespace(
             start=self.start_remote,
             let_go=self.let_go_of.append,
@@ -57,10 +56,11 @@ class Stage:
             welcomed=self.welcomes.get,
         )
         self.supervisor = Supervisor(self.engine, fleet, None)
-        self.engine._observer = self.supervisor
+        self.engine._carrier.observer = self.supervisor
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
         patch.setattr(members_module, "time", clock)
-        patch.setattr(engine_module, "time", clock)
+        for module in (carrying_out, inbox, loop):
+            patch.setattr(module, "time", clock)
         patch.setattr(calls_module, "time", clock)
         patch.setattr(self.engine, "add_local", lambda name, make: self.launch(name))
         patch.setattr(self.engine, "ask", lambda call: call())
@@ -84,8 +84,8 @@ class Stage:
     def come(self, name: str) -> None:
         """The node connects and has its workers."""
         workers = list(range(self.engine.dispatch.nodes[name].workers))
-        self.engine._act(self.engine.dispatch.on_hello(name, {"credit": 1}))
-        self.engine._act(self.engine._on_state(name, {"state": "ready", "workers": workers}, []))
+        self.engine._carrier.act(self.engine.dispatch.on_hello(name, {"credit": 1}))
+        self.engine._carrier.act(self.engine._inbox._on_ready(name, {"workers": workers}))
 
     def lose(self, name: str, why: str = "killed") -> None:
         self.engine.lose_node(name, why)
@@ -97,7 +97,7 @@ class Stage:
             self.engine._calls.posted.popleft()()
 
     def wait_for_node(self, name: str, timeout: float) -> tuple[NodeState, str]:
-        if name in self.engine._nodes and not self.engine._nodes[name].changed.is_set():
+        if name in self.engine._peers and not self.engine._peers[name].changed.is_set():
             self.pass_time(timeout)
         return Engine.wait_for_node(self.engine, name, 0.0)
 
@@ -106,7 +106,7 @@ class Stage:
         until = self.now + seconds
         while self.engine._calls.timers and self.engine._calls.timers[0][0] <= until:
             self.now = max(self.now, self.engine._calls.timers[0][0])
-            self.engine._on_time(self.now)
+            self.engine._loop._on_time(self.now)
             self.turn()
         self.now = until
 
@@ -125,7 +125,7 @@ def stage() -> Iterator[Stage]:
         made = Stage(patch)
         yield made
     made.engine._calls.timers.clear()
-    made.engine._observer = None
+    made.engine._carrier.observer = None
     made.engine.start(lambda *printed: None)
     made.engine.stop()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -33,11 +32,11 @@ START_S = 30.0
 class Cluster:
     """An engine and its node processes."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self) -> None:
         self.sources = Sources()
-        self.endpoint = endpoint
-        self.engine = Engine(endpoint, self.sources.lookup)
+        self.engine = Engine(self.sources.lookup)
         self.engine.start(lambda *_: None)
+        self.endpoint = self.engine.bind("127.0.0.1")
         self.nodes: dict[str, subprocess.Popen[bytes]] = {}
 
     def add(self, name: str, workers: int) -> None:
@@ -45,7 +44,9 @@ class Cluster:
         node = subprocess.Popen([sys.executable, "-m", "qjam_worker"], stdin=subprocess.PIPE)
         self.nodes[name] = node
         assert node.stdin is not None
-        node.stdin.write(json.dumps({"endpoint": self.endpoint, "node": name, "workers": workers}).encode() + b"\n")
+        keys = self.engine.admit(name)._asdict()
+        welcome = {"endpoint": self.endpoint, "node": name, "workers": workers, "keys": keys}
+        node.stdin.write(json.dumps(welcome).encode() + b"\n")
         node.stdin.flush()
         assert self.engine.wait_for_node(name, START_S)[0] is NodeState.READY
 
@@ -82,14 +83,13 @@ class Cluster:
 
 @contextmanager
 def cluster(**workers: int) -> Iterator[Cluster]:
-    with tempfile.TemporaryDirectory(prefix="q") as folder:
-        made = Cluster(f"ipc://{folder}/e")
-        try:
-            for name, count in workers.items():
-                made.add(name, count)
-            yield made
-        finally:
-            made.close()
+    made = Cluster()
+    try:
+        for name, count in workers.items():
+            made.add(name, count)
+        yield made
+    finally:
+        made.close()
 
 
 DATA = DataSet(list(range(24)), slice_size=2)
@@ -178,6 +178,10 @@ def test_bye_ends_the_node_and_is_answered() -> None:
 def test_what_is_not_our_protocol_loses_the_node_and_not_the_engine() -> None:
     with cluster(a=1) as made, zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.LINGER, 0)
+        keys = made.engine.admit("stranger")
+        stranger.setsockopt(zmq.ROUTING_ID, b"stranger")
+        stranger.curve_serverkey, stranger.curve_publickey = keys.server.encode(), keys.public.encode()
+        stranger.curve_secretkey = keys.secret.encode()
         stranger.connect(made.endpoint)
         stranger.send_multipart([b"nonsense", b"more"])
         assert made.result(made.submit(usercode.forty_two, None, None), lambda a, b: a + b) == 42

@@ -53,18 +53,15 @@ LAYERS = {
     "qjam_bench.harness": "qjam_bench.ends qjam qjam.hosts",
     "qjam_bench.ends": "",
 }
-# Two parts of the benchmark play a part of qjam: `scale` (with its swarm and links) plays nodes around the dispatcher,
-# `plain` plays the Master on a link that no Master gives.
+# One part of the benchmark plays a part of qjam: `scale` (with its swarm and links) plays nodes around the dispatcher.
 PLAYERS = {
     "qjam_bench.experiments.scale": "qjam.dispatch qjam_worker.values qjam_worker.wire",
     "qjam_bench.experiments.swarm": "qjam.dispatch qjam_worker.values qjam_worker.wire",
     "qjam_bench.experiments.links": "qjam.engine qjam_worker.values qjam_worker.wire",
-    "qjam_bench.rivals.plain": "qjam.engine qjam.dispatch qjam.code qjam_worker.values",
 }
 # Which modules may import a package that is not python's own. cloudpickle is used on a host only where it is installed.
 USERS = {
-    "zmq": "qjam.engine.engine qjam.engine.router qjam_worker.__main__ qjam_worker.node.node qjam_worker.wire.sockets "
-    "qjam_bench",
+    "zmq": "qjam.engine.router qjam_worker.__main__ qjam_worker.node.node qjam_worker.wire.sockets qjam_bench",
     "paramiko": "qjam.ssh.connection qjam.ssh.identities qjam.launch.remote_command",
     "xxhash": "qjam",
     "cloudpickle": "qjam qjam_worker.values",
@@ -220,7 +217,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("qjam.engine.engine", "import zmq, time\nfrom ..dispatch.dispatcher import Dispatch"),
+        ("qjam.engine.router", "import zmq, time\nfrom ..dispatch.dispatcher import Dispatch"),
         ("qjam.launch.fleet", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import zmq"),
         ("qjam.launch.fleet", "from . import bundle\nfrom ..hosts import HostSpec\nfrom qjam_worker.node import node"),
         ("qjam.ssh.connection", "import paramiko.transport"),

@@ -24,7 +24,7 @@ def master() -> Iterator[Master]:
 
 def files(master: Master) -> dict[str, int]:
     """The names and inodes of the files that the node of this machine has made."""
-    (node,) = master._engine._local_nodes._local_nodes.values()
+    (node,) = master._engine._local_nodes._nodes.values()
     found = [path for folder in node.files.directories for path in Path(folder).iterdir()]
     return {path.name: path.stat().st_ino for path in found if path.name.startswith(("params", "result"))}
 

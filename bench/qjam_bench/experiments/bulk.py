@@ -26,7 +26,6 @@ from . import report
 
 MIB = 1 << 20
 COLUMNS = 64
-BY = (*ROUTES, "tcp")
 MEMORY = {"touched": "written to and freed just before", "as-is": "as the system happens to have it"}
 TOUCHED = 6  # times the data: a party's own process gets it through a pipe, which takes memory too
 RAW: dict[str, Callable[[], AbstractContextManager[Party]]] = {
@@ -51,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=options.count, default=5, metavar="N", help="counted, of each party (5)")
     parser.add_argument(
         "--route",
-        type=partial(options.routes, known=BY),
-        default="local,tcp,direct",
+        type=partial(options.routes, known=ROUTES),
+        default="local,direct",
         metavar="R,R",
-        help=f"of qjam: {', '.join(BY)} (tcp: without encryption, for the comparison alone); default local,tcp,direct",
+        help=f"of qjam: {', '.join(ROUTES)}; default local,direct",
     )
     parser.add_argument(
         "--memory",

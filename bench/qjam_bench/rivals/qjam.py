@@ -15,8 +15,6 @@ from qjam_bench import ends
 from qjam_bench.harness import hosts
 from qjam_bench.harness.party import Party
 
-from . import plain
-
 
 class Qjam(Party):
     """A master, and the function that it runs. The first round after `load` ships the slices."""
@@ -36,15 +34,9 @@ class Qjam(Party):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds a master with so many workers: of this machine, or of a private ssh host that takes this route. `tcp` is
-    no route of a master's: see plain.py.
-    """
-    with shipped() as module, ExitStack() as stack:
-        work = getattr(module, function)
-        if route == "tcp":
-            yield stack.enter_context(plain.party(work, workers))
-        else:
-            yield Qjam(stack.enter_context(hosts.pool(workers, route)), work)
+    """Holds a master with so many workers: of this machine, or of a private ssh host that takes this route."""
+    with shipped() as module, hosts.pool(workers, route) as master:
+        yield Qjam(master, getattr(module, function))
 
 
 @contextmanager
