@@ -1,4 +1,4 @@
-"""Who gets which slices of a round, and what it is told with them."""
+"""Which node gets which slices of a round, and the messages that give them to it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .rounds import Job, Round, Share, share
 
 
 def shares(round_: Round, roster: Roster) -> dict[str, Share]:
-    """Which node gets which of the queued slices. A node keeps those it has had, for it has the data, unless others
-    have come. That is planned once for all rounds, as long as the nodes stay the same.
+    """The queued slices of each node. A node keeps the slices whose data it has, unless nodes have joined. The plan is
+    made once and serves all rounds until the nodes change.
     """
     job, queued = round_.job, round_.queued
     if len(queued) < job.nslices:
@@ -28,10 +28,10 @@ def shares(round_: Round, roster: Roster) -> dict[str, Share]:
 
 
 def _places(job: Job, indices: Sequence[int], roster: Roster) -> dict[str, Share]:
-    """A silent node keeps what it has, and others do it meanwhile; what a lost one had they keep."""
+    """Others do the slices of a suspect node for now, those of a lost node for good."""
     found: dict[str, list[int]] = {}
     homeless, useful = [], roster.useful
-    homes = {} if job.refs is None else job.homes  # without data: once on each worker, whatever was before
+    homes = {} if job.refs is None else job.homes  # without data every worker is as good
     for index in indices:
         home = homes.get(index, "")
         if home in useful:
@@ -45,7 +45,7 @@ def _places(job: Job, indices: Sequence[int], roster: Roster) -> dict[str, Share
 
 
 def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
-    """The JOB that tells a node of those of its slices that it does not know of."""
+    """The JOB that tells a node of those of its slices that are new to it."""
     known = job.announced.get(node.name, frozenset())
     if known >= its.slices:
         return []
@@ -66,7 +66,7 @@ def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
 
 
 def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
-    """The TASK. `known`: the node has the params; else its link sends them with the task, or as a ref."""
+    """The TASK for these slices. `known`: the node has the params; else its link sends them, or names them as a ref."""
     params = "have" if known else "send"
     return Send(
         name, Kind.TASK, {"job": round_.job.number, "round": round_.number, "indices": indices, "params": params}
@@ -74,7 +74,7 @@ def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
 
 
 def forget(jobs: Iterable[Job], roster: Roster) -> None:
-    """Have the nodes forget these, with the next job that they are told of."""
+    """Tell the nodes to forget these jobs, with the next JOB."""
     for job in jobs:
         for name in job.announced:
             del roster.nodes[name].jobs[job.number]
@@ -82,10 +82,10 @@ def forget(jobs: Iterable[Job], roster: Roster) -> None:
 
 
 def place(nslices: int, homes: Mapping[int, str], workers: Mapping[str, int]) -> dict[int, str]:
-    """A node for each slice, given where they have been and how many workers the nodes have now.
+    """A node for each slice. `homes`: the node where it was; `workers`: the number of workers of each node now.
 
-    A slice stays where it is unless its node is gone or has more than its share: then the last ones go to those that
-    have less.
+    A slice stays where it is, unless its node is gone or has more than its share: its last ones move to nodes that have
+    less.
     """
     bounds = [0, *accumulate(workers.values())]
     cuts = [-(-bound * nslices // bounds[-1]) for bound in bounds]
@@ -104,7 +104,7 @@ def place(nslices: int, homes: Mapping[int, str], workers: Mapping[str, int]) ->
 
 
 def spread(indices: list[int], workers: Mapping[str, int]) -> dict[str, list[int]]:
-    """Slices that have no home now, over the nodes: neighbours together, in proportion to the workers."""
+    """Spread slices without a home over the nodes in proportion to their workers; neighbours stay together."""
     seats = [name for name, count in workers.items() for _ in range(count)]
     shares: dict[str, list[int]] = {}
     for position, index in enumerate(indices):

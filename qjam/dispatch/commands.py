@@ -1,4 +1,4 @@
-"""What dispatch decides, for the engine to carry out."""
+"""The commands that dispatch returns and the engine carries out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Send(NamedTuple):
 
 
 class Load(NamedTuple):
-    """Get the content of a ref ready, then call `on_loaded` or `on_load_failed`."""
+    """Load the content of a ref, then call `on_loaded` or `on_load_failed`."""
 
     node: str
     round: int
@@ -39,7 +39,7 @@ class Block(NamedTuple):
 
 
 class Unload(NamedTuple):
-    """The node needs the loaded ref no longer."""
+    """Drop the loaded ref: the node no longer needs it."""
 
     node: str
     ref: str
@@ -54,7 +54,9 @@ class Done(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a round has no result. `what` is task, lost, room, load, timeout, cancelled or unreachable."""
+    """Why a round has no result. `what`: task, lost, room, node, load, timeout, cancelled, closed, crashed or
+    unreachable.
+    """
 
     what: str
     text: str
@@ -73,14 +75,14 @@ class Fail(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """The node is lost. Whoever starts hosts may add a successor; after that `reassign` gives out what it owed."""
+    """The node is lost. The supervisor may add a successor; after that call `reassign` to give out what it owed."""
 
     node: str
     why: str
 
 
 class Note(NamedTuple):
-    """Something that the user may want to know."""
+    """Log this for the user."""
 
     text: str
 

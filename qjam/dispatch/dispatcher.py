@@ -1,9 +1,8 @@
-"""Who does which slice: events and `now` in, commands and the next deadline out. No sockets, clocks or threads.
+"""Decides which node does which slice: events and `now` in, commands and the next deadline out. No I/O, no threads.
 
-Rules that hold whatever comes in, in whatever order: each slice counts once in a result; the result is the fixed
-tree over slice indices; an exception of user code is an answer and ends its round; a lost worker or node is not an
-answer, its slices go elsewhere; a slice that kills its worker three times ends its round; no round waits for a node
-that cannot come.
+These rules hold for any events in any order: each slice counts once in a result; results are reduced along a fixed
+tree over the slice indices; an exception of user code is an answer and ends its round; the slices of a lost worker or
+node go to others; a slice that kills three workers ends its round; no round waits for a node that cannot come.
 """
 
 from __future__ import annotations
@@ -25,20 +24,19 @@ from .timers import Timers
 from .transfers import gone, is_module
 from .validation import check_given, check_named, check_roots, check_slices, check_worker
 
-__all__ = ["Dispatch", "JobSpec"]
-
-# A slice that has ended this many worker processes is at fault itself.
+# A slice that has killed this many worker processes is at fault itself.
 POISON = 3
-# Jobs that nodes remember beside those in use.
+# The number of jobs that the master and its nodes remember.
 JOBS_KEPT = 64
 
 
 class Dispatch:
-    """The whole state of a master. Every `on_...` gives the commands that follow from the event.
+    """The state of a master. Every `on_...` returns the commands that follow from the event.
 
-    `now` (seconds) comes with `on_heard`, which is to be called before what a node has said, with `on_submit` and with
-    `on_timer`; all else is taken to happen at the last of these. `speculation`: whether two workers may try the same
-    slice at the same time. No event takes longer for the nodes that it does not concern; docs/scale.md has the figures.
+    `on_heard`, `on_submit` and `on_timer` tell the time (`now`, seconds); every other event happens at the last of
+    these. Call `on_heard` before the event that a message stands for. `speculation`: whether two workers may try the
+    same slice at the same time. The cost of an event does not grow with the nodes that it does not concern:
+    docs/scale.md has the figures.
     """
 
     def __init__(self, *, speculation: bool = True) -> None:
@@ -59,17 +57,12 @@ class Dispatch:
 
     @property
     def nodes(self) -> dict[str, NodeRecord]:
-        """All nodes by name, those that are lost for good as well."""
+        """All nodes by name, lost ones included."""
         return self._roster.nodes
 
     @property
-    def ready(self) -> list[NodeRecord]:
-        """The nodes that can be given work; those that may have been lost only when there is nobody else."""
-        return list(self._roster.useful.values())
-
-    @property
     def capacity(self) -> int:
-        """How many workers these have."""
+        """The number of workers that can be given work."""
         return self._roster.capacity
 
     def next_deadline(self) -> float | None:
@@ -83,7 +76,7 @@ class Dispatch:
     # Nodes
 
     def add_node(self, name: str, host: str, workers: int, asked: int | None = None) -> None:
-        """Expect a node. `asked`: how many workers it must come with; None: as many as it likes."""
+        """Expect a node. `asked`: the number of workers that it must have; None: any."""
         self._roster.add(NodeRecord(name, host, workers, asked=asked))
 
     def on_hello(self, name: str, header: dict[str, Any]) -> list[Command]:
@@ -100,7 +93,7 @@ class Dispatch:
         return [Send(name, Kind.WELCOME, welcome), *node.transfers.grant(header["credit"])]
 
     def on_ready(self, name: str, pids: list[int]) -> list[Command]:
-        """All workers of a node are up; rounds that wait for a node get this one."""
+        """All workers of a node are up: it gets work of the rounds that wait for a node."""
         node = self.nodes[name]
         if node.state is not NodeState.JOINING:
             raise ValueError(f"it says that its workers are ready, and it is {node.state.value}")
@@ -112,7 +105,7 @@ class Dispatch:
         return self.reassign()
 
     def on_heard(self, name: str, now: float) -> list[Command]:
-        """A node has said something, whatever it is."""
+        """A node has sent a message, whatever it says."""
         self._now = now
         node = self.nodes[name]
         silence, node.heard, node.pinged = now - node.heard, now, False
@@ -123,7 +116,7 @@ class Dispatch:
         return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self.reassign()]
 
     def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
-        """A new process is in the place of a worker that had died."""
+        """A new process replaces a worker that died."""
         pids = self.nodes[name].pids
         if worker >= len(pids):
             raise ValueError(f"it has no worker {worker}")
@@ -151,7 +144,7 @@ class Dispatch:
         self.add_node(name, node.host, node.workers, node.asked)
 
     def on_remove(self, name: str, why: str) -> list[Command]:
-        """Nobody wants this node any more."""
+        """The user removes this node's host."""
         node = self.nodes.pop(name)
         if node.state is NodeState.LOST:
             return []
@@ -173,7 +166,7 @@ class Dispatch:
         return commands
 
     def _take_back(self, round_: Round, name: str, indices: list[int]) -> list[Command]:
-        """A node will not bring these slices. Whoever has shared one with it is alone with it now."""
+        """A node will not do these slices. Another node that tries one of them too is now alone with it."""
         shared = [index for index in indices if round_.owners[index] and round_.owners[index][0] != name]
         others = {owner for index in round_.shared.intersection(indices) for owner in round_.owners[index]}
         self.resent += len(round_.take_back(name, indices))
@@ -182,7 +175,7 @@ class Dispatch:
         return self._leave_alone(round_, shared)
 
     def _leave_alone(self, round_: Round, indices: Iterable[int]) -> list[Command]:
-        """Give slices again to the nodes that owe them, if nobody else does: they may ask others to try them."""
+        """Repeat the TASK of slices that only one node owes: it may then ask others to try them."""
         alone: dict[str, list[int]] = {}
         for index in indices:
             if len(round_.owners[index]) == 1:
@@ -217,7 +210,7 @@ class Dispatch:
         return commands
 
     def on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
-        """Roots from a node. Whatever overlaps with what is here already counts once."""
+        """Roots from a node. A slice whose result is here already counts once."""
         round_ = self._round_of(name, header["round"])
         if round_ is None:
             return []
@@ -241,11 +234,11 @@ class Dispatch:
             ]
         job.note_slice_seconds(header["seconds"])
         held = [(span, round_.tree.values[span]) for span in round_.tree.spans]
-        has_ended = name if len(held) == 1 else None  # a node that has sent the root of all has forgotten the round
+        has_ended = name if len(held) == 1 else None  # a node that sends the root of all forgets the round
         return [Done(round_.number, held), *self._end(round_, has_ended)]
 
     def on_error(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
-        """User code has raised, or a node cannot go on with a round."""
+        """User code has raised, or a node cannot continue a round."""
         round_ = self._round_of(name, header["round"])
         if round_ is None:
             return []
@@ -253,26 +246,19 @@ class Dispatch:
         if header["slice"] is not None:
             check_given(round_, name, [header["slice"]])
             if round_.states[header["slice"]] == DONE:
-                return []  # somebody else was sooner; the node goes on with the others
-        failure = Failure(
-            header["what"],
-            header["text"],
-            self.nodes[name].host,
-            -1 if header["worker"] is None else header["worker"],
-            header["slice"],
-            header["summary"],
-            buffers[0] if buffers else None,
-        )
-        return self._fail(round_, failure)
+                return []  # another node was faster; this one continues with its other slices
+        what, text, host = header["what"], header["text"], self.nodes[name].host
+        worker, pickled = -1 if header["worker"] is None else header["worker"], buffers[0] if buffers else None
+        return self._fail(round_, Failure(what, text, host, worker, header["slice"], header["summary"], pickled))
 
     def on_worker_lost(self, name: str, header: dict[str, Any]) -> list[Command]:
-        """A worker process has died, and another has taken its place."""
+        """A worker process has died; its node starts another one."""
         check_worker(self.nodes[name], header["worker"])
         round_ = self._round_of(name, header.get("round", 0))
         if round_ is None:
             return []
         if "slices" not in header or "slice" not in header:
-            raise ValueError("it does not tell which slices its lost worker had")
+            raise ValueError("it does not say which slices its lost worker had")
         slices = header["slices"]
         check_given(round_, name, slices if header["slice"] is None else [*slices, header["slice"]])
         blamed = header["slice"] if header["slice"] is not None else slices[0] if slices else None
@@ -289,12 +275,12 @@ class Dispatch:
         return [*self._take_back(round_, name, slices), *self._send_queued(round_)]
 
     def on_cancel(self, number: int, failure: Failure) -> list[Command]:
-        """The caller does not wait any longer."""
+        """The caller no longer waits."""
         round_ = self.rounds.get(number)
         return [] if round_ is None else self._fail(round_, failure)
 
     def on_timer(self, now: float) -> list[Command]:
-        """End the rounds whose time is up, see who is silent, and find work for those who have none."""
+        """End the rounds whose time is up, look for silent nodes, and find work for idle ones."""
         self._now = now
         commands: list[Command] = []
         for number in self._deadlines.due(now):
@@ -313,13 +299,13 @@ class Dispatch:
     # Second attempts
 
     def _have_others_try(self, name: str) -> None:
-        """A node is suspect: those that have nothing to do may do what it owes."""
+        """A node is suspect: idle nodes may do what it owes."""
         for round_ in self.rounds.values():
             self._stealer.touch(round_, name)
         self._stealer.wake(self._roster.idle(self._roster.owed[name]), self._now)
 
     def _find_work(self, name: str, since: float) -> list[Command]:
-        """For a node that has had nothing to do since then."""
+        """Find work for a node that is idle since then."""
         found = self._stealer.find(name, since, self._now)
         if found is None:
             return []
@@ -335,7 +321,7 @@ class Dispatch:
         return [Send(found.node, Kind.SHARE, header)]
 
     def on_shared(self, name: str, header: dict[str, Any]) -> list[Command]:
-        """The slices that a node shares with one that has nothing to do."""
+        """A node answers SHARE: the slices that it shares with the idle node."""
         round_, idle = self._round_of(name, header["round"]), self.nodes.get(header["for"])
         search = self._stealer.answered(round_, name, header["for"])
         if round_ is None:
@@ -343,7 +329,7 @@ class Dispatch:
         commands = self._share_out(round_, name, header["indices"], idle)
         if not commands:
             self._stealer.refused(round_, name, self._now)
-            if search is not None and idle is not None:  # somebody else may have something
+            if search is not None and idle is not None:  # another node may have something
                 commands = self._find_work(idle.name, search.since)
         return commands
 
@@ -364,7 +350,7 @@ class Dispatch:
     # Refs
 
     def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[str, int]]) -> list[Command]:
-        """A node lacks refs, of which it has the first `offset` bytes; modules may be wanted without a round."""
+        """A node lacks refs; it has the first `offset` bytes of each. It may ask for modules without a round."""
         if self.nodes[name].state is NodeState.CLOSED:
             return []
         transfers, wanted = self.nodes[name].transfers, list(missing)
@@ -373,24 +359,24 @@ class Dispatch:
         if round_ is not None:
             check_named(round_, name, [ref for ref, _ in wanted])
             under_way = {transfer.ref: transfer for transfer in transfers}
-            for ref, offset in wanted:  # it had no room for what it was sent, if that was more
+            for ref, offset in wanted:  # if it was sent more than that, it had no room
                 if ref in under_way:
                     under_way[ref].offset = min(under_way[ref].offset, offset)
             return transfers.add(round_.number, wanted)
-        # The round is over. Another one may want the same slices: the node will ask again in that one's name.
+        # The round is over. If another one needs the same slices, the node asks again for that one.
         modules = [item for item in wanted if is_module(item[0])]
         return [*(gone(name, ref) for ref, _ in wanted if not is_module(ref)), *transfers.add(number or 0, modules)]
 
     def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
-        """The content that `Load` asked for is there."""
+        """The content of a ref is loaded."""
         try:
             return self.nodes[name].transfers.loaded(ref, size)
         except ValueError as error:
             return self.on_node_lost(name, str(error))
 
     def on_load_failed(self, name: str, ref: str, failure: Failure) -> list[Command]:
-        """The content that `Load` asked for cannot be had: user code that makes slices has raised, and no round of that
-        job can end well. A module that cannot be read is none.
+        """The content of a ref cannot be loaded. User code that makes slices has raised: all rounds of that job fail. A
+        module that cannot be read counts as absent.
         """
         transfers = self.nodes[name].transfers
         transfer = transfers.find(ref)
@@ -403,20 +389,20 @@ class Dispatch:
         return [command for number in rounds for command in self.on_cancel(number, failure)]
 
     def on_credit(self, name: str, granted: int) -> list[Command]:
-        """A node has taken this many bytes and may be sent as many again."""
+        """A node has taken this many bytes of refs and may be sent as many again."""
         return self.nodes[name].transfers.taken(granted)
 
     # Inside
 
     def _round_of(self, name: str, number: int) -> Round | None:
-        """The round that a node speaks of; None when it is over. ValueError when it was given nothing of it."""
+        """The round that a node names; None when it is over. ValueError when the node has no part in it."""
         round_ = self.rounds.get(number)
         if round_ is not None and name not in round_.given:
-            raise ValueError(f"it speaks of round {number}, of which it was given nothing")
+            raise ValueError(f"it names round {number}, in which it has no part")
         return round_
 
     def _send_queued(self, round_: Round) -> list[Command]:
-        """Give the queued slices of a round to those that can be given work."""
+        """Give the queued slices of a round to nodes; fail it when no node is left or expected."""
         if not round_.queued:
             return []
         if not self._roster.useful:
@@ -441,7 +427,7 @@ class Dispatch:
         return [Fail(round_.number, failure), *self._end(round_, None)]
 
     def _end(self, round_: Round, has_ended: str | None) -> list[Command]:
-        """Forget the round, and have the nodes forget it, but for one that has done so by itself."""
+        """Forget the round and tell the nodes to forget it, except `has_ended`, which has already."""
         del self.rounds[round_.number]
         self._deadlines.drop(round_.number)
         self._stealer.end(round_)
@@ -459,8 +445,6 @@ class Dispatch:
         return commands
 
     def _heir(self, ended: Round, name: str) -> int | None:
-        """Another round that the node has of the same job, and which wants the same slices."""
-        if not ended.job.rounds:
-            return None
+        """Another round of the same job on the node: it needs the same slices."""
         rounds = (r.number for r in self.rounds.values() if r.job is ended.job and name in r.debts)
         return next(rounds, None)

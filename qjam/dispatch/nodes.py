@@ -1,4 +1,4 @@
-"""The nodes of a master, and which of them can be asked for what: known at each moment without walking through all."""
+"""The nodes of a master, grouped by what they can do, so that no event has to walk through all of them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .transfers import Transfers
 
 @dataclass(slots=True)
 class NodeRecord:
-    """What is known of a node."""
+    """What the master knows of a node."""
 
     name: str
     host: str
     workers: int
     state: NodeState = NodeState.STARTING
-    asked: int | None = None  # how many workers it must have; None: as many as it likes
+    asked: int | None = None  # the number of workers that it must have; None: any
     why: str = ""
     pids: list[int] = field(default_factory=list)
-    jobs: dict[int, Job] = field(default_factory=dict)  # that it was told of, by number
-    forget: list[int] = field(default_factory=list)  # jobs to be forgotten, told with the next one
-    heard: float = 0.0  # when it last said something, or was given work after it had none
-    pinged: bool = False  # whether it has been asked for a sign of life since
+    jobs: dict[int, Job] = field(default_factory=dict)  # that it knows, by number
+    forget: list[int] = field(default_factory=list)  # jobs that the next JOB tells it to forget
+    heard: float = 0.0  # when it last sent a message, or got work after it had none
+    pinged: bool = False  # whether it was pinged since
     transfers: Transfers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -33,7 +33,7 @@ class NodeRecord:
 
     @property
     def credit(self) -> int:
-        """Bytes of refs that may be sent."""
+        """The bytes of refs that it may be sent."""
         return self.transfers.credit
 
     def move(self, event: str) -> None:
@@ -41,48 +41,50 @@ class NodeRecord:
 
 
 class Roster:
-    """All nodes by name, and the same ones by what they can do. What it takes does not grow with them."""
+    """All nodes by name, and by what they can do. The cost of a change does not grow with their number."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, NodeRecord] = {}
-        self.present: dict[str, NodeRecord] = {}  # have workers, as far as is known; in the order of their coming
+        self.present: dict[str, NodeRecord] = {}  # ready or suspect; in the order in which they joined
         self.suspect: dict[str, NodeRecord] = {}
-        self.owed: dict[str, int] = {}  # slices, over all rounds, of the nodes that owe any
-        self.overloaded: set[str] = set()  # the nodes that owe more slices than they have workers
-        self.membership = 0  # changes when a node comes or goes
-        self.version = 0  # changes when a node can be given work or can no longer
-        self.ready: OrderedDict[str, NodeRecord] = OrderedDict()  # whose turn it is first
-        self._idle: OrderedDict[str, NodeRecord] = OrderedDict()  # the ready ones that owe nothing, in the same way
+        self.owed: dict[str, int] = {}  # slices over all rounds; only nodes that owe any
+        self.overloaded: set[str] = set()  # nodes that owe more slices than they have workers
+        self.membership = 0  # changes when a node joins or leaves
+        self.version = 0  # changes whenever a node changes its state
+        self.ready: OrderedDict[str, NodeRecord] = OrderedDict()  # in the order of their turns
+        self._idle: OrderedDict[str, NodeRecord] = (
+            OrderedDict()
+        )  # ready ones that owe nothing, in the order of their turns
         self._coming = 0
         self._workers = dict.fromkeys(PRESENT, 0)
 
     @property
     def useful(self) -> dict[str, NodeRecord]:
-        """The nodes that can be given work; those that may have been lost only when there is nobody else."""
+        """The nodes that can be given work: the ready ones, or the suspect ones if none is ready."""
         return self.ready or self.suspect
 
     @property
     def capacity(self) -> int:
-        """How many workers the useful nodes have."""
+        """The number of workers of the useful nodes."""
         return self._workers[NodeState.READY] or self._workers[NodeState.SUSPECT]
 
     @property
     def somebody_comes(self) -> bool:
-        """Whether a node may yet be ready."""
+        """Whether a node may still become ready."""
         return self._coming > 0
 
     @property
     def reasons(self) -> str:
-        """Why there is nobody, of each host."""
+        """Why no node is there: a reason for each host."""
         return "; ".join(f"{node.host}: {node.why or node.state.value}" for node in self.nodes.values())
 
     def add(self, node: NodeRecord) -> None:
-        """Take up a node that starts."""
+        """Add a node that starts."""
         self.nodes[node.name] = node
         self._coming += 1
 
     def move(self, node: NodeRecord, event: str) -> None:
-        """The only way in which a node that is here changes its state."""
+        """Change the state of a node; nothing else does."""
         before = node.state
         node.move(event)
         if before in PRESENT:
@@ -100,7 +102,7 @@ class Roster:
         self.version += 1
 
     def owe(self, name: str, more: int) -> None:
-        """A node has been given so many slices; negative: it has brought them, or will not."""
+        """A node owes so many slices more, or less where that is negative."""
         owed = self.owed.get(name, 0) + more
         if owed:
             self.owed[name] = owed
@@ -116,11 +118,11 @@ class Roster:
             self.overloaded.discard(name)
 
     def idle(self, count: int) -> list[str]:
-        """Up to so many of the nodes that have nothing to do, others the next time."""
+        """Up to `count` idle nodes, in turns."""
         return list(_in_turn(self._idle, count))
 
     def turns(self, count: int) -> dict[str, int]:
-        """Up to so many useful nodes, with the number of their workers; others the next time, if not all are wanted."""
+        """Up to `count` useful nodes with the numbers of their workers; in turns, where there are more."""
         useful = self.useful
         if count < len(useful) and useful is self.ready:
             return {name: node.workers for name, node in _in_turn(self.ready, count).items()}
@@ -135,7 +137,7 @@ def _put(group: dict[str, NodeRecord], node: NodeRecord, belongs: bool) -> None:
 
 
 def _in_turn(group: OrderedDict[str, NodeRecord], count: int) -> dict[str, NodeRecord]:
-    """The first ones, which become the last ones."""
+    """The first `count`, which move to the end."""
     first = dict(islice(group.items(), count))
     for name in first:
         group.move_to_end(name)

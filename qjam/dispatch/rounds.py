@@ -1,4 +1,4 @@
-"""The books of jobs and rounds: what is mapped over what, who owes which slices, what has come in."""
+"""The state of jobs and rounds: what is mapped over what, which node owes which slices, which results are here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items()
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a round runs: equal keys are the same job, which nodes are told of once."""
+    """What a round runs. Specs with equal keys are one job, which each node is told once."""
 
     key: Hashable
     entry: dict[str, Any]
@@ -28,7 +28,7 @@ class JobSpec:
 
 
 class Share(NamedTuple):
-    """Slices of one node: in order, and as a set that every round may use."""
+    """The slices of one node, in order and as a set; rounds share it and never change it."""
 
     indices: list[int]
     slices: frozenset[int]
@@ -36,7 +36,7 @@ class Share(NamedTuple):
 
 @dataclass(eq=False)
 class Job:
-    """A module mapped over a data set; `refs` is None for a round on each worker without data."""
+    """User code mapped over a data set. `refs` is None where it runs once on each worker, without data."""
 
     number: int
     spec: JobSpec
@@ -57,13 +57,13 @@ class Job:
         self.typical_slice_seconds = seconds or self.typical_slice_seconds
 
     def move_home(self, indices: Iterable[int], name: str) -> None:
-        """These slices are to be done there from now on."""
+        """Assign these slices to this node from the next round on."""
         self.homes.update(dict.fromkeys(indices, name))
         self.planned_for = -1
 
 
 class Jobs:
-    """The jobs that are in use, and the last ones that were."""
+    """The jobs in use, and those used last."""
 
     def __init__(self) -> None:
         self._made = 0
@@ -91,7 +91,7 @@ class Jobs:
             self._unused[job.spec.key] = job
 
     def forget(self, kept: int) -> Iterator[Job]:
-        """Forget those that nobody uses as long as there are more than are to be kept; yields them."""
+        """Forget unused jobs, the oldest first, until at most `kept` are left; yields them."""
         while len(self._jobs) > kept and self._unused:
             key, job = self._unused.popitem(last=False)
             del self._jobs[key]
@@ -99,7 +99,7 @@ class Jobs:
 
 
 class Round:
-    """One run. `owe(node, more)` is told of all that changes in how many slices a node owes."""
+    """One run. It calls `owe(node, more)` whenever the number of slices that a node owes changes."""
 
     def __init__(self, number: int, job: Job, began: float, owe: Callable[[str, int], None]) -> None:
         n = job.nslices
@@ -107,11 +107,11 @@ class Round:
         self._owe = owe
         self.tree: Tree[Encoded] = Tree(n)
         self.states: list[str] = [QUEUED] * n
-        self.queued = set(range(n))  # the slices that nobody has been given
-        self.owners: list[tuple[str, ...]] = [()] * n  # by slice: the nodes that have been given it and owe it
+        self.queued = set(range(n))  # slices that no node owes
+        self.owners: list[tuple[str, ...]] = [()] * n  # by slice: the nodes that owe it
         self.shared: set[int] = set()  # the slices that several nodes owe
-        self.debts: dict[str, set[int]] = {}  # what each node owes; all nodes that know of the round
-        self.given: dict[str, frozenset[int]] = {}  # what each node may speak of: all that it was ever given
+        self.debts: dict[str, set[int]] = {}  # what each node owes, of all nodes with a part in the round
+        self.given: dict[str, frozenset[int]] = {}  # all slices that each node was ever given
         self.deaths: defaultdict[int | None, int] = defaultdict(int)  # by the slice at fault; None: while reducing
 
     def __repr__(self) -> str:
@@ -121,7 +121,7 @@ class Round:
         self.states[index] = SLICE_TRANSITIONS[self.states[index], event]
 
     def give(self, name: str, share: Share) -> None:
-        """A node owes these slices from now on; another one may do so as well."""
+        """A node owes these slices from now on; other nodes may owe them too."""
         indices, slices = share
         states, owners = self.states, self.owners
         if name in self.debts:
@@ -143,7 +143,7 @@ class Round:
         self.queued -= slices
 
     def take_back(self, name: str, indices: Iterable[int]) -> list[int]:
-        """A node will not bring these. Gives those that nobody owes now; they are queued again."""
+        """A node will not do these slices. Returns those that no node owes now; they are queued again."""
         debts = self.debts.get(name, set())
         lost = sorted(debts.intersection(indices))
         debts.difference_update(lost)
@@ -160,11 +160,11 @@ class Round:
         return nobodys
 
     def settle(self, name: str, lo: int, hi: int) -> dict[str, list[int]]:
-        """The results of these slices are here, from this node. Gives the others that owed some of them."""
+        """The results of these slices are here, from this node. Returns the other nodes that owed some of them."""
         span = range(lo, hi)
         owners, self.owners[lo:hi] = self.owners[lo:hi], [()] * (hi - lo)
         self.states[lo:hi] = map(_RESULT.__getitem__, self.states[lo:hi])
-        if owners[0] == (name,) and owners.count(owners[0]) == hi - lo:  # as a rule
+        if owners[0] == (name,) and owners.count(owners[0]) == hi - lo:  # the usual case
             self.debts[name].difference_update(span)
             self._owe(name, lo - hi)
             return {}
@@ -181,31 +181,31 @@ class Round:
         return owed
 
     def let_go(self, name: str) -> None:
-        """Nothing will come of this node any more, and what it owed has been taken back."""
+        """The node has no part in the round any more; what it owed was taken back."""
         self.debts.pop(name, None)
         self.given.pop(name, None)
 
     def end(self) -> None:
-        """Nobody owes anything any more."""
+        """The round is over: no node owes anything."""
         for name, indices in self.debts.items():
             if indices:
                 self._owe(name, -len(indices))
 
     def single(self, name: str) -> list[int]:
-        """What this node owes and no other one tries."""
+        """The slices that this node alone owes."""
         return sorted(self.debts.get(name, set()) - self.shared)
 
     def count_single(self, name: str) -> int:
-        """How many these are."""
+        """The number of these."""
         debts = self.debts.get(name, ())
         return len(debts) - len(self.shared.intersection(debts)) if self.shared else len(debts)
 
     @property
     def progress(self) -> str:
-        """For whoever waits for it."""
+        """How far it has come, for the user."""
         return f"{self.states.count(DONE)} of {len(self.states)} slices were done"
 
 
 def share(indices: Sequence[int]) -> Share:
-    """These slices as a share; they are in order."""
+    """A share of these slices, which must be in order."""
     return Share(list(indices), frozenset(indices))

@@ -1,4 +1,4 @@
-"""The life of a node and of a slice, as tables: what is not in them cannot happen."""
+"""The states of a node and of a slice, and their transitions as tables: a transition that is not there is an error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class NodeState(enum.Enum):
-    """The life of a node."""
+    """The state of a node."""
 
     STARTING = "starting"
     JOINING = "joining"
@@ -26,16 +26,16 @@ NODE_TRANSITIONS: dict[tuple[NodeState, str], NodeState] = {
 }
 
 
-COMING = frozenset({NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT})  # may yet be ready
-PRESENT = frozenset({NodeState.READY, NodeState.SUSPECT})  # has workers, as far as is known
+COMING = frozenset({NodeState.STARTING, NodeState.JOINING, NodeState.SUSPECT})  # may still become ready
+PRESENT = frozenset({NodeState.READY, NodeState.SUSPECT})  # has workers, as far as the master knows
 
-# The life of one slice in one round. Plain text: these change several times a slice and round, and to hash an
-# enum's member takes longer than all the rest of it.
+# The states of a slice in one round. Plain strings: they change several times per slice and round, and hashing an enum
+# member takes longer than the rest of a change.
 QUEUED, SENT, DONE, FAILED = "queued", "sent", "done", "failed"
 
 SLICE_TRANSITIONS: dict[tuple[str, str], str] = {
     (QUEUED, "send"): SENT,
-    (QUEUED, "result"): DONE,  # late, from a node that had been given up
+    (QUEUED, "result"): DONE,  # late, from a node that was suspect
     (SENT, "result"): DONE,
     (SENT, "lost"): QUEUED,
     (SENT, "poison"): FAILED,

@@ -1,4 +1,4 @@
-"""Work for nodes that have nothing to do: what others owe, found without walking through all of them."""
+"""Work for idle nodes: slices that other nodes owe, found without walking through all nodes."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from .rounds import Round
 from .states import NodeState
 from .timers import Timers
 
-# A node that has nothing left to do looks for slices that others owe after this part of the time that the round has
-# taken so far, at least so many seconds.
+# An idle node searches for slices that others owe after this share of the time that the round has taken so far, and
+# after at least so many seconds.
 SEARCH_DELAY, MIN_SEARCH_DELAY = 0.1, 0.005
-# A slice is late when it takes this many times as long as others have.
+# A slice is late when it takes this many times as long as is typical.
 LATE = 2.0
-# Seconds that a node waits for the answer of the last one that it asked.
+# Seconds that an idle node waits for an answer before it asks another node.
 PATIENCE = 1.0
-# Of how many that have the most to do a node finds out whether they can share it, each time that it searches.
+# The number of nodes, those with the most to do, that a search looks at.
 MAX_PROBED = 32
 
 
 @dataclass
 class IdleSearch:
-    """A node that has nothing to do looks for what others owe."""
+    """An idle node searches for what others owe."""
 
-    since: float
-    waits_for: str | None = None  # whom it has asked, as long as there is no answer
+    since: float  # when it became idle
+    waits_for: str | None = None  # the node that it has asked and that has not answered yet
 
 
 class Take(NamedTuple):
-    """The node can do these slices of a silent one as well, without asking it."""
+    """The idle node tries these slices of a suspect node, without asking it."""
 
     round: Round
     indices: list[int]
 
 
 class Ask(NamedTuple):
-    """A node can be asked to share so many slices."""
+    """Ask this node to share so many slices."""
 
     round: Round
     node: str
@@ -47,28 +47,29 @@ class Ask(NamedTuple):
 
 
 class VictimQueue:
-    """The nodes that owe slices of one round, first who has most for each worker that nobody else tries or has asked
-    for; silent ones before all. What has become less is found out when it comes up, so that no result costs anything.
+    """The nodes that owe slices of one round. First come suspect nodes, then those that have the most slices per worker
+    that no other node tries or has asked for. An entry that has become too high is corrected when it comes to the top,
+    so that a result costs nothing.
     """
 
     def __init__(self, round_: Round, roster: Roster) -> None:
         self._round, self._roster = round_, roster
-        self._asked: dict[str, dict[str, int]] = {}  # node -> who waits for its answer -> how many slices
-        self._resting: Timers[str] = Timers()  # nodes that had nothing to share, until they are asked again
+        self._asked: dict[str, dict[str, int]] = {}  # node -> idle node -> number of slices that were asked for
+        self._resting: Timers[str] = Timers()  # nodes that had nothing to share: when they may be asked again
         self._keys: dict[str, tuple[bool, float]] = {}
         self._heap: list[tuple[tuple[bool, float], str]] = []
         for name in round_.debts:
             self.touch(name)
 
     def free(self, name: str) -> int:
-        """How many slices this node could share."""
+        """The number of slices that this node could share."""
         free = self._round.count_single(name)
         if name in self._asked and name not in self._roster.suspect:
             free -= sum(self._asked[name].values())
         return free
 
     def touch(self, name: str) -> None:
-        """This node may have more to do than before."""
+        """The node may have more to do than before."""
         key = self._key(name)
         if key is None:
             self._keys.pop(name, None)
@@ -77,21 +78,21 @@ class VictimQueue:
             heappush(self._heap, (key, name))
 
     def ask(self, name: str, idle: str, count: int) -> None:
-        """A node is asked for so many slices for another one; what it was asked for before may never come."""
+        """The node is asked for so many slices for an idle one."""
         self._asked.setdefault(name, {})[idle] = count
         self.touch(name)
 
     def answered(self, name: str, idle: str) -> None:
-        """It has answered."""
+        """The node has answered."""
         if self._asked.get(name, {}).pop(idle, None) is not None:
             self.touch(name)
 
     def refused(self, name: str, now: float) -> None:
-        """It had nothing to share: for a while nobody asks it, or all that are idle would ask all that are not."""
+        """The node had nothing to share. Nobody asks it for a while; else all idle nodes would ask all busy ones."""
         self._resting.set(name, now + max(MIN_SEARCH_DELAY, SEARCH_DELAY * (now - self._round.began)))
 
     def first(self, fits: Callable[[str], bool], now: float) -> str | None:
-        """The first of them that will do, if one of the first `MAX_PROBED` will."""
+        """The first of them that fits, if one of the first `MAX_PROBED` does."""
         for name in self._resting.due(now):
             self.touch(name)
         passed: list[tuple[tuple[bool, float], str]] = []
@@ -119,16 +120,16 @@ class VictimQueue:
 
 
 class WorkStealer:
-    """When nodes that have nothing to do look for something, and what they find."""
+    """When idle nodes search for work, and what they find."""
 
     def __init__(self, roster: Roster, rounds: dict[int, Round], speculation: bool) -> None:
         self._roster, self._rounds, self._speculation = roster, rounds, speculation
         self.searches: dict[str, IdleSearch] = {}
         self.timers: Timers[str] = Timers()
-        self._queues: dict[int, VictimQueue] = {}  # of the rounds of which somebody has looked for slices
+        self._queues: dict[int, VictimQueue] = {}  # of rounds of which a search has looked for slices
 
     def search_in(self, name: str, now: float, delay: float = 0.0) -> None:
-        """Have a node look for something to do, in `MIN_SEARCH_DELAY` seconds or later."""
+        """Have a node search for work in `delay` seconds, at least `MIN_SEARCH_DELAY`."""
         if name not in self.searches:
             self.searches[name] = IdleSearch(now)
         at, before = now + max(MIN_SEARCH_DELAY, delay), self.timers.get(name)
@@ -136,14 +137,14 @@ class WorkStealer:
             self.timers.set(name, at)
 
     def wake(self, names: Iterable[str], now: float, delay: float = 0.0) -> None:
-        """There may be something for these, if they have nothing to do."""
+        """There may be work for these nodes; those that are idle search for it."""
         if len(self._roster.nodes) > 1:
             for name in names:
                 if name not in self._roster.owed and name in self._roster.useful:
                     self.search_in(name, now, delay)
 
     def drop(self, name: str) -> None:
-        """It has something to do, or is gone."""
+        """The node is busy or gone: it searches no longer."""
         if self.searches.pop(name, None) is not None:
             self.timers.drop(name)
 
@@ -157,7 +158,7 @@ class WorkStealer:
         self._queues.pop(round_.number, None)
 
     def due(self, now: float) -> list[tuple[str, float]]:
-        """The nodes that look now, each with the moment at which it began to."""
+        """The nodes that search now, each with the time since which it is idle."""
         found = []
         for name in self.timers.due(now):
             search = self.searches[name]
@@ -169,9 +170,7 @@ class WorkStealer:
         return found
 
     def find(self, name: str, since: float, now: float) -> Take | Ask | None:
-        """What others owe, for a node that owes nothing since then: of silent ones without asking them, else of who
-        has most.
-        """
+        """Work for a node that is idle since then: slices of a suspect node, else of the node that has the most."""
         node = self._roster.nodes[name]
         if node.state is not NodeState.READY or name in self._roster.owed:
             return None
@@ -207,7 +206,7 @@ class WorkStealer:
         return self._speculation and typical > 0 and now - round_.began > LATE * typical
 
     def _who_can_share(self, round_: Round, since: float, late: bool, now: float) -> Callable[[str], bool]:
-        # What is on its way would have to be sent twice.
+        # Slices that are on their way to a node would have to be sent twice.
         fetching = now - round_.began < 2 * (since - round_.began)
 
         def fits(name: str) -> bool:
@@ -221,7 +220,7 @@ class WorkStealer:
         return fits
 
     def answered(self, round_: Round | None, name: str, idle: str) -> IdleSearch | None:
-        """A node has answered the one that has nothing to do; gives what that one has asked so far."""
+        """A node has answered an idle one. Returns the search of the idle one."""
         search = self.searches.get(idle)
         if search is not None and search.waits_for == name:
             search.waits_for = None

@@ -1,4 +1,4 @@
-"""Moments to come, each under a key: set, moved and taken back in O(log n), the first one known at once."""
+"""Timers by key: set, moved and cancelled in O(log n), the first one known at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ K = TypeVar("K", int, str)
 
 
 class Timers(Generic[K]):
-    """A heap whose entries are not looked for when they are moved: what is out of date is dropped when it comes up."""
+    """A heap in which nothing is searched: an entry that is out of date is dropped when it comes to the top."""
 
     def __init__(self) -> None:
         self._at: dict[K, float] = {}
@@ -22,11 +22,11 @@ class Timers(Generic[K]):
         return len(self._at)
 
     def get(self, key: K) -> float | None:
-        """When this one is due."""
+        """When the timer is due."""
         return self._at.get(key)
 
     def set(self, key: K, at: float) -> None:
-        """Have this one come at that moment, and not at the one that it was set for before."""
+        """Set the timer, or move it."""
         self._at[key] = at
         heappush(self._heap, (at, key))
         if len(self._heap) > 2 * len(self._at) + 64:
@@ -34,12 +34,12 @@ class Timers(Generic[K]):
             heapify(self._heap)
 
     def drop(self, key: K) -> None:
-        """It will not come."""
+        """Cancel the timer."""
         self._at.pop(key, None)
 
     @property
     def first(self) -> float | None:
-        """The earliest moment."""
+        """When the first one is due."""
         heap, at = self._heap, self._at
         while heap:
             if at.get(heap[0][1]) == heap[0][0]:
@@ -48,7 +48,7 @@ class Timers(Generic[K]):
         return None
 
     def due(self, now: float) -> list[K]:
-        """Those whose moment has come, the earliest first; they are set no longer."""
+        """The timers that are due, the earliest first; they are set no longer."""
         found = []
         while (first := self.first) is not None and first <= now:
             key = heappop(self._heap)[1]

@@ -1,4 +1,4 @@
-"""The refs on their way to one node: loaded ahead, cut in chunks, and no more than the node has given credit for."""
+"""The refs on their way to one node: loaded ahead, cut into blocks, as many as the node has given credit for."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from qjam_worker.wire.frames import Kind
 
 from .commands import Block, Command, Load, Send, Unload
 
-# Bytes of one chunk of a ref: large enough to be fast (one huge frame is half as fast), small enough that a
-# heartbeat or a small round waits for it a few milliseconds at most.
+# Bytes of a block: large enough to be fast (one huge frame is half as fast), small enough that a heartbeat or a small
+# round waits for it a few milliseconds at most.
 BLOCK_BYTES = 4 * 1024 * 1024
-# Modules that a node may be waiting for: each of its workers asks for one at a time.
+# Modules that a node may wait for at a time: each of its workers asks for one.
 MODULES = 1000
-# Refs are loaded ahead of being sent as long as what is loaded stays below this many bytes, and at most so many.
+# Refs are loaded ahead, at most so many, and as long as they take less than this many bytes.
 AHEAD_BYTES = 16 * 1024 * 1024
 AHEAD = 16
 
 
 @dataclass
 class Transfer:
-    """A ref that a round waits for; `size` is None until it is loaded."""
+    """A ref that a round needs; `size` is None until it is loaded."""
 
     ref: str
     round: int
@@ -33,12 +33,12 @@ class Transfer:
 
 
 class Transfers:
-    """The queue of one node. Every method gives the commands that follow."""
+    """The queue of one node. Methods return the commands that follow."""
 
     def __init__(self, node: str) -> None:
         self.node = node
         self.credit = 0  # bytes
-        self.sent = 0  # bytes that the node has not given back yet
+        self.sent = 0  # bytes for which the node has not given credit back yet
         self._queue: deque[Transfer] = deque()
 
     def __repr__(self) -> str:
@@ -55,8 +55,8 @@ class Transfers:
         return next((transfer for transfer in self._queue if transfer.ref == ref), None)
 
     def add(self, number: int, missing: list[tuple[str, int]]) -> list[Command]:
-        """A round on the node waits for refs, of which the node has the first `offset` bytes. Slices wait their turn;
-        code and params, without which nothing can start, go before them.
+        """A round on the node needs refs, of which the node has the first `offset` bytes. Code and params go before
+        slices: nothing can start without them.
         """
         known = {transfer.ref for transfer in self._queue}
         for ref, offset in missing:
@@ -70,7 +70,7 @@ class Transfers:
         return self._load_ahead()
 
     def loaded(self, ref: str, size: int) -> list[Command]:
-        """The content of a ref is there. ValueError when the node has asked for bytes after its end."""
+        """The content of a ref is loaded. ValueError when the node has asked for bytes behind its end."""
         transfer = self.find(ref)
         if transfer is None:
             return [Unload(self.node, ref)]
@@ -82,19 +82,19 @@ class Transfers:
         return self._stream()
 
     def grant(self, size: int) -> list[Command]:
-        """The node may be sent this many bytes more."""
+        """The node accepts this many bytes more."""
         self.credit += size
         return self._stream()
 
     def taken(self, size: int) -> list[Command]:
-        """The node has taken this many bytes and may be sent as many again. ValueError when it was sent fewer."""
+        """The node has taken this many bytes and accepts as many again. ValueError when it was sent fewer."""
         if size > self.sent:
             raise ValueError(f"it gives credit back for {size} bytes, and {self.sent} are on their way to it")
         self.sent -= size
         return self.grant(size)
 
     def check(self, missing: list[tuple[str, int]]) -> None:
-        """ValueError when a node cannot mean to ask for this."""
+        """ValueError for a request that no node makes."""
         if len({ref for ref, _ in missing}) < len(missing):
             raise ValueError("it asks for a ref twice")
         modules = sum(is_module(ref) for ref, _ in missing)
@@ -102,7 +102,7 @@ class Transfers:
             raise ValueError(f"it asks for more than {MODULES} modules at a time")
 
     def drop(self, transfer: Transfer) -> list[Command]:
-        """Give a transfer up; the node hears that it will not come."""
+        """Give a transfer up and tell the node."""
         return [*self._remove(transfer), *self._stream()]
 
     def _remove(self, transfer: Transfer) -> list[Command]:
@@ -110,7 +110,7 @@ class Transfers:
         return [Unload(self.node, transfer.ref), gone(self.node, transfer.ref)]
 
     def end_round(self, number: int, heir: int | None) -> list[Command]:
-        """Stop sending what only the ended round wanted; what a round of the same job wants goes on in its name."""
+        """Stop sending what only the ended round needed. `heir`: a round of the same job; it takes over its slices."""
         commands: list[Command] = []
         for transfer in [t for t in self._queue if t.round == number and not is_module(t.ref)]:
             if heir is not None and not is_params(transfer.ref):
@@ -126,7 +126,7 @@ class Transfers:
         return commands
 
     def _load_ahead(self) -> list[Command]:
-        """Have the next refs made ready: the first one always, more while they are small."""
+        """Load the next refs: always the first one, more while they are small."""
         commands: list[Command] = []
         loaded, before = 0, None
         for position, transfer in enumerate(islice(self._queue, AHEAD)):
@@ -140,7 +140,7 @@ class Transfers:
         return commands
 
     def _stream(self) -> list[Command]:
-        """As many chunks as the credit allows, of one ref after the other."""
+        """As many blocks as the credit allows, one ref after the other."""
         commands: list[Command] = []
         while self._queue and (transfer := self._queue[0]).size is not None:
             while transfer.offset < transfer.size and self.credit > 0:
@@ -157,12 +157,12 @@ class Transfers:
 
 
 def gone(node: str, ref: str) -> Send:
-    """Tells a node that a ref that it waits for will not come."""
+    """Tells a node that a ref will not come."""
     return Send(node, Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, (b"",))
 
 
 def is_module(ref: str) -> bool:
-    """Whether the ref is the source of a module, which no round owns."""
+    """Whether the ref is the source of a module; no round owns it."""
     return ref.startswith("module:")
 
 

@@ -1,4 +1,4 @@
-"""Whether a node can mean what it says of a round: ValueError when not, before anything is changed."""
+"""Checks of what a node says about a round, made before anything changes: ValueError for what no node can mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .transfers import is_module
 
 
 def check_roots(round_: Round, name: str, roots: list[Any], buffers: int) -> None:
-    """Roots are nodes of the tree, over slices that the node was given, and go with the buffers."""
+    """The roots are nodes of the tree over slices that the node was given, and match the buffers."""
     nslices, given, frames = round_.job.nslices, round_.given[name], 0
     for lo, hi, count in roots:
         if not is_span(lo, hi, nslices):
@@ -22,17 +22,17 @@ def check_roots(round_: Round, name: str, roots: list[Any], buffers: int) -> Non
             raise ValueError(f"it was not given all of the slices [{lo}, {hi})")
         frames += count
     if frames != buffers:
-        raise ValueError(f"{len(roots)} roots do not go with {buffers} buffers")
+        raise ValueError(f"{len(roots)} roots do not match {buffers} buffers")
 
 
 def check_given(round_: Round, name: str, indices: Iterable[int]) -> None:
     """The node was given these slices."""
     if not round_.given[name].issuperset(indices):
-        raise ValueError(f"it speaks of slices of round {round_.number} that it was not given")
+        raise ValueError(f"it names slices of round {round_.number} that it was not given")
 
 
 def check_slices(round_: Round, indices: Iterable[Any]) -> None:
-    """These are slices at all."""
+    """These are slices of the round."""
     if any(type(index) is not int or not 0 <= index < round_.job.nslices for index in indices):
         raise ValueError(f"{indices} are not slices of the round")
 
@@ -40,11 +40,11 @@ def check_slices(round_: Round, indices: Iterable[Any]) -> None:
 def check_worker(node: NodeRecord, worker: int | None) -> None:
     """The node has this worker."""
     if worker is not None and worker >= node.workers:
-        raise ValueError(f"it speaks of worker {worker} and has {node.workers}")
+        raise ValueError(f"it names worker {worker} and has {node.workers}")
 
 
 def check_named(round_: Round, name: str, refs: list[str]) -> None:
-    """The node was told of these refs with the round; modules may be asked for at any time."""
+    """The round told the node of these refs; a node may ask for modules at any time."""
     job = round_.job
     strange = {ref for ref in refs if not is_module(ref)} - {job.entry["code"], f"params:{round_.number}"}
     if strange and job.refs is not None:

@@ -9,9 +9,10 @@ import pytest
 
 from qjam.dispatch import dispatcher, transfers
 from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
-from qjam.dispatch.dispatcher import POISON, Dispatch, JobSpec
+from qjam.dispatch.dispatcher import POISON, Dispatch
 from qjam.dispatch.liveness import LOST_AFTER, PING_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.dispatch.nodes import NodeRecord
+from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
 from qjam.dispatch.stealing import MIN_SEARCH_DELAY
 from qjam.dispatch.transfers import BLOCK_BYTES
@@ -194,7 +195,7 @@ def test_the_workers_of_ready_nodes_alone_are_the_capacity() -> None:
     assert to.capacity == 5
     lose(to, "a", "gone")
     assert to.capacity == 3
-    assert [node.name for node in to.ready] == ["b"]
+    assert [name for name, node in to.nodes.items() if node.state is NodeState.READY] == ["b"]
 
 
 def test_a_replaced_worker_has_another_pid() -> None:
@@ -409,7 +410,7 @@ def test_a_root_over_slices_that_the_node_was_not_given_is_refused() -> None:
 def test_roots_that_do_not_go_with_their_buffers_are_refused(buffers: list[bytes]) -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
-    with pytest.raises(ValueError, match="do not go with"):
+    with pytest.raises(ValueError, match="do not match"):
         to.on_result("a", {"round": 1, "roots": [[0, 1, 1]], "seconds": 0.0}, buffers)
     assert to.rounds[1].states == [SENT]
 
@@ -1011,7 +1012,7 @@ def test_what_a_silent_node_owes_is_not_tried_by_a_third_one() -> None:
 def test_the_workers_of_a_suspect_node_are_no_capacity() -> None:
     to = silent(1, 3, nslices=4)
     assert to.capacity == 3
-    assert [node.name for node in to.ready] == ["b"]
+    assert [name for name, node in to.nodes.items() if node.state is NodeState.READY] == ["b"]
 
 
 def test_a_new_round_is_done_by_those_that_answer_and_the_next_one_where_the_data_is() -> None:

@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from qjam.dispatch.commands import Block, Load, Note, Send
-from qjam.dispatch.dispatcher import JobSpec
+from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import NodeState
 from qjam.engine.carrying_out import PARAMS_INLINE
 from qjam.engine.engine import Engine

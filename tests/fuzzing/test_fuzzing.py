@@ -135,7 +135,7 @@ def test_a_node_that_begins_wrongly_is_lost(bench: Bench, kind: Kind, header: di
         (Kind.STATE, {"state": "ready", "workers": [7, 8]}, [], "it says that its workers are ready, and it is ready"),
         (Kind.CREDIT, {"bytes": 1}, [], "it gives credit back for 1 bytes, and 0 are on their way to it"),
         (Kind.STATE, {"state": "replaced", "worker": 2, "pid": 9}, [], "it has no worker 2"),
-        (Kind.STATE, {**LOST, "worker": 2}, [], "it speaks of worker 2 and has 2"),
+        (Kind.STATE, {**LOST, "worker": 2}, [], "it names worker 2 and has 2"),
         (Kind.LOG, {"worker": 1 << 40, "stream": 1}, [b"x"], "it has no worker"),
         (Kind.STATE, {"state": "blocked", "round": None, "missing": [["module:1:m", 0]] * 2}, [], "a ref twice"),
         (Kind.TASK, {"job": 1, "round": 1, "indices": [0], "params": "have"}, [], "TASK is for nodes"),
@@ -179,7 +179,7 @@ def test_a_node_ends_no_round_in_which_it_has_no_part(bench: Bench) -> None:
     join(bench, "liar")
     error = {"round": number, "what": "task", "text": "t", "worker": 0, "slice": 0, "summary": "s"}
     say(bench, "liar", Kind.ERROR, error)
-    assert f"it speaks of round {number}, of which it was given nothing" in why(bench)
+    assert f"it names round {number}, in which it has no part" in why(bench)
     assert number in bench.runs
 
 

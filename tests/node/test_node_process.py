@@ -20,7 +20,7 @@ from processes import all_end, descendants
 from qjam import DataSet
 from qjam.code.user_code import Sources
 from qjam.dispatch import stealing
-from qjam.dispatch.dispatcher import JobSpec
+from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import NodeState
 from qjam.engine.engine import Engine
 from qjam.engine.pending import Pending

@@ -71,7 +71,7 @@ def _check_roster(dispatch: Dispatch) -> None:
     hold(roster.present.keys() == roster.ready.keys() | roster.suspect.keys(), "it is not known who is there")
     hold(roster._idle.keys() == roster.ready.keys() - roster.owed.keys(), "it is not known who is idle", roster._idle)
     hold(roster.somebody_comes == any(node.state in COMING for node in nodes), "it is not known whether somebody comes")
-    hold(roster.capacity == sum(node.workers for node in dispatch.ready), "it is not known how many workers there are")
+    hold(roster.capacity == sum(node.workers for node in roster.useful.values()), "it is not known how many workers there are")
     laden = {node.name for node in nodes if owed[node.name] > node.workers}
     hold(roster.overloaded == laden, "it is not known who has much to do:", roster.overloaded, laden)
     for node in nodes:
@@ -111,7 +111,7 @@ def _check_round(dispatch: Dispatch, round_: Round) -> None:
         raise Broken(f"the books of round {number} differ: {states} {owners} {round_.debts}")
     hold(states.count(DONE) == round_.tree.covered, f"slices of round {number} are done and not here")
     if QUEUED in round_.states:
-        hold(not dispatch.ready, f"slices of round {round_.number} wait, and there are ready nodes")
+        hold(not dispatch.capacity, f"slices of round {round_.number} wait, and there are ready nodes")
         hold(any(node.state in COMING for node in dispatch.nodes.values()),
              f"round {round_.number} waits for nodes that do not come")  # fmt: skip
 

@@ -148,7 +148,7 @@ class Cluster(World):
         self.at(0.25, None, self.watch.look)
         self.run(self.limit)
         checks.check_rest(self)
-        if not self.master.leaving and self.master.dispatch.ready:
+        if not self.master.leaving and self.master.dispatch.capacity:
             self._probe()
 
     def _probe(self) -> None:

@@ -84,10 +84,10 @@ MUTATIONS = [
              "round_.deaths[blamed] >= POISON - 1:"),
     Mutation("blames a slice for what another has killed", DISPATCH, "round_.deaths[blamed] += needed",
              "round_.deaths.update({at: round_.deaths[at] + 1 for at in slices or [blamed]})"),
-    Mutation("tries what has raised again", DISPATCH, '        failure = Failure(\n            header["what"],',
+    Mutation("tries what has raised again", DISPATCH, '        what, text, host = header["what"],',
              "        if header['what'] == 'task':\n"
              "            return [*self._take_back(round_, name, [header['slice']]), *self._send_queued(round_)]\n"
-             '        failure = Failure(\n            header["what"],'),
+             '        what, text, host = header["what"],'),
     Mutation("suspects nobody", LIVENESS, "if silence >= SUSPECT_AFTER and", "if silence >= 1e9 and"),
     Mutation("suspects nodes while it was away itself", LIVENESS, "away, self.at = now - self.at > AWAY,",
              "away, self.at = False,"),

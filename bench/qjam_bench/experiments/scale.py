@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qjam.dispatch.dispatcher import JobSpec
+from qjam.dispatch.rounds import JobSpec
 
 from .swarm import ENTRY, Swarm
 

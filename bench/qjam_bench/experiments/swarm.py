@@ -12,7 +12,8 @@ from random import Random
 from typing import Any
 
 from qjam.dispatch.commands import Command, Done, Fail, Send
-from qjam.dispatch.dispatcher import Dispatch, JobSpec
+from qjam.dispatch.dispatcher import Dispatch
+from qjam.dispatch.rounds import JobSpec
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span, parent
 from qjam_worker.wire.frames import Kind, pack, unpack
