@@ -14,7 +14,7 @@ import gather
 import pyzmq_garbage  # noqa: F401
 from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet, NumpyMatrixFileDataSet
 from qjam_worker.ipc import file_slices
-from qjam_worker.ipc.file_slices import PAGE, SAMPLES, Place, identify
+from qjam_worker.ipc.file_slices import PAGE, SAMPLES, FileSlice, identify
 from qjam_worker.ipc.files import Files
 from qjam_worker.node.shelf import Shelf
 from qjam_worker.node.store import Store
@@ -141,6 +141,35 @@ def test_a_file_that_is_gone_or_another_by_now_is_sent_from_memory(master: Maste
     assert sent(master, data, float((MATRIX + 0.5).sum())) > 0
 
 
+@pytest.fixture
+def lookalike(file: Path, tmp_path: Path) -> Path:
+    """Another file: only its inode, and bytes that `identify` does not read, differ from those of `file`."""
+    other = MATRIX.copy()
+    other.flat[734] += 1
+    np.save(tmp_path / "other.npy", other)
+    status = os.stat(file)
+    os.utime(tmp_path / "other.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert identify(str(tmp_path / "other.npy"))[0] == identify(str(file))[0]
+    return tmp_path / "other.npy"
+
+
+def test_a_lookalike_that_took_the_name_is_not_the_file_that_is_mapped(file: Path, lookalike: Path) -> None:
+    data = np.load(file, mmap_mode="r")
+    os.replace(lookalike, file)
+    assert DataSet(data).bind(3).in_file() is None
+
+
+def test_a_lookalike_that_takes_the_name_while_the_master_looks_is_noticed(
+    file: Path, lookalike: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_and_identify(path: str) -> Any:
+        os.replace(lookalike, path)
+        return identify(path)
+
+    monkeypatch.setattr("qjam.data.file_slices.identify", replace_and_identify)
+    assert DataSet(np.load(file, mmap_mode="r")).bind(3).in_file() is None
+
+
 def test_a_file_that_changes_before_a_host_looks_at_it_is_sent_from_memory(master: Master, file: Path) -> None:
     np.save(file, MATRIX + 0.75)
     data = DataSet(np.load(file, mmap_mode="r")).bind(3)
@@ -212,7 +241,7 @@ def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(shelf: Shelf, fil
     shelf.learn(1, told(file), {0: "a", 1: "b"})
     assert ("a" in shelf, "b" in shelf, "c" in shelf) == (True, True, False)
     place, size = shelf.where("b")
-    assert isinstance(place, Place)
+    assert isinstance(place, FileSlice)
     assert size == MATRIX.nbytes // 2
     assert np.array_equal(file_slices.loader(place)(), MATRIX[1000:])
 
@@ -230,7 +259,7 @@ def test_a_file_that_changes_has_no_slices_any_more(shelf: Shelf, file: Path) ->
     place, _ = shelf.where("a")
     os.utime(file, ns=(0, 0))
     assert "a" not in shelf
-    assert isinstance(place, Place)
+    assert isinstance(place, FileSlice)
     with pytest.raises(RuntimeError, match=r"matrix\.npy has changed"):
         file_slices.loader(place)
 
