@@ -1,4 +1,4 @@
-"""Data, as its user has it, becomes an ordered row of slices, each with the hash of its content."""
+"""Data sets: cut a user's data into an ordered list of slices, each identified by a hash of its content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import file_slices
 from .text_matrix import TextMatrix
 
 _ACCEPTED = "a list, a tuple, a range, a numpy array of one dimension or more (cut by rows), or a BaseDataSet"
-PARALLEL_HASH = 4 * 1024 * 1024  # bytes of a slice that is worth a thread
+PARALLEL_HASH = 4 * 1024 * 1024  # bytes a slice from which hashing in threads pays
 HASH_THREADS = min(8, os.cpu_count() or 1)
 _EMPTY = (
     "so there is nothing to map over and no result; leave the data set out of run() to call "
@@ -39,13 +39,13 @@ class _Known(NamedTuple):
 
 
 class BaseDataSet(ABC):
-    """A data set that is made of slices; subclass it to take data from elsewhere.
+    """An ordered list of slices; subclass it for data from other sources.
 
     A subclass defines `chunks()` and `slice(index)`. Each chunk is one slice, unless there is a `slice_size`:
-    then a slice is that many chunks (the last one may have fewer), and `slice(index)` gives them together.
+    then a slice is that many chunks (the last one may have fewer), and `slice(index)` returns them together.
 
-    The data must not change while the data set is in use: hashes are computed once, and a worker that has
-    the slice of a hash is not sent it again. For changed data make a new data set.
+    The data must not change while the data set is in use: qjam computes each hash once, and sends no slice to a host
+    that has one with the same hash. For changed data make a new data set.
     """
 
     slice_size: int | None = None
@@ -56,43 +56,43 @@ class BaseDataSet(ABC):
 
     @abstractmethod
     def chunks(self) -> int:
-        """The number of pieces that the data could be cut into: its elements, rows or lines."""
+        """The number of chunks, the smallest pieces of the data: elements, rows or lines."""
 
     @abstractmethod
     def slice(self, index: int) -> Any:
         """The data of one slice, as mapfunc gets it; `index` runs from 0 to len(self) - 1."""
 
     def raw_data(self) -> Any:
-        """All of the data: here a list of the slices; one made of given data gives that, not a copy."""
+        """All of the data: a list of the slices, or the object that the data set was made from (not a copy)."""
         return list(self)
 
     def bind(self, slices: int) -> BaseDataSet:
-        """This data set with its slicing fixed.
+        """This data set with a fixed number of slices.
 
-        Where the slicing was left open (data that qjam cuts, no `slice_size`): `slices` slices, whose sizes
-        differ by at most one chunk, but no more slices than chunks. The same number gives the same object, so
-        that hashes are computed once. Otherwise self.
+        Where qjam cuts the data and there is no `slice_size`: a data set of `slices` slices (at most one per chunk),
+        whose sizes differ by at most one chunk. The same number returns the same object, so that hashes are
+        computed once. Otherwise self.
         """
         return self
 
     def slice_data(self, index: int) -> codec.Encoded:
-        """One slice as it goes over the wire; arrays stay in the memory where they are. Not kept."""
+        """One slice as qjam sends it; arrays are not copied. Not cached."""
         return codec.encode(self[index])
 
     def in_file(self) -> file_slices.InFile | None:
-        """The slices that lie in a file as they would be sent: hosts that see it map them. None: none do."""
+        """The slices that hosts with access to the same file can map, so that qjam need not send them; None if none."""
         return None
 
     def hash(self, index: int) -> str:
         """The hash of one slice: 32 hexadecimal digits (xxh3-128) over types, dtypes, shapes and bytes.
 
-        Equal data has equal hashes in every process. The exception are objects whose pickle differs from one
-        process to the next: their slice is sent once more than needed.
+        Equal data has equal hashes in every process, except objects whose pickle differs from one process to
+        the next: qjam sends such a slice once more than needed.
         """
         index = self._index(index)
         if index not in self._known.hash_at:
             found = _content_hash(codec.encode(self.slice(index)))
-            # In this order: a thread that sees the hash must find its slice.
+            # index_of first: a thread that sees the hash must be able to find its slice.
             self._known.index_of.setdefault(found, index)
             self._known.hash_at[index] = found
         return self._known.hash_at[index]
@@ -100,7 +100,7 @@ class BaseDataSet(ABC):
     def hash_list(self) -> list[str]:
         """The hashes of all slices, in order."""
         slices = range(len(self))
-        # Every round asks for this; only the first one has work to do.
+        # Every round calls this; only the first has hashes to compute.
         hash_at = self._known.hash_at
         if len(hash_at) < len(slices):
             self._hash_all(slices)
@@ -111,7 +111,7 @@ class BaseDataSet(ABC):
             self.hash(index)
 
     def slice_from_hash(self, hash: str) -> Any:
-        """The data of a slice that has this hash. Raises KeyError where there is none."""
+        """The data of the slice with this hash. Raises KeyError if there is none."""
         index_of = self._known.index_of
         if hash not in index_of:
             self.hash_list()
@@ -129,7 +129,7 @@ class BaseDataSet(ABC):
     @overload
     def __getitem__(self, key: builtins.slice) -> list[Any]: ...
     def __getitem__(self, key: Any) -> Any:
-        """`slice(key)`, a negative key counted from the end; for a range of keys a list of slices."""
+        """`slice(key)`; a negative key counts from the end. For `[start:stop:step]` a list of slices."""
         if isinstance(key, slice):
             return [self.slice(index) for index in range(len(self))[key]]
         return self.slice(self._index(key))
@@ -139,7 +139,7 @@ class BaseDataSet(ABC):
 
     @property
     def _known(self) -> _Known:
-        # On demand, since a subclass need not call __init__; by setdefault, since threads must share one.
+        # Made on demand, as a subclass need not call __init__; by setdefault, as all threads must share one.
         known: _Known = vars(self).setdefault("_slices_known", _Known({}, {}))
         return known
 
@@ -151,7 +151,7 @@ class BaseDataSet(ABC):
         return found % slices
 
     def _checked_chunks(self) -> int:
-        """Raises TypeError or ValueError that names the subclass at fault."""
+        """chunks() of the subclass, checked. Raises TypeError or ValueError, which name the subclass."""
         chunks = self.chunks()
         name = f"{type(self).__name__}.chunks()"
         try:
@@ -164,10 +164,10 @@ class BaseDataSet(ABC):
 
 
 class _CutDataSet(BaseDataSet):
-    """Data of which any run of chunks can be taken, so that the slicing may stay open until `bind`."""
+    """Data that qjam cuts itself: the number of slices may stay open until `bind`."""
 
     _bound: int | None = None
-    _array: npt.NDArray[Any] | None = None  # the data, where it is one that may lie in a file
+    _array: npt.NDArray[Any] | None = None  # the data, if it is an array; it may be a map of a file
 
     def __init__(self, data: Any, count: int, slice_size: int | None) -> None:
         super().__init__(slice_size)
@@ -195,7 +195,7 @@ class _CutDataSet(BaseDataSet):
             bound = copy.copy(self)
             vars(bound).update(_bound=wanted, _slices_known=_Known({}, {}))
             vars(bound).pop("_in_file", None)
-            # Two threads may come here at once; both must leave with the same object.
+            # Two threads may come here at once; both must get the same object.
             self._bindings.setdefault(wanted, bound)
         return self._bindings[wanted]
 
@@ -207,7 +207,7 @@ class _CutDataSet(BaseDataSet):
         return self._in_file
 
     def _hash_all(self, slices: range) -> None:
-        """On all cores where that is worth it: nothing is sent before all of them are known."""
+        """Hash large slices in threads: qjam sends nothing before it knows all hashes."""
         array = self._array
         if array is not None and _is_bare(array) and array.nbytes >= PARALLEL_HASH * len(slices):
             with ThreadPoolExecutor(min(HASH_THREADS, len(slices))) as pool:
@@ -230,10 +230,10 @@ class _CutDataSet(BaseDataSet):
 
 
 class ListDataSet(_CutDataSet):
-    """The elements of a list or tuple; a slice is a shorter list or tuple. A range counts as a list."""
+    """The elements of a list or tuple; a slice is a shorter list or tuple. The slices of a range are lists."""
 
     def __init__(self, data: list[Any] | tuple[Any, ...] | range, slice_size: int | None = None) -> None:
-        """Raises TypeError or ValueError for other data, no elements, or a `slice_size` that cannot be."""
+        """Raises TypeError or ValueError for other data, empty data, or an invalid `slice_size`."""
         if not isinstance(data, (list, tuple, range)):
             raise TypeError(f"data must be a list, a tuple or a range, not {_named(data)}{_hint(data)}")
         super().__init__(data, len(data), slice_size)
@@ -244,13 +244,13 @@ class ListDataSet(_CutDataSet):
 
 
 class NumpyMatrixDataSet(_CutDataSet):
-    """The rows of an array; a slice is a read-only view of some of them, (rows, ...), and nothing is copied.
+    """The rows of an array; a slice is a read-only view of some of them, of shape (rows, ...), not a copy.
 
-    With `row_major=False` it is the columns, and a slice has the shape (all rows, columns, ...).
+    With `row_major=False` the columns; a slice has the shape (all rows, columns, ...).
     """
 
     def __init__(self, data: npt.NDArray[Any], slice_size: int | None = None, row_major: bool = True) -> None:
-        """Raises TypeError or ValueError for other data, no rows, or a `slice_size` that cannot be."""
+        """Raises TypeError or ValueError for other data, no rows, or an invalid `slice_size`."""
         if not isinstance(data, np.ndarray):
             raise TypeError(f"data must be a numpy array, not {_named(data)}{_hint(data)}")
         axis = 0 if row_major else 1
@@ -271,9 +271,9 @@ class NumpyMatrixDataSet(_CutDataSet):
 class NumpyMatrixFileDataSet(_CutDataSet):
     """The rows of a matrix in a file, which may be larger than memory; a slice is an array of some rows.
 
-    A `.npy` file is mapped into memory, and slices are views of that; hosts that have the same file at the same path
-    map it as well and are sent nothing. Any other file is text, one row a line, with `#` comments and empty lines left
-    out: one pass over it finds the lines, and a slice reads its own.
+    A `.npy` file is mapped into memory, and slices are views of the map; hosts that have the same file at the same path
+    map it as well, and qjam sends them nothing. Any other file is text, one row a line, without `#` comments and
+    empty lines: one pass finds where the rows are, and each slice then reads only its own.
     """
 
     def __init__(
@@ -284,15 +284,15 @@ class NumpyMatrixFileDataSet(_CutDataSet):
         delimiter: str | None = None,
         dtype: npt.DTypeLike | None = None,
     ) -> None:
-        """Text alone takes `delimiter` (None: a comma if the first row has one, else white space) and `dtype`
-        (None: float64).
+        """`delimiter` (None: a comma if the first row has one, else white space) and `dtype` (None: float64) are for
+        text files only.
 
-        Raises OSError where the file cannot be read, TypeError or ValueError where it holds no matrix or an
-        argument cannot be right.
+        Raises OSError if the file cannot be read, TypeError or ValueError if it holds no matrix or an argument is
+        invalid.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise TypeError(f"path must be the name of a file, not {_named(path)}")
-        # What is read later must be this file, wherever the user's program has gone by then.
+        # The same file later, even if the program changes its working directory.
         self._file = os.path.abspath(os.fspath(path))
         self._stamp = stamp(self._file)
         self._matrix: npt.NDArray[Any] | TextMatrix
@@ -316,15 +316,15 @@ class NumpyMatrixFileDataSet(_CutDataSet):
 
 
 def DataSet(data: Any, *, slice_size: int | None = None) -> BaseDataSet:
-    """The data set of a list, tuple, range or array (cut by rows); a data set is given back as it is.
+    """The data set of a list, tuple, range or array (cut by rows); returns a data set unchanged.
 
-    `slice_size`: elements or rows a slice, kept as given. None: as many slices as there are workers.
+    `slice_size`: elements or rows per slice. None: as many slices as there are workers.
 
-    Raises TypeError or ValueError, which says what is accepted, for other or empty data.
+    Raises TypeError or ValueError, which say what is accepted, for other or empty data.
     """
     if isinstance(data, BaseDataSet):
         if slice_size is not None:
-            raise ValueError("data already is a data set: give slice_size where that one is made")
+            raise ValueError("data is a data set already: pass slice_size where you make it")
         if len(data) == 0:
             raise ValueError(f"data is empty ({type(data).__name__}.chunks() is 0), {_EMPTY}")
         return data
@@ -351,12 +351,12 @@ def _mapped(file: str) -> npt.NDArray[Any]:
 
 
 def _is_bare(array: npt.NDArray[Any]) -> bool:
-    """Whether to encode slices of it runs no user code and copies nothing."""
+    """Whether encoding its slices runs no user code and copies nothing."""
     return type(array) in (np.ndarray, np.memmap) and array.flags.c_contiguous and not array.dtype.hasobject
 
 
 def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The fresh view `part`, read-only as in a worker: writing to it would make the slice's hash a lie."""
+    """Make the new view `part` read-only, as it is in a worker: its content must keep matching its hash."""
     if isinstance(part, np.memmap):
         part = part.view(np.ndarray)
     part.flags.writeable = False
@@ -364,7 +364,7 @@ def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _content_hash(encoded: codec.Encoded) -> str:
-    # Over exactly what is sent, so that no hash stands for two contents; the lengths keep the parts apart.
+    # Over exactly the bytes that qjam sends; with the lengths, no two contents run together to the same bytes.
     sizes = [len(encoded.header), *(buffer.nbytes for buffer in encoded.buffers)]
     content = xxhash.xxh3_128(struct.pack(f"<{len(sizes)}Q", *sizes))
     content.update(encoded.header)
@@ -393,7 +393,7 @@ def _named(value: Any) -> str:
 
 
 def _hint(data: Any) -> str:
-    """What the user may have meant."""
+    """A suggestion of what the user may have meant."""
     if data is None:
         return "; leave the data set out of run() to call mapfunc(params, None) once on each worker"
     if isinstance(data, str):

@@ -1,10 +1,9 @@
-"""Which slices of a data set lie in a file, just as they would be sent: hosts that see it need not be sent them."""
+"""Find the slices of a data set that lie in a file, byte for byte as qjam would send them: hosts can map that file."""
 
 from __future__ import annotations
 
 import mmap
 import os
-import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -14,41 +13,41 @@ import numpy.typing as npt
 from qjam_worker.ipc.file_slices import identify
 from qjam_worker.values import codec
 
-# A line of /proc/self/maps, of a file that is mapped shared and only to be read: start, end, offset, inode, path.
-_MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) r--s ([0-9a-f]+) \S+ (\d+) +(/.*)$", re.MULTILINE)
-
 
 class InFile(NamedTuple):
-    """A file, and the slices in it: the number of a header of the codec's, offset and size of the one buffer."""
+    """A file and the slices in it. `parts`: for each slice the index of its codec header in `heads`, offset, size."""
 
     path: str
     identity: bytes
     heads: list[bytes]
     parts: dict[int, tuple[int, int, int]]
 
-    def told(self, indices: Iterable[int]) -> dict[str, Any]:
-        """What a node is told of some slices."""
+    def announcement(self, indices: Iterable[int]) -> dict[str, Any]:
+        """The message to a node about some slices."""
         parts = [[index, *self.parts[index]] for index in indices if index in self.parts]
         return {"path": self.path, "identity": self.identity, "heads": self.heads, "parts": parts}
 
 
 class _Mapping(NamedTuple):
-    """Where memory is mapped from a file."""
+    """A range of memory, and the part of a file that is mapped there."""
 
     start: int
     end: int
     offset: int
+    inode: int
     path: str
 
 
 def find(array: npt.NDArray[Any], slices: Iterable[npt.NDArray[Any]]) -> InFile | None:
-    """The slices that lie in the file that `array` is a read-only map of; None when it is none."""
+    """The slices that lie in the file that `array` is a read-only map of; None if it is no such map."""
     mapping = _mapping(array)
     if mapping is None:
         return None
     try:
-        identity, _ = identify(mapping.path)
+        identity, (_, inode, _, _) = identify(mapping.path)
     except OSError:
+        return None
+    if inode != mapping.inode:  # another file has this path by now
         return None
     heads: dict[bytes, int] = {}
     parts = {}
@@ -60,15 +59,16 @@ def find(array: npt.NDArray[Any], slices: Iterable[npt.NDArray[Any]]) -> InFile 
             continue
         buffer = encoded.buffers[0]
         address = np.frombuffer(buffer, np.uint8).ctypes.data
-        if mapping.start <= address and address + buffer.nbytes <= mapping.end:  # else it was copied to be sent
+        if mapping.start <= address and address + buffer.nbytes <= mapping.end:  # else encode() has copied it
             offset = mapping.offset + address - mapping.start
             parts[index] = heads.setdefault(encoded.header, len(heads)), offset, buffer.nbytes
     return InFile(mapping.path, identity, list(heads), parts) if parts else None
 
 
 def _mapping(array: npt.NDArray[Any]) -> _Mapping | None:
-    """What the kernel says of an array's memory. It knows where a map that was made long ago comes from, and whether
-    its file still has that path.
+    """The read-only shared map that the array lies in, as the kernel tells.
+
+    np.memmap.filename would not do: it stays the same when another file takes that name.
     """
     base: Any = array
     while isinstance(base, np.ndarray):
@@ -77,20 +77,14 @@ def _mapping(array: npt.NDArray[Any]) -> _Mapping | None:
         return None
     address = array.ctypes.data
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as lines:
-            text = lines.read()
+        with open("/proc/self/maps", "rb") as lines:
+            for line in lines:
+                memory, mode, offset, _, inode, *path = line.rstrip(b"\n").split(None, 5)
+                start, end = (int(number, 16) for number in memory.split(b"-"))
+                if start <= address < end:
+                    if mode != b"r--s" or not path:
+                        return None
+                    return _Mapping(start, end, int(offset, 16), int(inode), os.fsdecode(path[0]))
     except OSError:
-        return None
-    for match in _MAP.finditer(text):
-        start, end, offset = (int(number, 16) for number in match.groups()[:3])
-        if start <= address < end:
-            path = match[5]
-            return _Mapping(start, end, offset, path) if _inode(path) == int(match[4]) else None
+        pass
     return None
-
-
-def _inode(path: str) -> int | None:
-    try:
-        return os.stat(path).st_ino
-    except OSError:
-        return None

@@ -1,4 +1,4 @@
-"""Rows of numbers in a text file, found in one pass and parsed when they are asked for."""
+"""A matrix in a text file: one pass finds the rows, access parses them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 
 class TextMatrix:
-    """Rows of numbers in a text file; `matrix[start:stop]` reads and parses these rows alone."""
+    """Rows of numbers in a text file; `matrix[start:stop]` reads and parses only these rows."""
 
-    _EVERY = 64  # rows to a remembered offset: 8 bytes for kilobytes of text, and few lines to skip
+    _EVERY = 64  # rows per stored offset: little memory, and few lines to skip
 
     def __init__(self, file: str, delimiter: str | None, dtype: np.dtype[Any]) -> None:
         self._file = file
@@ -32,7 +32,7 @@ class TextMatrix:
                     self._count += 1
                 offset += len(line)
         self._delimiter = "," if delimiter is None and b"," in first else delimiter
-        # Now, and not in the middle of a run, it shows whether this text is numbers at all.
+        # Text that holds no numbers fails here, not in the middle of a run.
         self._columns = self._parsed(0, 1).shape[1] if self._count else 0
 
     def __len__(self) -> int:
@@ -67,7 +67,7 @@ def _is_row(line: bytes) -> bool:
 
 
 def _skip_mark(lines: BinaryIO) -> int:
-    """The offset of the text, behind the byte order mark that some programs write before UTF-8."""
+    """The offset of the text, after a UTF-8 byte order mark if there is one."""
     if lines.read(3) == b"\xef\xbb\xbf":
         return 3
     return lines.seek(0)

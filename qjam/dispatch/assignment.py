@@ -60,7 +60,7 @@ def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
         "nslices": job.nslices,
         "reduce": job.entry["reduce"],
         "forget": forget,
-        **({} if job.file is None else {"file": job.file.told(indices)}),
+        **({} if job.file is None else {"file": job.file.announcement(indices)}),
     }
     return [Send(node.name, Kind.JOB, header)]
 

@@ -1,4 +1,4 @@
-"""What the ssh configuration says of a host: OpenSSH's own answer, or where it is not installed the files read here."""
+"""The ssh settings of a host: `ssh -G` tells them; where OpenSSH is not installed, qjam reads the ssh_config files."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pathlib import Path
 
 from .known_hosts import SSH_PORT, in_pattern_list
 
-TIMEOUT_S = 20.0  # `Match exec` may run a slow program, and CanonicalizeHostname asks the name servers
+TIMEOUT_S = 20.0  # of `ssh -G`: `Match exec` may run a slow program, CanonicalizeHostname queries name servers
 
-# Values by lower-case keyword, as `ssh -G` tells them.
+# The values of each keyword (in lower case), as `ssh -G` prints them.
 Found = dict[str, list[str]]
 
 _SYSTEM = Path("/etc/ssh")
@@ -29,14 +29,14 @@ _DEFAULTS: Mapping[str, Sequence[str]] = {
     "userknownhostsfile": ["~/.ssh/known_hosts", "~/.ssh/known_hosts2"],
     "globalknownhostsfile": ["/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"],
 }
-_ADD_UP = ("identityfile", "certificatefile")  # of every other keyword the first value counts
-_INCLUDES = 16  # how deep OpenSSH lets one file include another
+_REPEATABLE = ("identityfile", "certificatefile")  # every value counts; of any other keyword the first value
+MAX_INCLUDE_DEPTH = 16  # as in OpenSSH
 _COMMENTED = re.compile(r"""((?:[^"'\s]|\s(?!\s*#)|"[^"]*"|'[^']*')*)\s+#.*""")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}  # seconds
 
 
 class SshConfigError(ValueError):
-    """The ssh configuration is wrong; the text is what ssh says about it."""
+    """The ssh configuration is wrong, or qjam cannot read it; the text says where and why."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class SshSettings:
         name: the host as the user wrote it.
         hostname: the name or address to connect to.
         agent: the path of the socket of the ssh agent; None is no agent.
-        known_hosts: where the keys of hosts are looked up, and new ones added to the first; () is nowhere.
-        proxy_jump: each hop on the way as `[user@]host[:port]`.
-        proxy_command: the command for a shell whose input and output are the connection.
+        known_hosts: the user's known_hosts files; new host keys go to the first one.
+        proxy_jump: the jump hosts, first hop first, each as `[user@]host[:port]`.
+        proxy_command: a shell command whose stdin and stdout are the connection to the host.
         connect_timeout: seconds; None leaves it to the system.
     """
 
@@ -71,23 +71,23 @@ class SshSettings:
 
     @property
     def known_hosts_name(self) -> str:
-        """The name under which the key of the host is kept in known_hosts files."""
+        """The name to look the host up by in known_hosts files."""
         return self.host_key_alias or self.hostname
 
     @property
     def known_hosts_port(self) -> int:
-        """The port that belongs to `known_hosts_name`: an alias stands for name and port."""
+        """The port to look the host up by in known_hosts files: HostKeyAlias replaces both name and port."""
         return SSH_PORT if self.host_key_alias else self.port
 
 
 def resolve(
     host: str, user: str | None = None, port: int | None = None, config: Path | None = None, ssh: str | None = "ssh"
 ) -> SshSettings:
-    """The settings for a host; `user` and `port` win over the files.
+    """The settings for a host; `user` and `port` override the configuration.
 
-    `config` is read in place of both the user's file and the system's, as in `ssh -F`. `ssh` is the program to ask;
-    where there is none the files are read here, without CanonicalizeHostname and without the criteria of Match that
-    are younger than OpenSSH 9.2. Raises SshConfigError.
+    `config` replaces both the user's file and the system's, as in `ssh -F`. `ssh` is the program to ask. Without it
+    qjam reads the files itself: it ignores CanonicalizeHostname and refuses every Match but `Match all`.
+    Raises SshConfigError.
     """
     program = ssh and shutil.which(ssh)
     found = _ask(program, host, user, port, config) if program else _read(host, user, port, config)
@@ -130,7 +130,7 @@ def split(hop: str) -> tuple[str, str | None, int | None]:
 
 
 def _ask(ssh: str, host: str, user: str | None, port: int | None, config: Path | None) -> Found:
-    """What `ssh -G` prints; it has expanded HostName and the known_hosts files, but nothing else."""
+    """The settings that `ssh -G` prints. It expands %-tokens in HostName and UserKnownHostsFile only."""
     command = [ssh, "-G", "-T"]
     for option, value in (("-F", config), ("-l", user), ("-p", port)):
         if value is not None:
@@ -144,27 +144,23 @@ def _ask(ssh: str, host: str, user: str | None, port: int | None, config: Path |
         keyword, _, value = line.partition(" ")
         found.setdefault(keyword, []).append(value)
     for keyword in ("userknownhostsfile", "globalknownhostsfile"):
-        # The paths come without quotes. As they are absolute, a space before anything but / is part of a path.
+        # ssh prints the paths without quotes. All are absolute, so a space that no / or ~ follows is part of a path.
         found[keyword] = re.split(r" (?=[/~])", found[keyword][0])
     return found
 
 
 def _read(host: str, user: str | None, port: int | None, config: Path | None) -> Found:
-    """The same as from `ssh -G`, from the files themselves."""
-    given = {"user": user, "port": None if port is None else str(port)}
-    reader = _Reader(host, {keyword: [value] for keyword, value in given.items() if value is not None})
+    """The settings as `ssh -G` would print them, read from the files."""
+    found: Found = {} if user is None else {"user": [user]}
+    if port is not None:
+        found["port"] = [str(port)]
     own = Path(_home("~/.ssh"))
     if config is not None and not config.exists():
         raise SshConfigError(f"{host}: there is no file {config}")
-    files = [(config, own)] if config else [(own / "config", own), (_SYSTEM / "ssh_config", _SYSTEM)]
-    for reader.final in (False, True):
-        for path, folder in files:
-            reader.read(path, folder)
-        if not reader.wants_final:
-            break
-        reader.found["hostname"] = [reader.hostname.replace("%", "%%")]  # the second reading does not change it
-    found = {**{keyword: [*values] for keyword, values in _DEFAULTS.items()}, **reader.found}
-    found["hostname"] = [reader.hostname]
+    for path, folder in [(config, own)] if config else [(own / "config", own), (_SYSTEM / "ssh_config", _SYSTEM)]:
+        _read_file(path, folder, host, found)
+    found = {**{keyword: [*values] for keyword, values in _DEFAULTS.items()}, **found}
+    found["hostname"] = [_fill(found.get("hostname", ["%h"])[0], {"h": host, "%": "%"}).lower()]
     found.setdefault("user", [_account()[0]])
     found["hostkeyalias"] = [alias.lower() for alias in found.get("hostkeyalias", ["none"])]
     tokens = _tokens(host, found)
@@ -172,90 +168,49 @@ def _read(host: str, user: str | None, port: int | None, config: Path | None) ->
     return found
 
 
-class _Reader:
-    """Collects what configuration files say of one host, in the order in which OpenSSH reads them."""
-
-    def __init__(self, host: str, found: Found) -> None:
-        self.host = host
-        self.found = found
-        self.final = False  # the second reading, which there is where the first one met `Match final`
-        self.wants_final = False
-
-    @property
-    def hostname(self) -> str:
-        """The name to connect to, as far as it is known by now."""
-        return _fill(self.found.get("hostname", ["%h"])[0], {"h": self.host, "%": "%"}).lower()
-
-    def read(self, path: Path, folder: Path, depth: int = 0) -> None:
-        """Read one file; `folder` is where relative names after Include start."""
-        if depth > _INCLUDES:
-            raise SshConfigError(f"{path}: Include goes more than {_INCLUDES} files deep")
+def _read_file(path: Path, folder: Path, host: str, found: Found, depth: int = 0) -> None:
+    """Add what one file says of `host` to `found`. A relative path in an Include starts at `folder`."""
+    if depth > MAX_INCLUDE_DEPTH:
+        raise SshConfigError(f"{path}: Include goes more than {MAX_INCLUDE_DEPTH} files deep")
+    try:
+        lines = path.read_text("utf-8", "surrogateescape").split("\n")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise SshConfigError(f"{path} cannot be read: {error.strerror}") from error
+    active = True  # whether the lines of this block are for `host`
+    for number, line in enumerate(lines, 1):
         try:
-            lines = path.read_text("utf-8", "surrogateescape").split("\n")
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            return
-        except OSError as error:
-            raise SshConfigError(f"{path} cannot be read: {error.strerror}") from error
-        active = True  # within the block of the file that includes this one
-        for number, line in enumerate(lines, 1):
-            try:
-                keyword, words = _split(line.strip())
-            except ValueError as error:
-                raise SshConfigError(f"{path} line {number}: {error}") from None
-            if keyword == "host":
-                active = in_pattern_list(self.hostname if self.final else self.host, ",".join(words))
-            elif keyword == "match":
-                active = self._match(words)
-            elif keyword == "include" and active:
-                for pattern in words:
-                    for name in sorted(glob.glob(str(folder / _home(pattern)))):
-                        self.read(Path(name), folder, depth + 1)
-            elif keyword and active:
-                self._set(keyword, words)
+            keyword, words = _split(line.strip())
+        except ValueError as error:
+            raise SshConfigError(f"{path} line {number}: {error}") from None
+        if keyword == "host":
+            active = in_pattern_list(host, ",".join(words))
+        elif keyword == "match":
+            active = True  # it is `Match all`
+        elif keyword == "include" and active:
+            for pattern in words:
+                for name in sorted(glob.glob(str(folder / _home(pattern)))):
+                    _read_file(Path(name), folder, host, found, depth + 1)
+        elif keyword and active:
+            _set(found, keyword, words)
 
-    def _set(self, keyword: str, words: list[str]) -> None:
-        if keyword in _ADD_UP:
-            values = self.found.setdefault(keyword, [])
-            values += [word for word in words if word not in values]
-        elif keyword not in self.found:
-            self.found[keyword] = words
-            # Of these two the first counts, but `ProxyJump none` lets a ProxyCommand stand.
-            if keyword == "proxycommand":
-                self.found["proxyjump"] = ["none"]
-            elif keyword == "proxyjump" and words[0].lower() != "none":
-                self.found["proxycommand"] = ["none"]
 
-    def _match(self, words: list[str]) -> bool:
-        """Whether all criteria of a Match line hold. One that is not known here never does, not even after a `!`."""
-        holds = True
-        rest = iter(words)
-        for word in rest:
-            name, _, value = word.removeprefix("!").lower().partition("=")
-            if name in ("all", "canonical", "final"):
-                self.wants_final |= name == "final"
-                fits = self.final or name == "all"
-            elif name in ("host", "originalhost", "user", "localuser", "exec"):
-                value = word.partition("=")[2] or next(rest, "")
-                fits = holds and self._fits(name, value)
-            else:
-                return False
-            holds = holds and fits != word.startswith("!")
-        return holds
-
-    def _fits(self, name: str, value: str) -> bool:
-        login = _account()[0]
-        user = self.found.get("user", [login])[0]
-        if name == "exec":
-            known = {**_DEFAULTS, **self.found, "hostname": [self.hostname], "user": [user]}
-            command = _fill(value, _tokens(self.host, known))
-            return _run([os.environ.get("SHELL") or "/bin/sh", "-c", command]).returncode == 0
-        if name in ("user", "localuser"):
-            return in_pattern_list(user if name == "user" else login, value)
-        return in_pattern_list(self.hostname if name == "host" else self.host.lower(), value.lower())
+def _set(found: Found, keyword: str, words: list[str]) -> None:
+    if keyword in _REPEATABLE:
+        values = found.setdefault(keyword, [])
+        values += [word for word in words if word not in values]
+    elif keyword not in found:
+        found[keyword] = words
+        # The first of ProxyCommand and ProxyJump counts, but after `ProxyJump none` a ProxyCommand still counts.
+        if keyword == "proxycommand":
+            found["proxyjump"] = ["none"]
+        elif keyword == "proxyjump" and words[0].lower() != "none":
+            found["proxycommand"] = ["none"]
 
 
 def _split(line: str) -> tuple[str, list[str]]:
-    """The keyword, and the words after it; the command of ProxyCommand is one word, quotes and all."""
+    """The keyword of a line and its arguments. Raises ValueError. A ProxyCommand is one argument, quotes included."""
     if not line or line.startswith("#"):
         return "", []
     parts = re.fullmatch(r"(\w+)(?:\s*=\s*|\s+)(.+)", line)
@@ -265,11 +220,17 @@ def _split(line: str) -> tuple[str, list[str]]:
     if keyword == "proxycommand":
         return keyword, [rest]
     commented = _COMMENTED.fullmatch(rest)
-    return keyword, shlex.split(commented[1] if commented else rest)
+    words = shlex.split(commented[1] if commented else rest)
+    if keyword == "match" and [word.lower() for word in words] != ["all"]:
+        raise ValueError(
+            f"qjam cannot read `{line}` itself: install an OpenSSH client (`ssh`) on this machine, "
+            "or name another file with ssh_config= or QJAM_SSH_CONFIG"
+        )
+    return keyword, words
 
 
 def _tokens(host: str, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """What the %-tokens of ssh_config(5) stand for."""
+    """The value of each %-token of ssh_config(5)."""
     login, home = _account()
     local = socket.gethostname()
     hostname, port, user = (found[keyword][0] for keyword in ("hostname", "port", "user"))
@@ -295,21 +256,21 @@ def _fill(text: str, tokens: Mapping[str, str]) -> str:
 
 
 def _path(text: str, tokens: Mapping[str, str]) -> str:
-    """The path with ~, %-tokens and ${VARIABLE} in place."""
+    """Expand ~, %-tokens and ${VARIABLE}."""
     text = _fill(_home(text), tokens)
     return re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found[1], found[0]), text)
 
 
 def _home(text: str) -> str:
-    """The path with ~ in place."""
+    """Expand ~."""
     return _account()[1] + text[1:] if text == "~" or text.startswith("~/") else os.path.expanduser(text)
 
 
 def _account() -> tuple[str, str]:
-    """The login name and the home of this user, from the password database: ssh heeds neither $USER nor $HOME."""
+    """Login name and home directory from the password database: ssh ignores $USER and $HOME."""
     try:
         entry = pwd.getpwuid(os.getuid())
-    except KeyError:  # a container may run under a number that has no name
+    except KeyError:  # a container may run under a uid that has no name
         return str(os.getuid()), os.path.expanduser("~")
     return entry.pw_name, entry.pw_dir
 

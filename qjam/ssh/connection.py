@@ -1,7 +1,7 @@
-"""One ssh connection, as OpenSSH would make it from the same configuration: connect, verify the host, log in.
+"""One ssh connection, made as OpenSSH would from the same configuration: connect, verify the host key, log in.
 
-With `keys` and `session`, the only user of paramiko. What is slow in its defaults is set here: no delay on the
-socket, early acknowledgements (120 -> 27 ms from connect to exec), the cipher that the processor does itself.
+This module changes three slow defaults of paramiko: it sets TCP_NODELAY and TCP_QUICKACK (connect to exec: 120 ms
+before, 27 ms now), and prefers a cipher that the processor computes in hardware.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from .config import SshSettings, resolve, split
 
 SSHException = paramiko.SSHException
 
-CONNECT_TIMEOUT = 15.0  # seconds, where ssh_config says nothing; for the banner and the key exchange as well
+CONNECT_TIMEOUT = 15.0  # seconds, unless ssh_config sets ConnectTimeout; also for the banner and the key exchange
 AUTH_TIMEOUT = 30.0
-HEARD = 80  # bytes of what is no ssh server that are shown
+HEARD = 80  # bytes that an error quotes of what answered, when that was no ssh server
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-RSA = ("rsa-sha2-512", "rsa-sha2-256")  # the names under which an ssh-rsa key signs
-WINDOW = 16 * 1024 * 1024  # bytes on their way to us: 2 MiB would cap a link of 50 ms at 40 MB/s
-# A server that has MaxStartups logins under way drops more; so does a jump host for all that is behind it.
+RSA = ("rsa-sha2-512", "rsa-sha2-256")  # the signature algorithms of an ssh-rsa key
+WINDOW = 16 * 1024 * 1024  # bytes in flight to us: 2 MiB, the default, would cap a 50 ms link at 40 MB/s
+# With MaxStartups logins under way, an ssh server drops further connections; so may a jump host, for those it forwards.
 ATTEMPTS = 4
-BUSY = (b"Exceeded MaxStartups", b"Not allowed at this time")  # what sshd says then, since OpenSSH 9.8
-MOST_HOPS = 8
-PROXY_LINES = 12  # of what a ProxyCommand complains of that are kept
-PROXY_TIMEOUT = 0.5  # seconds for a ProxyCommand to end once it is told to
-PAUSE = 0.4  # seconds before another attempt, twice as long each time, with jitter
-# A peer that is silent for this long is gone: seconds until the first probe, between probes, and how many.
+BUSY = (b"Exceeded MaxStartups", b"Not allowed at this time")  # what sshd then sends, since OpenSSH 9.8
+MAX_HOPS = 8
+PROXY_LINES = 12  # the last lines of a ProxyCommand's stderr that we keep
+PROXY_TIMEOUT = 0.5  # seconds that a ProxyCommand gets to end after SIGTERM
+PAUSE = 0.4  # seconds before the next attempt, doubled each time, with jitter
+# TCP keep-alive: seconds before the first probe, between probes, number of probes; milliseconds without an ACK.
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
 
 
 class Refused(Exception):
-    """A phase of the start failed; `phase` is one of the table's, the text says why, `stderr` has last words."""
+    """A phase of the start failed: `phase` is one of docs/ssh.md, the text says why, `stderr` has the last lines."""
 
     def __init__(self, phase: str, why: str, stderr: Iterable[str] = ()) -> None:
         super().__init__(why)
@@ -56,8 +56,8 @@ class Refused(Exception):
 class Connection(NamedTuple):
     """A host that we are logged in to.
 
-    `local` is the address of this machine's end of the (first) TCP connection, None for a ProxyCommand. `direct` tells
-    that the host sees that connection itself, without a jump host between.
+    `local` is this machine's address in the connection to the first hop, None if unknown. `direct`: there is no jump
+    host between this machine and the host.
     """
 
     transport: paramiko.Transport
@@ -71,15 +71,15 @@ class Connection(NamedTuple):
 
 
 class _Eager(socket.socket):
-    """A TCP socket that acknowledges at once: each of ssh's exchanges would wait for a delayed acknowledgement."""
+    """A TCP socket with TCP_QUICKACK: without it each ssh exchange waits for a delayed ACK."""
 
-    heard = b""  # the first bytes: paramiko does not tell what answers in place of an ssh server
+    heard = b""  # the first bytes, for errors: paramiko does not report what a server that is no ssh server sent
 
     def recv(self, *args: Any) -> bytes:
         data = super().recv(*args)
         if len(self.heard) < HEARD:
             self.heard += data[:HEARD]
-        if hasattr(socket, "TCP_QUICKACK"):  # Linux, where it is forgotten again with each packet
+        if hasattr(socket, "TCP_QUICKACK"):  # Linux, which resets it with each packet
             self.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         return data
 
@@ -87,15 +87,15 @@ class _Eager(socket.socket):
 def connect(
     host: str, user: str | None, port: int | None, config: Path | None, accept_new: bool, phase: Callable[[str], None]
 ) -> Connection:
-    """Log in to a host; `phase(name)` is called as each phase ends. Raises Refused."""
+    """Log in to a host; call `phase(name)` as each phase ends. Raises Refused."""
     try:
-        settings = resolve(host, user, port, config)
+        hops = _hops(resolve(host, user, port, config), config)
     except ValueError as error:
         raise Refused("resolve", str(error)) from error
     for attempt in range(1, ATTEMPTS + 1):
         stack = ExitStack()
         try:
-            return _connect(settings, config, accept_new, phase, stack)
+            return _connect(hops, accept_new, phase, stack)
         except _Dropped as error:
             stack.close()
             if attempt == ATTEMPTS:
@@ -108,18 +108,12 @@ def connect(
 
 
 class _Dropped(Refused):
-    """The server hung up before the login: it may have too many under way."""
+    """The server hung up before the login, perhaps because too many logins are under way: worth another attempt."""
 
 
-def _connect(
-    settings: SshSettings,
-    config: Path | None,
-    accept_new: bool,
-    phase: Callable[[str], None],
-    stack: ExitStack,
-) -> Connection:
+def _connect(hops: list[SshSettings], accept_new: bool, phase: Callable[[str], None], stack: ExitStack) -> Connection:
     notes: list[str] = []
-    hops = _hops(settings, config)
+    settings = hops[-1]
     sock: Any = None
     local = proxy = None
     transport: paramiko.Transport | None = None
@@ -146,24 +140,24 @@ def _connect(
             name = error.phase if hop is settings or error.phase == "resolve" else "connect"
             if proxy is None or (transport is not None and transport.remote_version):
                 raise type(error)(name, f"{through}{error}") from error
-            raise type(error)(name, f"{through}{proxy.why() or error}", proxy.words) from error
+            raise type(error)(name, f"{through}{proxy.why() or error}", proxy.stderr) from error
     assert transport is not None
     phase("auth")
     return Connection(transport, local, len(hops) == 1, notes, stack)
 
 
 def _hops(settings: SshSettings, config: Path | None) -> list[SshSettings]:
-    """The jump hosts in order, and the host. Only the first one's own configuration tells how it is reached itself."""
+    """The jump hosts in order, then the host. As in OpenSSH, only the first jump host's own ProxyJump counts."""
     hops = [settings]
     while hops[0].proxy_jump:
-        if len(hops) > MOST_HOPS:
-            raise Refused("resolve", f"more than {MOST_HOPS} jump hosts: does one of them lead back?")
+        if len(hops) > MAX_HOPS:
+            raise Refused("resolve", f"more than {MAX_HOPS} jump hosts: does one of them lead back?")
         hops[:0] = [resolve(*split(hop), config) for hop in hops[0].proxy_jump]
     return hops
 
 
 def _first_socket(hop: SshSettings, phase: Callable[[str], None], stack: ExitStack) -> tuple[Any, str | None]:
-    """A socket to the first hop, and the address of its end here."""
+    """A socket to the first hop, and its local address."""
     try:
         places = socket.getaddrinfo(hop.hostname, hop.port, type=socket.SOCK_STREAM)
     except OSError as error:
@@ -186,31 +180,31 @@ def _first_socket(hop: SshSettings, phase: Callable[[str], None], stack: ExitSta
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):  # Linux has all of them
+            if hasattr(socket, name):  # Linux has all
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         return sock, str(sock.getsockname()[0])
     raise Refused("connect", "; ".join(whys))
 
 
 def _own_address(hop: SshSettings) -> str | None:
-    """This machine's address on the way to a host that a command connects us to."""
+    """This machine's address on the route to a host that a ProxyCommand connects to; None if unknown."""
     try:
         family, _, _, _, place = socket.getaddrinfo(hop.hostname, hop.port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(place)  # sends nothing
+            probe.connect(place)  # UDP: sends nothing
             return str(probe.getsockname()[0])
     except OSError:
         return None
 
 
 class _Proxy:
-    """What a ProxyCommand connects us to. paramiko's own way is slow and leaves the process behind."""
+    """A running ProxyCommand and the socket to it. paramiko's ProxyCommand is slow and leaves the process behind."""
 
     running: ClassVar[set[_Proxy]] = set()
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.words: deque[str] = deque(maxlen=PROXY_LINES)
+        self.stderr: deque[str] = deque(maxlen=PROXY_LINES)
         self.socket, theirs = socket.socketpair()
         shell = os.environ.get("SHELL") or "/bin/sh"
         with theirs:
@@ -231,10 +225,10 @@ class _Proxy:
     def _read(self) -> None:
         assert self._process.stderr is not None
         for line in self._process.stderr:
-            self.words.append(line.rstrip("\n"))
+            self.stderr.append(line.rstrip("\n"))
 
     def why(self) -> str:
-        """That it has ended, and how; nothing while it runs."""
+        """How the command ended; the empty string while it runs."""
         try:
             status = self._process.wait(PROXY_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -243,7 +237,7 @@ class _Proxy:
         return f"its ProxyCommand `{self.command}` has ended (exit status {status})"
 
     def end(self) -> None:
-        """With all that it has started: as OpenSSH does when it ends."""
+        """End the command and all processes in its group, as OpenSSH does."""
         self.running.discard(self)
         self.socket.close()
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -256,13 +250,13 @@ class _Proxy:
 
 
 def kill_proxies() -> None:
-    """End the ProxyCommands of this process, whatever it is in the middle of."""
+    """End all ProxyCommands of this process."""
     for proxy in list(_Proxy.running):
         proxy.end()
 
 
 def _through(transport: paramiko.Transport, hop: SshSettings) -> paramiko.Channel:
-    """A connection from a jump host to the next one."""
+    """A channel from a jump host to the next hop."""
     try:
         return transport.open_channel(
             "direct-tcpip", (hop.hostname, hop.port), ("127.0.0.1", 0), timeout=hop.connect_timeout or CONNECT_TIMEOUT
@@ -284,7 +278,7 @@ def _transport(sock: Any, stack: ExitStack) -> paramiko.Transport:
 
 
 def _verify(transport: paramiko.Transport, hop: SshSettings, accept_new: bool, notes: list[str]) -> None:
-    """Agree on keys with a server whose own key is known for this host."""
+    """Do the key exchange and check the host key against the known_hosts files."""
     files = (*hop.known_hosts, *hop.global_known_hosts)
     known = known_hosts.KnownHosts.read(files)
     name, port = hop.known_hosts_name, hop.known_hosts_port
@@ -296,11 +290,11 @@ def _verify(transport: paramiko.Transport, hop: SshSettings, accept_new: bool, n
     transport.banner_timeout = timeout = hop.connect_timeout or CONNECT_TIMEOUT
     ends = time.monotonic() + timeout
     try:
-        transport.start_client(timeout=timeout)  # after that time it goes on as if all were well
+        transport.start_client(timeout=timeout)  # on time-out it returns as if all were well
         key = transport.get_remote_server_key()
     except (paramiko.SSHException, OSError, EOFError) as error:
         silent = time.monotonic() >= ends
-        text = f"nothing was heard within {timeout:g} s" if silent else str(error) or "it hung up"
+        text = f"no answer within {timeout:g} s" if silent else str(error) or "it hung up"
         if transport.remote_version:
             raise (Refused if silent else _Dropped)("host key", f"the ssh server does not go on: {text}") from error
         heard = getattr(transport.sock, "heard", b"")
@@ -328,7 +322,7 @@ def _verify(transport: paramiko.Transport, hop: SshSettings, accept_new: bool, n
 
 
 def _log_in(transport: paramiko.Transport, hop: SshSettings) -> None:
-    """With the keys of the agent and of files, in the order that OpenSSH tries them; never with a password."""
+    """Log in with the keys of the agent and of files, in the order of OpenSSH; never with a password."""
     tried: list[str] = []
     allowed: list[str] = []
     transport.auth_timeout = AUTH_TIMEOUT
@@ -356,9 +350,9 @@ def _log_in(transport: paramiko.Transport, hop: SshSettings) -> None:
 
 
 def _summary(tried: list[str]) -> str:
-    return "; ".join(tried) or "there is no key: no agent, and none of the files that ssh_config names"
+    return "; ".join(tried) or "there is no key to try: no agent, and no file that ssh_config names exists"
 
 
-# Whatever paramiko has to say reaches the user as a Refused.
+# Errors of paramiko reach the user as Refused.
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 logging.getLogger("paramiko").propagate = False

@@ -1,4 +1,4 @@
-"""The keys to log in with: those of the agent and those in files, in the order that OpenSSH tries them."""
+"""The keys to log in with, from the ssh agent and from files, in the order in which OpenSSH tries them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import paramiko
 from . import known_hosts
 from .config import SshSettings
 
-OPENSSH_KEY = b"openssh-key-v1\0"  # how the content of a private key file begins (PROTOCOL.key of OpenSSH)
+OPENSSH_KEY = b"openssh-key-v1\0"  # how a private key file begins, decoded (OpenSSH's PROTOCOL.key)
 
 
 def to_try(hop: SshSettings, tried: list[str]) -> Iterator[tuple[str, paramiko.PKey]]:
-    """Keys to try, each with its name; of those that cannot be used `tried` is told why."""
+    """The keys to try, each with its name. For a key that cannot be used, add the reason to `tried`."""
     in_agent = {key.asbytes(): key for key in _agent_keys(hop.agent, tried)}
     files = [path for path in hop.identity_files if path.exists() or path.with_name(path.name + ".pub").exists()]
     public = {path: _public(path) for path in files}
@@ -44,7 +44,7 @@ def to_try(hop: SshSettings, tried: list[str]) -> Iterator[tuple[str, paramiko.P
 
 
 def _certified(path: Path, certificate: Path) -> paramiko.PKey | None:
-    """The key with a certificate of a CertificateFile; None where that is for a key of another kind, or unreadable."""
+    """The key with a certificate from a CertificateFile; None if the certificate does not fit or cannot be read."""
     key = paramiko.PKey.from_path(path)
     try:
         key.load_certificate(str(certificate))
@@ -53,19 +53,19 @@ def _certified(path: Path, certificate: Path) -> paramiko.PKey | None:
     return key
 
 
-def _agent_keys(place: str | None, tried: list[str]) -> list[Any]:
-    if place is None:
+def _agent_keys(path: str | None, tried: list[str]) -> list[Any]:
+    if path is None:
         return []
-    os.environ["SSH_AUTH_SOCK"] = place  # this process is the connection's own
+    os.environ["SSH_AUTH_SOCK"] = path  # safe: this process holds one connection only
     try:
         return list(paramiko.Agent().get_keys())
     except (paramiko.SSHException, OSError) as error:
-        tried.append(f"the agent at {place} does not answer: {error}")
+        tried.append(f"the agent at {path} does not answer: {error}")
         return []
 
 
 def _public(path: Path) -> bytes | None:
-    """The public half of a key file: from the .pub beside it, or out of the file, where it needs no passphrase."""
+    """The public half of a key file: from FILE.pub, or from the file itself, where no passphrase hides it."""
     try:
         return b64decode(path.with_name(path.name + ".pub").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -76,7 +76,7 @@ def _public(path: Path) -> bytes | None:
         return None
     if not packed.startswith(OPENSSH_KEY):
         return None
-    fields = paramiko.Message(packed[len(OPENSSH_KEY) :])  # cipher, key derivation and its options, how many keys
+    fields = paramiko.Message(packed[len(OPENSSH_KEY) :])  # then: cipher, key derivation, its options, number of keys
     for _ in range(3):
         fields.get_binary()
     fields.get_int()

@@ -1,4 +1,4 @@
-"""Whether a host shows the key that the known_hosts files have for it, decided as OpenSSH does."""
+"""Host keys: check them against known_hosts files as OpenSSH does, and add new ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SSH_PORT = 22
 
 
 class Status(Enum):
-    """What the known_hosts files say about the key of a host."""
+    """What the known_hosts files say about a host key."""
 
-    KNOWN = "known"  # this key is there
-    UNKNOWN = "unknown"  # there is no key for this host
-    CHANGED = "changed"  # there are only other keys for this host, of whatever type
-    REVOKED = "revoked"  # this key is marked @revoked
+    KNOWN = "known"  # the files have this key for this host
+    UNKNOWN = "unknown"  # the files have no key for this host
+    CHANGED = "changed"  # the files have only other keys for this host, of this type or another
+    REVOKED = "revoked"  # a line marked @revoked has this key
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, and the line (from 1) that says so; an unknown key has none."""
+    """The status of a host key, and the file and line (from 1) that decide it; an unknown key has neither."""
 
     status: Status
     path: Path | None = None
@@ -35,28 +35,28 @@ class Verdict:
 
     @property
     def known(self) -> bool:
-        """Whether the host may be trusted."""
+        """Whether to trust the host."""
         return self.status is Status.KNOWN
 
     @property
     def unknown(self) -> bool:
-        """Whether accept-new would take the key."""
+        """Whether accept-new would accept the key."""
         return self.status is Status.UNKNOWN
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One line of a known_hosts file; `hosts` is its first field, `blob` the public key as it goes over the wire."""
+class KnownHostLine:
+    """One line of a known_hosts file: its number (from 1), its host names as written, its key as ssh sends it."""
 
     path: Path
-    line: int
+    number: int
     revoked: bool
     hosts: str
     key_type: str
     blob: bytes
 
     def matches(self, name: str) -> bool:
-        """Whether the line is about the host that `lookup_name` calls so."""
+        """Whether the line is for this host; `name` comes from `lookup_name`."""
         if not self.hosts.startswith("|"):
             return in_pattern_list(name, self.hosts.lower())
         try:
@@ -69,59 +69,59 @@ class Entry:
 class KnownHosts:
     """The keys of known_hosts files (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
 
-    Lines marked @cert-authority are left out: they vouch for certificates alone, never for a plain key.
+    Lines marked @cert-authority do not count: they are for host certificates, which qjam does not support.
     """
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
-        self.entries = tuple(entries)
+    def __init__(self, lines: Iterable[KnownHostLine]) -> None:
+        self.lines = tuple(lines)
 
     @classmethod
     def read(cls, paths: Iterable[Path]) -> KnownHosts:
-        """Files that cannot be read and lines that cannot be understood count as empty, as in OpenSSH."""
-        return cls(entry for path in paths for entry in _entries(path))
+        """Read the files. As OpenSSH does, ignore files that cannot be read and lines that are malformed."""
+        return cls(line for path in paths for line in _lines_of(path))
 
     def key_types(self, name: str, port: int) -> list[str]:
-        """The types of the good keys of this host, each once, in the order of the files."""
-        entries = self._of(name, port) or self._of(name, SSH_PORT)
-        revoked = {entry.blob for entry in entries if entry.revoked}
-        return list(dict.fromkeys(entry.key_type for entry in entries if entry.blob not in revoked))
+        """The types of the keys of this host that are not revoked, each once, in the order of the files."""
+        lines = self._of(name, port) or self._of(name, SSH_PORT)
+        revoked = {line.blob for line in lines if line.revoked}
+        return list(dict.fromkeys(line.key_type for line in lines if line.blob not in revoked))
 
     def check(self, name: str, port: int, key_type: str, blob: bytes) -> Verdict:
-        """What the files say of this key: @revoked wins over every other line, the same key over another one.
+        """What the files say about this key. A @revoked line for the key overrides all other lines.
 
-        A host that is known by keys of other types alone has CHANGED, as in OpenSSH: whoever pretends to be the
-        host could else just show a key of another type. Therefore negotiate the `key_types` first. Where the port is
-        another than 22 and the host is unknown with it, its key for port 22 will do, also as in OpenSSH.
+        As in OpenSSH: where the files have only keys of other types the status is CHANGED, or an attacker could pass
+        as the host by showing a key of another type; so ask the server for one of `key_types` first. A host that is
+        unknown at a port other than 22 is looked up at port 22 as well.
         """
-        entries = self._of(name, port)
-        same = [entry for entry in entries if entry.blob == blob]
-        for entry in same:
-            if entry.revoked:
-                return Verdict(Status.REVOKED, entry.path, entry.line)
+        lines = self._of(name, port)
+        same = [line for line in lines if line.blob == blob]
+        for line in same:
+            if line.revoked:
+                return Verdict(Status.REVOKED, line.path, line.number)
         if same:
-            return Verdict(Status.KNOWN, same[0].path, same[0].line)
-        others = [entry for entry in entries if not entry.revoked]
+            return Verdict(Status.KNOWN, same[0].path, same[0].number)
+        others = [line for line in lines if not line.revoked]
         if not others:
             plain = Verdict(Status.UNKNOWN) if port == SSH_PORT else self.check(name, SSH_PORT, key_type, blob)
             return plain if plain.status in (Status.KNOWN, Status.REVOKED) else Verdict(Status.UNKNOWN)
-        conflict = next((entry for entry in others if entry.key_type == key_type), others[0])
-        return Verdict(Status.CHANGED, conflict.path, conflict.line)
+        conflict = next((line for line in others if line.key_type == key_type), others[0])
+        return Verdict(Status.CHANGED, conflict.path, conflict.number)
 
-    def _of(self, name: str, port: int) -> list[Entry]:
+    def _of(self, name: str, port: int) -> list[KnownHostLine]:
         wanted = lookup_name(name, port)
-        return [entry for entry in self.entries if entry.matches(wanted)]
+        return [line for line in self.lines if line.matches(wanted)]
 
 
 def lookup_name(name: str, port: int) -> str:
-    """The host as known_hosts files name it: `[name]:port`, or the bare name where the port is 22."""
+    """The host as known_hosts files write it: `[name]:port`, or `name` for port 22."""
     return (name if port == SSH_PORT else f"[{name}]:{port}").lower()
 
 
 def in_pattern_list(text: str, patterns: str) -> bool:
-    """Whether one of the patterns (commas between them, with * and ?) fits and none of those with a ! does."""
+    """Whether `text` matches one of the comma-separated patterns (with * and ?) and none of those that begin with !"""
     found = False
     for pattern in patterns.split(","):
-        if fnmatchcase(text, pattern.removeprefix("!").replace("[", "[[]")):  # OpenSSH has no [a-z]
+        if fnmatchcase(text, pattern.removeprefix("!").replace("[", "[[]")):  # OpenSSH has no [a-z] in patterns
             if pattern.startswith("!"):
                 return False
             found = True
@@ -134,10 +134,10 @@ def fingerprint(blob: bytes) -> str:
 
 
 def record(path: Path, name: str, port: int, key_type: str, blob: bytes, hashed: bool = False) -> None:
-    """Append the key to a known_hosts file unless it is there; `hashed` keeps the name from who reads the file.
+    """Append the key to a known_hosts file unless the file has it; `hashed` writes a hash in place of the host name.
 
-    The file and its folder are made where they are missing, for this user alone. Each line is one write, so several
-    processes may append at once. Raises OSError where the file cannot be written.
+    Creates the file and its folder if needed, readable by this user only. Writes the line in one call, so several
+    processes may append at once. Raises OSError.
     """
     if KnownHosts.read([path]).check(name, port, key_type, blob).known:
         return
@@ -154,9 +154,9 @@ def record(path: Path, name: str, port: int, key_type: str, blob: bytes, hashed:
 def refusal(
     host: str, name: str, port: int, key_type: str, blob: bytes, verdict: Verdict, files: Sequence[Path]
 ) -> str:
-    """Why the key of `host` (as the user wrote it) is refused, and the commands that would have it accepted.
+    """The error text for a refused key: why, and the commands after which qjam would accept it.
 
-    `files` are the user's known_hosts files; an unknown key would be added to the first.
+    `host` is the name as the user wrote it; `files` are the user's known_hosts files.
     """
     kind = next((kind for kind in ("ed25519", "ecdsa", "rsa") if kind in key_type), "dsa")
     shown = f"It showed a key of type {key_type} with the fingerprint\n    {fingerprint(blob)}"
@@ -164,20 +164,20 @@ def refusal(
     line = shlex.quote(_line(name, port, key_type, blob))
     if verdict.status is Status.REVOKED:
         return (
-            f"{host}: its host key is revoked ({verdict.path}, line {verdict.line}): whoever has stolen the key can "
-            f"pretend to be this host.\n{shown}\n"
-            "qjam never connects to it. Give the host a new key, or ask whoever wrote that line why it is there."
+            f"{host}: its host key is revoked ({verdict.path}, line {verdict.line}): somebody may have stolen it, "
+            f"and could pass as this host.\n{shown}\n"
+            "qjam never connects to such a host. Give the host a new key, or ask whoever wrote that line why."
         )
     if verdict.status is Status.CHANGED:
         file = shlex.quote(str(verdict.path))
         return (
             f"{host}: its host key is not the one in {verdict.path}, line {verdict.line}.\nWARNING: this may be an "
-            "attack by a machine that pretends to be the host; or the host was installed anew or got another key.\n"
+            "attack by a machine that poses as the host; or the host was reinstalled or got a new key.\n"
             f"{shown}\n{compare}\nOnly if they are equal, replace the known key with:\n"
             f"    ssh-keygen -f {file} -R {shlex.quote(lookup_name(name, port))}\n    echo {line} >> {file}"
         )
     accept = 'host_keys="accept-new" (qjam-doctor: --accept-new), which trusts the first key that a host shows'
-    unknown = f"{host}: its host key is not known, so it could be any machine.\n{shown}\n{compare}\n"
+    unknown = f"{host}: its host key is not known, so this could be any machine.\n{shown}\n{compare}\n"
     if not files:
         return (
             f"{unknown}The ssh configuration names no UserKnownHostsFile to add it to: set one, or pass\n    {accept}."
@@ -188,7 +188,7 @@ def refusal(
     return f"{unknown}If they are equal, add it with:\n    {made}echo {line} >> {file}\nor pass\n    {accept}."
 
 
-def _entries(path: Path) -> Iterator[Entry]:
+def _lines_of(path: Path) -> Iterator[KnownHostLine]:
     try:
         lines = path.read_text("utf-8", "replace").split("\n")
     except OSError:
@@ -204,7 +204,7 @@ def _entries(path: Path) -> Iterator[Entry]:
             continue
         name = key_type.encode()
         if blob.startswith(len(name).to_bytes(4, "big") + name):
-            yield Entry(path, number, marker == "@revoked", hosts, key_type, blob)
+            yield KnownHostLine(path, number, marker == "@revoked", hosts, key_type, blob)
 
 
 def _line(name: str, port: int, key_type: str, blob: bytes, hashed: bool = False) -> str:

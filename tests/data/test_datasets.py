@@ -63,7 +63,7 @@ def test_a_data_set_is_given_back_as_it_is(made: BaseDataSet) -> None:
 
 
 def test_a_data_set_cannot_be_given_another_slice_size() -> None:
-    with pytest.raises(ValueError, match="slice_size where that one is made"):
+    with pytest.raises(ValueError, match="slice_size where you make it"):
         DataSet(DataSet([1, 2]), slice_size=1)
 
 

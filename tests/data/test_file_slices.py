@@ -14,7 +14,7 @@ import gather
 import pyzmq_garbage  # noqa: F401
 from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet, NumpyMatrixFileDataSet
 from qjam_worker.ipc import file_slices
-from qjam_worker.ipc.file_slices import PAGE, SAMPLES, Place, identify
+from qjam_worker.ipc.file_slices import PAGE, SAMPLES, FileSlice, identify
 from qjam_worker.ipc.files import Files
 from qjam_worker.node.slice_index import SliceIndex
 from qjam_worker.node.store import Store
@@ -141,6 +141,35 @@ def test_a_file_that_is_gone_or_another_by_now_is_sent_from_memory(master: Maste
     assert sent(master, data, float((MATRIX + 0.5).sum())) > 0
 
 
+@pytest.fixture
+def lookalike(file: Path, tmp_path: Path) -> Path:
+    """Another file: only its inode, and bytes that `identify` does not read, differ from those of `file`."""
+    other = MATRIX.copy()
+    other.flat[734] += 1
+    np.save(tmp_path / "other.npy", other)
+    status = os.stat(file)
+    os.utime(tmp_path / "other.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert identify(str(tmp_path / "other.npy"))[0] == identify(str(file))[0]
+    return tmp_path / "other.npy"
+
+
+def test_a_lookalike_that_took_the_name_is_not_the_file_that_is_mapped(file: Path, lookalike: Path) -> None:
+    data = np.load(file, mmap_mode="r")
+    os.replace(lookalike, file)
+    assert DataSet(data).bind(3).in_file() is None
+
+
+def test_a_lookalike_that_takes_the_name_while_the_master_looks_is_noticed(
+    file: Path, lookalike: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_and_identify(path: str) -> Any:
+        os.replace(lookalike, path)
+        return identify(path)
+
+    monkeypatch.setattr("qjam.data.file_slices.identify", replace_and_identify)
+    assert DataSet(np.load(file, mmap_mode="r")).bind(3).in_file() is None
+
+
 def test_a_file_that_changes_before_a_host_looks_at_it_is_sent_from_memory(master: Master, file: Path) -> None:
     np.save(file, MATRIX + 0.75)
     data = DataSet(np.load(file, mmap_mode="r")).bind(3)
@@ -201,18 +230,18 @@ def slices(tmp_path: Path) -> Iterator[SliceIndex]:
     files.remove()
 
 
-def told(file: Path, **changes: Any) -> dict[str, Any]:
+def announced(file: Path, **changes: Any) -> dict[str, Any]:
     """A master's words for two slices in a file."""
     found = NumpyMatrixFileDataSet(file).bind(2).in_file()
     assert found is not None
-    return found.told([0, 1]) | changes
+    return found.announcement([0, 1]) | changes
 
 
 def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(slices: SliceIndex, file: Path) -> None:
-    slices.learn(1, told(file), {0: "a", 1: "b"})
+    slices.learn(1, announced(file), {0: "a", 1: "b"})
     assert ("a" in slices, "b" in slices, "c" in slices) == (True, True, False)
     place, size = slices.where("b")
-    assert isinstance(place, Place)
+    assert isinstance(place, FileSlice)
     assert size == MATRIX.nbytes // 2
     assert np.array_equal(file_slices.loader(place)(), MATRIX[1000:])
 
@@ -220,24 +249,24 @@ def test_a_node_has_the_slices_of_a_file_that_is_the_same_here(slices: SliceInde
 def test_what_else_may_be_at_its_path_is_nothing_to_a_node(slices: SliceIndex, file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "fifo", tmp_path / "nothing", "/dev/zero", "a\0b"):
-        slices.learn(1, told(file, path=str(path)), {0: "a", 1: "b"})
-    slices.learn(1, told(file, identity=b"another"), {0: "a", 1: "b"})
+        slices.learn(1, announced(file, path=str(path)), {0: "a", 1: "b"})
+    slices.learn(1, announced(file, identity=b"another"), {0: "a", 1: "b"})
     assert "a" not in slices
 
 
 def test_a_file_that_changes_has_no_slices_any_more(slices: SliceIndex, file: Path) -> None:
-    slices.learn(1, told(file), {0: "a", 1: "b"})
+    slices.learn(1, announced(file), {0: "a", 1: "b"})
     place, _ = slices.where("a")
     os.utime(file, ns=(0, 0))
     assert "a" not in slices
-    assert isinstance(place, Place)
+    assert isinstance(place, FileSlice)
     with pytest.raises(RuntimeError, match=r"matrix\.npy has changed"):
         file_slices.loader(place)
 
 
 def test_slices_are_forgotten_with_the_last_job_that_has_them(slices: SliceIndex, file: Path) -> None:
     for job in (1, 2):
-        slices.learn(job, told(file), {0: "a", 1: "b"})
+        slices.learn(job, announced(file), {0: "a", 1: "b"})
     slices.pin("b")
     slices.forget(1)
     assert "a" in slices
@@ -248,7 +277,7 @@ def test_slices_are_forgotten_with_the_last_job_that_has_them(slices: SliceIndex
 @pytest.mark.parametrize("part", [[0, 0, MATRIX.nbytes, MATRIX.nbytes], [5, 0, 0, 8]])
 def test_slices_that_cannot_lie_in_the_file_are_refused(slices: SliceIndex, file: Path, part: list[int]) -> None:
     with pytest.raises(ValueError, match="cannot lie"):
-        slices.learn(1, told(file, parts=[part]), {0: "a", 1: "b"})
+        slices.learn(1, announced(file, parts=[part]), {0: "a", 1: "b"})
 
 
 def test_a_data_set_of_ones_own_lies_in_no_file() -> None:

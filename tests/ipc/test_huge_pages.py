@@ -9,16 +9,14 @@ import platform
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from threading import get_ident
 
 import numpy as np
 import pytest
 
 from qjam_worker.ipc import huge_pages
 from qjam_worker.ipc.files import Files, map_file
-from qjam_worker.ipc.huge_pages import LARGE, WORTH_A_THREAD, make_large, map_shared
+from qjam_worker.ipc.huge_pages import LARGE, MAX_PAGES_PER_CALL, make_large, map_shared
 from qjam_worker.node.store import Store
 
 ODD = 2 * LARGE + 12345
@@ -114,12 +112,24 @@ def test_no_map_is_longer_than_its_file(fd: int, size: int) -> None:
 
 
 @pytest.mark.usefixtures("gives_large_pages")
-def test_whole_large_pages_of_a_new_file_are_made_and_read_as_such(fd: int) -> None:
-    assert make_large(fd, ODD)
-    assert os.fstat(fd).st_blocks * 512 == ODD // LARGE * LARGE
-    view = map_shared(fd, ODD)
-    assert not any(view[LARGE - 5 : LARGE + 5])
-    assert in_large_pages(view) == ODD // LARGE * LARGE
+@pytest.mark.parametrize("size", [LARGE, ODD, 3 * MAX_PAGES_PER_CALL * LARGE - 1])
+def test_whole_large_pages_of_a_new_file_are_made_and_read_as_such(fd: int, size: int) -> None:
+    assert make_large(fd, size)
+    assert os.fstat(fd).st_blocks * 512 == size // LARGE * LARGE
+    assert in_large_pages(map_shared(fd, size)) == 0  # nothing is read yet
+    view = map_shared(fd, size)
+    assert not any(view[::4096])
+    assert in_large_pages(view) == size // LARGE * LARGE
+
+
+@pytest.mark.usefixtures("gives_large_pages")
+def test_a_file_for_which_there_is_no_room_is_an_error(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(fd: int, data: bytes, offset: int) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(OSError, match="no room"):
+        make_large(fd, ODD)
 
 
 @pytest.mark.usefixtures("gives_large_pages")
@@ -141,55 +151,6 @@ def test_some_slow_large_pages_are_borne(fd: int, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huge_pages, "SLOW", 0.0)
     monkeypatch.setattr(huge_pages, "SLACK", 60.0)
     assert make_large(fd, ODD)
-
-
-@pytest.mark.usefixtures("gives_large_pages")
-@pytest.mark.parametrize("size", [WORTH_A_THREAD, WORTH_A_THREAD + LARGE + 5, 3 * WORTH_A_THREAD - 1])
-def test_two_threads_make_all_large_pages_of_a_larger_file(fd: int, size: int) -> None:
-    made = []
-    with pytest.MonkeyPatch.context() as patch:
-        collapse = huge_pages._collapse
-        patch.setattr(huge_pages, "_collapse", lambda fd, *part: made.append(get_ident()) or collapse(fd, *part))
-        assert make_large(fd, size)
-    assert len(set(made)) == 2
-    assert os.fstat(fd).st_blocks * 512 == size // LARGE * LARGE
-    assert in_large_pages(map_shared(fd, size)) == 0  # nothing is read yet
-    view = map_shared(fd, size)
-    assert not any(view[::4096])
-    assert in_large_pages(view) == size // LARGE * LARGE
-
-
-@pytest.mark.usefixtures("gives_large_pages")
-def test_a_half_for_which_there_is_no_room_leaves_the_file_to_whoever_reserves_the_rest(
-    fd: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(fd: int, data: bytes, offset: int) -> int:
-        if offset >= WORTH_A_THREAD // 2:
-            raise OSError(errno.ENOSPC, "no room")
-        return pwrite(fd, data, offset)
-
-    pwrite, descriptors = os.pwrite, len(os.listdir("/proc/self/fd"))
-    monkeypatch.setattr(os, "pwrite", write)
-    assert not make_large(fd, WORTH_A_THREAD)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-
-
-@pytest.mark.usefixtures("gives_large_pages")
-@pytest.mark.parametrize("lacking", ["thread", "descriptor"])
-def test_one_thread_makes_all_where_there_is_no_room_for_another(
-    fd: int, monkeypatch: pytest.MonkeyPatch, lacking: str
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise RuntimeError("can't start new thread") if lacking == "thread" else OSError(errno.EMFILE, "too many")
-
-    if lacking == "thread":
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-    else:
-        monkeypatch.setattr(os, "dup", refuse)
-    descriptors = len(os.listdir("/proc/self/fd"))
-    assert make_large(fd, WORTH_A_THREAD)
-    assert os.fstat(fd).st_blocks * 512 == WORTH_A_THREAD
-    assert len(os.listdir("/proc/self/fd")) == descriptors
 
 
 def test_a_small_file_gets_none(fd: int) -> None:

@@ -71,7 +71,10 @@ def _check_roster(dispatch: Dispatch) -> None:
     hold(roster.present.keys() == roster.ready.keys() | roster.suspect.keys(), "it is not known who is there")
     hold(roster._idle.keys() == roster.ready.keys() - roster.owed.keys(), "it is not known who is idle", roster._idle)
     hold(roster.somebody_comes == any(node.state in COMING for node in nodes), "it is not known whether somebody comes")
-    hold(roster.capacity == sum(node.workers for node in roster.useful.values()), "it is not known how many workers there are")
+    hold(
+        roster.capacity == sum(node.workers for node in roster.useful.values()),
+        "it is not known how many workers there are",
+    )
     laden = {node.name for node in nodes if owed[node.name] > node.workers}
     hold(roster.overloaded == laden, "it is not known who has much to do:", roster.overloaded, laden)
     for node in nodes:

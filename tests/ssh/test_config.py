@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from qjam.ssh import config as ssh_config
 from qjam.ssh.config import SshConfigError, SshSettings, resolve, split
+from qjam.ssh.connection import Refused, connect
 
 READERS = [pytest.param("ssh", id="openssh"), pytest.param(None, id="our own reader")]
 both_readers = pytest.mark.parametrize("ssh", READERS)
@@ -65,10 +66,13 @@ def test_without_a_configuration_the_defaults_hold(config: Path, ssh: str | None
 
 @both_readers
 def test_user_and_port_given_win_over_the_file(config: Path, ssh: str | None) -> None:
-    text = "Match user alice\n HostName real\nHost *\n User bob\n Port 1\n IdentityFile /keys/%r-%p\n"
-    found = of(config, text, ssh, user="alice", port=2222)
-    assert (found.user, found.port, found.hostname) == ("alice", 2222, "real")
+    found = of(config, "User bob\nPort 1\nIdentityFile /keys/%r-%p\n", ssh, user="alice", port=2222)
+    assert (found.user, found.port) == ("alice", 2222)
     assert found.identity_files == (Path("/keys/alice-2222"),)
+
+
+def test_a_user_given_decides_match_user(config: Path) -> None:
+    assert of(config, "Match user alice\n HostName real\nHost *\n User bob\n", "ssh", user="alice").hostname == "real"
 
 
 @both_readers
@@ -180,18 +184,12 @@ FILES = {
     "the first value counts": "Host node*\n Port 1\nHost *\n Port 2\n User all\n",
     "identity files add up": "IdentityFile /b\nHost node1\n IdentityFile /a\n IdentityFile /b\nHost n?de2\n",
     "negated hosts": "Host * !node1\n Port 1\nHost node2 node1\n User some\n",
-    "capitals": "Host Node1\n Port 1\nMatch originalhost nODE1\n User some\nMatch host NODE2\n HostName REAL\n",
+    "capitals": "Host Node1\n Port 1\nHost NODE1\n User some\nHost node2\n HostName REAL\n",
     "equals signs and comments": 'host=node1 # isn\'t it\n PORT = 7 # "no\n  User="x y"\n#\n\tIdentityFile /a#b\n',
-    "match": "HostName %h.x\nMatch host *.x,!node2.x user root\n Port 1\nMatch !originalhost node1\n Port 2\n",
-    "match user": "Match user bob\n Port 1\nMatch originalhost node1\n User bob\nMatch user bob\n ConnectTimeout 3\n",
     "match all": "Match all\n Port 1\nHost x\n User no\nMatch all\n User yes\n",
-    "match localuser": "Match !localuser root,nobody\n Port 1\nMatch localuser *\n User some\n",
-    "match exec": 'Match exec "test %n-%h-%p-%r = node1-real-5-bob"\n Port 1\nHost node1\n User bob\n HostName real\n'
-    ' Port 5\nMatch exec "test %n-%h-%p-%r = node1-real-5-bob"\n HostKeyAlias yes\nMatch exec false\n User no\n',
-    "match final": "Match final host real\n Port 1\nMatch canonical\n User no\nHost node1\n HostName real\n",
     "include": "Include {tmp}/inc/* {tmp}/none\nPort 9\n",
     "include within a host": "Host node1\n Include {tmp}/inc/*\n IdentityFile /end\n",
-    "include within a match": "Match originalhost node2\n Include {tmp}/inc/1\n Port 9\nMatch all\n User bob\n",
+    "include before match all": "Host node2\n Include {tmp}/inc/1\n Port 9\nMatch all\n User bob\n",
     "include of includes": "Host node*\n Include {tmp}/inc/deep {tmp}/inc/none\n ConnectTimeout 2\n",
     "include at the end": "Host node2\nInclude {tmp}/inc/*\nHost *\nInclude {tmp}/inc/2\n",
     "switches": "IdentitiesOnly yes\nHashKnownHosts true\n",
@@ -205,7 +203,7 @@ def test_our_own_reader_agrees_with_openssh(tmp_path: Path, config: Path, text: 
     folder = tmp_path / "inc"
     folder.mkdir()
     (folder / "1").write_text("ConnectTimeout 1\nHost node1\n IdentityFile /one\nHost *\n HostKeyAlias all\n")
-    (folder / "2").write_text("IdentityFile /two\nMatch host node2\n HostName second\n Port 22222\n")
+    (folder / "2").write_text("IdentityFile /two\nHost node2\n HostName second\n Port 22222\n")
     (folder / "deep").write_text(f"Host node2\n Include {folder}/1\n User deep\nHost *\n Include {folder}/2\n")
     text = f"{text.replace('{tmp}', str(tmp_path))}\nMatch all\n IdentityFile /last\n"
     assert differences(of(config, text, "ssh", host), of(config, text, None, host)) == {}
@@ -220,13 +218,7 @@ VALUE = st.sampled_from(
 )
 BLOCK = st.one_of(
     st.lists(PATTERN, min_size=1, max_size=3).map(lambda patterns: f"Host {' '.join(patterns)}"),
-    st.builds(
-        "Match {}{} {}".format,
-        st.sampled_from(["", "!"]),
-        st.sampled_from(["host", "originalhost", "user"]),
-        st.lists(PATTERN, min_size=1, max_size=2).map(",".join),
-    ),
-    st.sampled_from(["Match all", "Match final", "Include {other}"]),
+    st.sampled_from(["Match all", "Include {other}"]),
 )
 LINES = st.lists(BLOCK | VALUE, max_size=8)
 
@@ -250,9 +242,19 @@ def test_no_file_makes_our_own_reader_raise_anything_else(config: Path, words: l
         pass
 
 
-def test_criteria_younger_than_the_reader_never_match(config: Path) -> None:
-    text = "Match localnetwork 127.0.0.0/8\n Port 1\nMatch tagged x\n Port 2\nMatch !tagged x host *\n Port 3\n"
-    assert of(config, text, None).port == 22
+@pytest.mark.parametrize(
+    "line", ["Match host node1", "match exec true", "Match user bob", "Match final all", "Match tagged x", "Match !all"]
+)
+def test_our_own_reader_refuses_a_match_and_says_where(config: Path, line: str) -> None:
+    said = f"config line 2: qjam cannot read `{line}` itself: install an OpenSSH client"
+    with pytest.raises(SshConfigError, match=said):
+        of(config, f"Port 1\n  {line}\n Port 2\n", None)
+
+
+def test_a_match_in_a_file_that_is_not_included_is_not_refused(config: Path) -> None:
+    other = config.with_name("other")
+    other.write_text("Match exec true\n")
+    assert of(config, f"Host node2\n Include {other}\nHost node1\n Port 1\n", None).port == 1
 
 
 def test_the_users_file_comes_before_the_systems(home: Path, tmp_path: Path) -> None:
@@ -326,6 +328,16 @@ def test_reading_the_files_needs_no_paramiko(config: Path) -> None:
     program += f"config.resolve('node1', config=Path({str(config)!r}), ssh=None)\n"
     program += "sys.exit('paramiko' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_jump_host_that_cannot_be_resolved_is_a_failure_to_resolve(
+    config: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(home))  # without ssh, which refuses such a file itself
+    config.write_text("ProxyJump gate:port\n")
+    with pytest.raises(Refused, match=r"ProxyJump gate:port, which is not \[user@\]host\[:port\]") as raised:
+        connect("node1", None, None, config, False, lambda phase: None)
+    assert raised.value.phase == "resolve"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Slices whose bytes lie, just as they would be sent, in a file that this host sees as well: mapped here and not sent.
+"""Slices that a host maps from a file of its own in place of receiving them from the master.
 
-The file here is taken for the file there when path, size, time of change (nanoseconds) and SAMPLES pages of it are the
-same. So a file system that hosts share will do, or copies that have kept their times; what would deceive it is a file
-that was changed between these pages and given its old time again.
+A host takes its file for the master's if path, size, mtime (in nanoseconds) and the bytes of SAMPLES pages are equal:
+it is on a shared file system, or a copy that kept its mtime. One case goes unnoticed: a file that was changed outside
+these pages and then given its old mtime.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SAMPLES, PAGE = 64, 4096
 Stamp = tuple[int, int, int, int]
 
 
-class Place(NamedTuple):
-    """Where a slice lies: what the codec calls its header, and its only buffer as bytes of a file."""
+class FileSlice(NamedTuple):
+    """A slice in a file: its codec header (`head`), and the offset and size in bytes of its only buffer."""
 
     path: str
     offset: int
@@ -33,14 +33,14 @@ class Place(NamedTuple):
     stamp: Stamp
 
     @classmethod
-    def of(cls, told: list[Any]) -> Place:
-        """As it has come through a pipe."""
-        path, offset, size, head, its_stamp = told
+    def of(cls, fields: list[Any]) -> FileSlice:
+        """The FileSlice that came through a pipe as a list."""
+        path, offset, size, head, its_stamp = fields
         return cls(path, offset, size, head, tuple(its_stamp))
 
 
 def stamp(path: str) -> Stamp:
-    """What changes when a file is changed or another one takes its place. Raises OSError."""
+    """Device, inode, size and mtime: they differ once a file is changed or replaced. Raises OSError."""
     return _stamp(os.stat(path))
 
 
@@ -49,7 +49,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def identify(path: str) -> tuple[bytes, Stamp]:
-    """What tells a file from others on any host, and its stamp on this one. Raises OSError."""
+    """A hash that identifies a file on any host, and its stamp on this host. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(fd)
@@ -64,30 +64,34 @@ def identify(path: str) -> tuple[bytes, Stamp]:
         os.close(fd)
 
 
-def has_changed(place: Place) -> bool:
-    """Whether the file is not as it was when the node was told of it."""
+def has_changed(part: FileSlice) -> bool:
+    """Whether the file was changed or replaced since the node identified it."""
     try:
-        return stamp(place.path) != place.stamp
+        return stamp(part.path) != part.stamp
     except OSError:
         return True
 
 
-def check(place: Place) -> None:
-    """Raises RuntimeError when the file has changed."""
-    if has_changed(place):
-        raise RuntimeError(f"{place.path} has changed since its data set was made")
+def check(part: FileSlice) -> None:
+    """Raises RuntimeError if the file was changed or replaced."""
+    if has_changed(part):
+        raise _changed(part)
 
 
-def loader(place: Place) -> Callable[[], Any]:
-    """What gives the slice each time that it is called. Raises RuntimeError when the file has changed, OSError when it
-    cannot be mapped.
+def _changed(part: FileSlice) -> RuntimeError:
+    return RuntimeError(f"{part.path} has changed since its data set was made")
+
+
+def loader(part: FileSlice) -> Callable[[], Any]:
+    """A function that returns the slice, from a map of the file. Raises RuntimeError if the file was changed or
+    replaced, OSError if it cannot be mapped.
     """
-    fd = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        if _stamp(os.fstat(fd)) != place.stamp:
-            check(place)
-        before = place.offset % mmap.ALLOCATIONGRANULARITY
-        mapped = mmap.mmap(fd, before + place.size, offset=place.offset - before, access=mmap.ACCESS_READ)
+        if _stamp(os.fstat(fd)) != part.stamp:
+            raise _changed(part)
+        before = part.offset % mmap.ALLOCATIONGRANULARITY
+        mapped = mmap.mmap(fd, before + part.size, offset=part.offset - before, access=mmap.ACCESS_READ)
     finally:
         os.close(fd)
-    return partial(codec.decode, place.head, [memoryview(mapped)[before:]])
+    return partial(codec.decode, part.head, [memoryview(mapped)[before:]])

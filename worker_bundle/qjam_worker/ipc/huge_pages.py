@@ -1,8 +1,8 @@
-"""Memory maps of shared files, and large pages for them where the kernel gives some.
+"""Memory maps of files in /dev/shm, and huge pages (2 MiB) for them where the kernel can give some.
 
-A file of 4 KiB pages costs far more to make than to fill: on Linux 6.18, 512 MiB in /dev/shm took 135 ms to reserve,
-80 ms to fill with pwrite and 38 ms to fault in at each reader. With pages of 2 MiB it is 30 ms, 27 ms through a map,
-and nothing. They need no setting and no rights, only a kernel from 6.1 on; where they cannot be had all goes as before.
+Files of 4 KiB pages are slow: on Linux 6.18, 512 MiB in /dev/shm took 135 ms to reserve, 80 ms to fill with pwrite, and
+38 ms of page faults in each reader. With huge pages it took 30 ms, 27 ms through a map, and no time. They need Linux
+6.1 or newer, but no setting and no privileges; without them everything works, only slower.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ import ctypes
 import mmap
 import os
 import sys
-import threading
 import time
 import weakref
 from functools import partial
 from typing import Any, Optional
 
 LARGE = 2 * 1024 * 1024
-# Seconds a byte that large pages may take: as long as small ones take to be made, filled and found by a reader.
+# Seconds per byte that huge pages may take: what small pages cost to reserve, fill and read.
 SLOW = 0.5e-9
-# Seconds that they may take beyond that: a few slow ones among others cost less than small ones instead of all.
+# Seconds that they may take beyond that: a few slow huge pages cost less than small pages for the whole file.
 SLACK = 10e-3
-# Seconds for which no more of them are asked for when they took longer.
+# Seconds without another attempt after they took longer.
 REST = 1.0
-# Bytes that are worth a second thread: two make 512 MiB in 20 ms, one in 35.
-WORTH_A_THREAD = 16 * 1024 * 1024
-MOST_AT_ONCE = 8  # pages in one call, for each call has all processors hand in what they have set aside
-# Bytes that a process whose messages come in chunks keeps when they are freed: as many as may be on their way, twice.
+MAX_PAGES_PER_CALL = 8  # of madvise; few large calls are best, as each one flushes the page lists of all CPUs
+# Freed bytes that malloc keeps for reuse: twice as many as messages in flight may take.
 KEPT = 32 * 1024 * 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MADV_COLLAPSE = 25  # Linux 6.1
@@ -48,29 +45,30 @@ def _functions() -> Any:
 _libc = _functions()
 _unmap: Any = None
 if _libc is not None:
-    _unmap = _libc["munmap"]  # once more, for it gets the weak reference as well
+    _unmap = _libc["munmap"]  # another instance, with the third argument that a weakref callback gets
     _unmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.py_object]
 _resting_until = 0.0
 _FAILED = ctypes.c_void_p(-1).value
 
 
 def map_shared(fd: int, size: int, write: bool = False, offset: int = 0) -> memoryview:
-    """So many bytes of a file, from a multiple of LARGE on, as a memory map, which lives as long as views of it do.
+    """Map `size` bytes of a file from `offset` (a multiple of LARGE) on. The map lives as long as views of it do.
     Raises OSError.
 
-    Where large pages can lie it begins at a multiple of them; python's own maps do not, and keep a descriptor each.
+    A map of LARGE bytes or more starts at a multiple of LARGE, as huge pages need; python's own maps do not, and each
+    keeps a file descriptor open.
     """
     if _libc is None or size < LARGE:
         access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
         return memoryview(mmap.mmap(fd, max(size, 1), access=access, offset=offset))[:size]
-    import numpy as np  # not before it is looked whether the host's own numpy can be imported
+    import numpy as np  # not at the top: the node first checks that this host's numpy can be imported
 
     return np.asarray(_Map(_map_aligned(fd, size, write, offset), size, write)).data
 
 
 class _Map:
-    """Owns a map. Memory that ctypes owns would not do: arrays over it can be made writable, and then to write to them
-    is a SIGSEGV. Nor would __del__, in which a KeyboardInterrupt is lost: what is called here is C alone.
+    """Owns a map and unmaps it. Not a ctypes buffer: arrays over a read-only one could be made writable, and writing to
+    them would be a SIGSEGV. Not __del__: a KeyboardInterrupt in it is lost, while this weak reference calls C only.
     """
 
     def __init__(self, address: int, size: int, write: bool) -> None:
@@ -79,8 +77,8 @@ class _Map:
 
 
 def _map_aligned(fd: int, size: int, write: bool, offset: int) -> int:
-    """The address of a map that begins at a multiple of LARGE."""
-    if os.fstat(fd).st_size < offset + size:  # a page beyond the end is a SIGBUS
+    """Map a file at a multiple of LARGE; returns the address."""
+    if os.fstat(fd).st_size < offset + size:  # to read beyond the end of the file is a SIGBUS
         raise ValueError(f"the file has less than {offset + size} bytes")
     prot = mmap.PROT_READ | (mmap.PROT_WRITE if write else 0)
     room = _checked(_libc.mmap(None, size + LARGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0))
@@ -104,91 +102,48 @@ def _checked(address: Optional[int]) -> int:
 
 
 def make_large(fd: int, size: int) -> bool:
-    """Whether a new file in shared memory now has large pages, as far as whole ones fit into `size` bytes.
+    """Back a new file in shared memory with huge pages, as many as fit into `size` bytes; returns whether it has them.
 
-    Those that lack are still to be reserved. Large pages may be slow to come: memory is in pieces that have to be moved
-    first, or a hypervisor has taken free memory back, of which large pages find more than small ones do. Then it is
-    left at that for a while.
+    The caller still has to reserve the rest. Huge pages can be slow: the kernel may have to move memory first, or a
+    hypervisor has taken free memory back. Then this function makes no more of them for REST seconds.
     """
+    global _resting_until
     whole = size // LARGE * LARGE
     if _libc is None or not whole or time.monotonic() < _resting_until:
         return False
     os.ftruncate(fd, size)
-    if whole < WORTH_A_THREAD:
-        return _collapse(fd, 0, whole)
-    half = whole // 2 // LARGE * LARGE
-    try:
-        other = _Half(fd, half, whole)
-        other.start()
-    except (OSError, RuntimeError):  # no room for a thread or its descriptor: memory_limit, ulimit
-        return _collapse(fd, 0, whole)
-    try:
-        made = _collapse(fd, 0, half)
-    finally:
-        other.join()
-    return made and other.made
-
-
-class _Half(threading.Thread):
-    """Makes the large pages of one half of a file, by a descriptor of its own: who waits may be interrupted."""
-
-    def __init__(self, fd: int, start: int, stop: int) -> None:
-        super().__init__(name="qjam-pages", daemon=True)
-        self.made = False
-        self._fd, self._part = fd, (start, stop)
-
-    def start(self) -> None:
-        self._fd = os.dup(self._fd)
-        try:
-            super().start()
-        except RuntimeError:
-            os.close(self._fd)
-            raise
-
-    def run(self) -> None:
-        try:
-            self.made = _collapse(self._fd, *self._part)
-        except OSError:  # whoever reserves what lacks hears of it
-            pass
-        finally:
-            os.close(self._fd)
-
-
-def _collapse(fd: int, start: int, stop: int) -> bool:
-    global _resting_until
-    count, spent, patience = 1, 0.0, SLACK
-    while start < stop:
-        length = min(count * LARGE, stop - start)
-        for offset in range(start, start + length, LARGE):  # an empty stretch is not collapsed
+    start, count, spent, patience = 0, 1, 0.0, SLACK
+    while start < whole:
+        length = min(count * LARGE, whole - start)
+        for offset in range(start, start + length, LARGE):  # the kernel collapses no empty range
             os.pwrite(fd, b"\0", offset)
-        view = map_shared(fd, length, write=True, offset=start)  # not all of it: this may be the user's own process
+        view = map_shared(fd, length, write=True, offset=start)  # a part at a time: this may be the user's process
         began = time.thread_time()
         if _libc.madvise(ctypes.addressof(ctypes.c_ubyte.from_buffer(view)), length, _MADV_COLLAPSE):
             return False
         spent, patience = spent + time.thread_time() - began, patience + SLOW * length
         if spent > patience:
             _resting_until = time.monotonic() + REST
-        if time.monotonic() < _resting_until:
             return False
-        start, count = start + length, min(2 * count, MOST_AT_ONCE)
+        start, count = start + length, min(2 * count, MAX_PAGES_PER_CALL)
     return True
 
 
 def write(fd: int, data: memoryview, offset: int) -> int:
-    """As os.pwrite, for files in large pages: through a map of the place, a third of the time of the system call."""
+    """As os.pwrite, for files in huge pages: through a map it takes a third of the time."""
     start = offset // LARGE * LARGE
     map_shared(fd, offset + len(data) - start, write=True, offset=start)[offset - start :] = data
     return len(data)
 
 
 def keep_freed() -> None:
-    """Have this process use the memory that large values have left for the next ones.
+    """Make malloc in this process reuse freed memory for large values, in place of returning it to the kernel.
 
-    Else ZeroMQ's thread faults in each message of 4 MiB anew, page by page: 512 MiB over TCP took 270 ms so, and take
-    234 ms now. In a worker it is the arrays that a mapfunc makes in each round: the autoencoder took 71 or 40 ms for
-    50,000 patches, by how the heap happened to lie.
+    Otherwise each message of 4 MiB costs ZeroMQ's thread page faults for all of it: 512 MiB over TCP took 270 ms, and
+    take 234 ms with this. In workers the same goes for the arrays that a mapfunc makes in each round: the autoencoder
+    took 71 or 40 ms for 50,000 patches, depending on the layout of the heap.
     """
-    mallopt = getattr(_libc, "mallopt", None)  # glibc has it
+    mallopt = getattr(_libc, "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT)
         mallopt(_M_TRIM_THRESHOLD, KEPT)

@@ -19,7 +19,7 @@ import numpy as np
 import zmq
 
 from qjam_worker.ipc.cores import usable_cores
-from qjam_worker.ipc.file_slices import Place
+from qjam_worker.ipc.file_slices import FileSlice
 from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
 from qjam_worker.ipc.slots import result_prefix
 from qjam_worker.ipc.spin_wait import SpinWait
@@ -463,7 +463,7 @@ class Node:
             )
         self.pool.assign(worker, message)
 
-    def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Union[str, Place, None], int]]:
+    def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Union[str, FileSlice, None], int]]:
         if not job.has_data:
             return [(index, None, 0) for index in slices]
         return [(index, *self.slices.where(str(job.refs[index]))) for index in slices]

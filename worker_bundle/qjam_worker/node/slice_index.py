@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Union
 
-from qjam_worker.ipc.file_slices import Place, has_changed, identify
+from qjam_worker.ipc.file_slices import FileSlice, has_changed, identify
 
 from .store import Store
 
@@ -14,7 +14,7 @@ class SliceIndex:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._places: dict[str, Place] = {}  # by ref
+        self._places: dict[str, FileSlice] = {}  # by ref
         self._jobs: dict[int, set[str]] = {}  # whose slices these are
         self.have, self.pin, self.unpin = store.have, store.pin, store.unpin
 
@@ -24,7 +24,7 @@ class SliceIndex:
         place = self._places.get(ref)
         return place is not None and not has_changed(place)
 
-    def where(self, ref: str) -> tuple[Union[str, Place], int]:
+    def where(self, ref: str) -> tuple[Union[str, FileSlice], int]:
         """The place of a slice that is here: path and size of its flat form, or a place in a file."""
         place = self._places.get(ref)
         if place is None or ref in self._store:
@@ -43,7 +43,7 @@ class SliceIndex:
         for index, head, offset, size in file["parts"]:
             if index not in refs or offset + size > its_stamp[2]:
                 raise ValueError(f"slice {index} of job {job} cannot lie in {path} at {offset}")
-            self._places[refs[index]] = Place(path, offset, size, heads[head], its_stamp)
+            self._places[refs[index]] = FileSlice(path, offset, size, heads[head], its_stamp)
             self._jobs.setdefault(job, set()).add(refs[index])
 
     def forget(self, job: int) -> None:

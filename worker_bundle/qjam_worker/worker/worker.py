@@ -316,7 +316,7 @@ class Worker:
         that of its flat form, or a place in a file that is not of the node's making.
         """
         if type(path) is not str:
-            path = file_slices.Place.of(path)
+            path = file_slices.FileSlice.of(path)
             file_slices.check(path)
         known = self.slices.get(path)
         if known is None:
@@ -333,7 +333,7 @@ class Worker:
 
     def _loader(self, path: Any, size: int) -> Callable[[], Any]:
         """What gives a slice whenever it is called."""
-        if isinstance(path, file_slices.Place):
+        if isinstance(path, file_slices.FileSlice):
             try:
                 return file_slices.loader(path)
             except OSError as error:
