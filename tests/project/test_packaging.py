@@ -69,7 +69,7 @@ def test_the_wheel_installs_every_program_of_bin(built: Path) -> None:
 def test_the_sdist_holds_what_a_clone_holds(built: Path) -> None:
     with tarfile.open(only(built, "qjam-*.tar.gz")) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    wanted = {"LICENSE", "README.md", "pyproject.toml", "setup.cfg"}
+    wanted = {"LICENSE", "README.md", "noxfile.py", "pyproject.toml", "setup.cfg"}
     wanted |= files(built / "clone", "qjam", "worker_bundle", "bench", "bin", "examples", "scripts", "tests")
     assert wanted - names == set()
 
