@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import ast
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-FOLDERS = {
-    "qjam": ROOT / "qjam",
-    "qjam_worker": ROOT / "worker_bundle" / "qjam_worker",
-    "qjam_bench": ROOT / "bench" / "qjam_bench",
-}
+from source_tree import FOLDERS, MAX_LINES, MODULES, circle, imports, long_files, module_imports
 
 # Each room (a folder, or a file at the root of its package) and the rooms whose modules it may import besides its own.
 # A package alone (`qjam`) stands for its `__init__`: the public face.
 LAYERS = {
     "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats",
+    "qjam.__main__": "qjam qjam.cli",
+    "qjam.cli": "qjam qjam.hosts qjam.report",
     "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
     "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.ipc qjam_worker.values",
     "qjam.arguments": "qjam.launch qjam.hosts",
@@ -73,39 +69,6 @@ RIVALS = {"dask", "distributed", "ipyparallel", "joblib", "mpi4py", "ray"}
 BENCHMARKS = RIVALS | {"matplotlib", "scipy", "examples", "loops", "qjam_bench_work"}
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    """Yields the name and file of every module of the three packages."""
-    for package, folder in FOLDERS.items():
-        for path in sorted(folder.rglob("*.py")):
-            parts = [package, *path.relative_to(folder).with_suffix("").parts]
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-MODULES = dict(modules())
-
-
-def imports(name: str, path: Path) -> Iterator[tuple[str, bool]]:
-    """Yields (absolute name, is it for the type checker only) of each import, wherever it stands."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    tree = ast.parse(path.read_text(), str(path))
-    typing_only = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
-        for statement in node.body
-        for inner in ast.walk(statement)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node in typing_only) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *filter(None, [node.module])])
-            for alias in node.names:
-                full = f"{base}.{alias.name}"
-                yield full if full in MODULES else base, node in typing_only
-
-
 def room(name: str) -> str:
     """Gives the row of LAYERS that a module belongs to."""
     return ".".join(name.split(".")[:2])
@@ -140,18 +103,25 @@ def test_imports_run_in_one_direction(name: str) -> None:
 
 
 def test_the_layers_have_no_circle() -> None:
-    rooms = {name: set(below.split()) for name, below in LAYERS.items()}
-    while lowest := {name for name, below in rooms.items() if not below}:
-        rooms = {name: below - lowest for name, below in rooms.items() if name not in lowest}
-    assert rooms == {}
+    assert circle({name: below.split() for name, below in LAYERS.items()}) == []
 
 
 def test_the_modules_of_a_room_have_no_circle() -> None:
-    below = {name: {target for target, typing in imports(name, path) if target in MODULES and not typing}
-             for name, path in MODULES.items()}  # fmt: skip
-    while lowest := {name for name, targets in below.items() if not targets}:
-        below = {name: targets - lowest for name, targets in below.items() if name not in lowest}
-    assert below == {}
+    assert circle(module_imports()) == []
+
+
+def test_a_circle_is_told_in_the_direction_of_its_imports() -> None:
+    found = circle({"a": ["b"], "b": ["c", "d"], "c": ["a"], "d": [], "user": ["a"]})
+    assert set(itertools.pairwise(found)) == {("a", "b"), ("b", "c"), ("c", "a")}
+    assert circle({"a": ["a"]}) == ["a", "a"]
+    assert circle({"a": ["b", "c"], "b": ["c"], "c": []}) == []
+
+
+def test_a_file_is_long_beyond_the_limit(tmp_path: Path) -> None:
+    fits, long = tmp_path / "fits.py", tmp_path / "long.py"
+    fits.write_text("1\n" * MAX_LINES)
+    long.write_text("1\n" * (MAX_LINES + 1))
+    assert list(long_files([fits, long])) == [(long, MAX_LINES + 1)]
 
 
 def test_every_row_is_in_use() -> None:
@@ -192,6 +162,8 @@ def test_the_bundle_imports_without_qjam_and_does_not_load_it() -> None:
         ("qjam.master", "from qjam_worker.node.node import Node"),
         ("qjam.master", "import pandas"),
         ("qjam.master", "from qjam_bench import cli"),
+        ("qjam.master", "from .cli import run"),
+        ("qjam.cli.run", "from qjam.engine.engine import Engine"),
         ("qjam.master", "import ray"),
         ("qjam_bench.experiments.rounds", "import pandas"),
         ("qjam_bench.experiments.rounds", "from qjam.engine.engine import Engine"),
@@ -222,6 +194,8 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, name: str, line: str) -> None:
         ("qjam.launch.fleet", "from . import bundle\nfrom ..hosts import HostSpec\nfrom qjam_worker.node import node"),
         ("qjam.ssh.connection", "import paramiko.transport"),
         ("qjam.launch.supervisor", "from ..engine.engine import Engine\nfrom . import fleet\nfrom ..log import say"),
+        ("qjam.__main__", "import qjam\nfrom .cli import doctor, run"),
+        ("qjam.cli.doctor", "import qjam\nfrom qjam.hosts import resolve\nimport numpy"),
         ("qjam.master", "from .engine.engine import Engine\nfrom .launch.supervisor import Members"),
         ("qjam.dispatch.dispatcher", "from qjam_worker.values.reduction import Tree\nfrom .rounds import Job"),
         ("qjam_bench.experiments.rounds", "from qjam import Master\nfrom ..rivals import turns\nimport ray, zmq"),

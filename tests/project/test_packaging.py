@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import qjam
+
 ROOT = Path(__file__).parents[2]
 NOT_CLONED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
 
@@ -60,14 +62,14 @@ def test_the_wheel_holds_exactly_the_two_packages(built: Path) -> None:
 def test_the_wheel_installs_every_program_of_bin(built: Path) -> None:
     with zipfile.ZipFile(only(built, "qjam-*.whl")) as wheel:
         scripts = {Path(name).name for name in wheel.namelist() if ".data/scripts/" in name}
-    programs = {path.name for path in (built / "clone" / "bin").glob("qjam-*")}
+    programs = {path.name for path in (built / "clone" / "bin").glob("qjam*")}
     assert scripts == programs - {"qjam-bench"}  # which needs bench/ of a checkout
 
 
 def test_the_sdist_holds_what_a_clone_holds(built: Path) -> None:
     with tarfile.open(only(built, "qjam-*.tar.gz")) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    wanted = {"LICENSE", "README.md", "pyproject.toml", "setup.cfg"}
+    wanted = {"LICENSE", "README.md", "noxfile.py", "pyproject.toml", "setup.cfg"}
     wanted |= files(built / "clone", "qjam", "worker_bundle", "bench", "bin", "examples", "scripts", "tests")
     assert wanted - names == set()
 
@@ -91,3 +93,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Pat
     dependencies = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib")}
     found = run(python, "-c", program, cwd=tmp_path, env=dependencies).split()
     assert [Path(name).is_relative_to(tmp_path) for name in found] == [True, True], found
+    programs = python.parent
+    assert run(programs / "qjam", "--version", cwd=tmp_path, env=dependencies) == f"{qjam.__version__}\n"
+    for name in ("qjam-run", "qjam-doctor"):
+        assert run(programs / name, "--help", cwd=tmp_path, env=dependencies).startswith(f"usage: {name} ")

@@ -145,13 +145,13 @@ def test_programs_run_from_a_checkout_where_qjam_is_not_installed(tmp_path):
         pytest.skip("qjam is installed as a copy")
     environment = os.environ | {"PYTHONPATH": str(packages)}
     base = Path(sys.base_prefix, "bin", "python3")
-    for program in (["bin/sum-matrix-example.py", "local"], [QJAM_RUN, "-h"]):
+    for program in (["bin/sum-matrix-example.py", "local"], ["bin/qjam", "--version"], [QJAM_RUN, "-h"]):
         command = [str(base), str(CHECKOUT / program[0]), *program[1:]]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("program", ["bin/qjam-run", "bin/sum-matrix-example.py"])
+@pytest.mark.parametrize("program", ["bin/qjam", "bin/qjam-run", "bin/qjam-doctor", "bin/sum-matrix-example.py"])
 def test_programs_are_executable(program):
     assert os.access(CHECKOUT / program, os.X_OK)
     assert (CHECKOUT / program).read_text().startswith("#!/usr/bin/env python3\n")
