@@ -1,4 +1,4 @@
-"""The program qjam, also as `python -m qjam`: a table of subcommands, each a module of cli/."""
+"""The program `qjam`, also run as `python -m qjam`: a table of subcommands, each a module in cli/."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SUBCOMMANDS = {"run": run, "doctor": doctor}
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the subcommand that the first word names with the words after it; gives the exit status."""
+    """Run the subcommand named by the first word with the words after it. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="qjam", description="Run functions over data on hosts, and check hosts.")
     parser.add_argument("--version", action="version", version=qjam.__version__)
     choices = parser.add_subparsers(dest="subcommand", required=True)
     for name, module in SUBCOMMANDS.items():
         choices.add_parser(name, help=module.SUMMARY, add_help=False)
-    chosen = parser.parse_args(words[:1]).subcommand  # which reads the other words itself
+    chosen = parser.parse_args(words[:1]).subcommand  # the subcommand parses the other words
     status: int = SUBCOMMANDS[chosen].main(words[1:], f"qjam {chosen}")
     return status
 

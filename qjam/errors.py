@@ -1,4 +1,4 @@
-"""The exceptions of the public face; bad arguments get Python's own TypeError and ValueError."""
+"""The exceptions that qjam raises. Wrong arguments raise Python's own TypeError or ValueError."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class QjamError(Exception):
-    """The base of all of qjam's own exceptions."""
+    """Base class of all qjam exceptions."""
 
 
 class BootstrapError(QjamError):
-    """A host could not be made into a node, or no host is left to run on; the text says why for each host.
+    """The node of a host did not start, or no host is left to run on. The text gives the reason for each host.
 
     Attributes:
-        hosts: a HostReport for each host where it was raised while the master started; else empty.
+        hosts: one HostReport per host if a start failed; empty if no host is left.
     """
 
     def __init__(self, text: str, hosts: Sequence[HostReport] = ()) -> None:
@@ -30,28 +30,28 @@ class BootstrapError(QjamError):
 
 
 class MasterClosed(QjamError):
-    """The master was closed, before the call or while its round was running."""
+    """The master was closed before the call, or while the round was running."""
 
 
 class RoundTimeout(QjamError, TimeoutError):
-    """A round did not end within the `timeout` (seconds) of its call; its slices have been cancelled."""
+    """A round did not end within `timeout` seconds; its slices were cancelled."""
 
 
 class TaskError(QjamError):
-    """User code raised an exception in a worker; where that could be sent, it is the `__cause__`.
+    """User code raised an exception in a worker. `__cause__` is that exception if it could be pickled, else None.
 
     Attributes:
-        host: the name of the worker's host, as it was given to the master.
-        worker: the index of the worker on that host; -1 where the results were being added up.
-        slice: the index of the slice it was mapping; None where there was none.
-        remote_traceback: the worker's own traceback as text; may be empty.
-        what: the exception in one line, as `ZeroDivisionError: division by zero`.
+        host: the worker's host, as the user wrote it.
+        worker: the index of the worker on that host; -1 if the results were being reduced.
+        slice: the index of the slice that the worker was mapping; None if it was mapping none.
+        remote_traceback: the traceback in the worker, as text; may be empty.
+        what: the exception in one line, such as `ZeroDivisionError: division by zero`.
     """
 
     def __init__(
         self, host: str, worker: int, slice: int | None, remote_traceback: str, what: str = "the task failed"
     ) -> None:
-        # The arguments as they came are what pickle and copy build the exception from again.
+        # pickle and copy create the exception anew from these arguments.
         super().__init__(host, worker, slice, remote_traceback, what)
         self.host = host
         self.worker = worker
@@ -66,13 +66,13 @@ class TaskError(QjamError):
 
 
 class WorkerLost(QjamError):
-    """A worker process ended, or could no longer be reached, and its work could not be given to another.
+    """A worker process ended or became unreachable, and no other worker could do its work.
 
     Attributes:
-        host: the name of the worker's host, as it was given to the master.
+        host: the worker's host, as the user wrote it.
         worker: the index of the worker on that host.
-        slice: the index of the slice it was mapping; None where there was none.
-        how: how it ended, as `killed by signal 11 (SIGSEGV)`.
+        slice: the index of the slice that the worker was mapping; None if it was mapping none.
+        how: how the process ended, such as `killed by signal 11 (SIGSEGV)`.
     """
 
     def __init__(self, host: str, worker: int, slice: int | None, how: str) -> None:

@@ -1,4 +1,4 @@
-"""What the user wrote as hosts ("alice@node1:2222*8", 4, None, a list) becomes a list of HostSpec."""
+"""HostSpec, and how the user's `hosts` ("alice@node1:2222*8", 4, None, a list) become a list of HostSpecs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _FORM = (
     "write [user@]host[:port][*workers], as in 'alice@node1:2222*8', 'node2*auto' or '[::1]:22'; "
     "'local*4' is this machine without ssh"
 )
-# What a name may not hold. A leading '-' would be read as an option where a name becomes an argument of ssh, and what
-# means something to a shell would reach one through the %h and %r of a ProxyCommand (CVE-2023-51385).
+# Characters that a name may not contain. ssh would read a leading '-' as an option, and a ProxyCommand passes %h and %r
+# to a shell (CVE-2023-51385).
 _NOT = r"\s:*,/\[\]\x00-\x1f\x7f`'\"$\\;&<>|(){}"
 _USER = rf"(?!-)[^{_NOT}]+"
 _NAME = rf"(?!-)[^@{_NOT}]+"
@@ -27,20 +27,19 @@ _SPEC = re.compile(
 
 @dataclass(frozen=True)
 class HostSpec:
-    """One host and how many workers it shall run.
+    """One host, and how to start workers on it.
 
     Attributes:
         host: a name that ssh knows, an address (IPv6 without brackets), or `local`: this machine without ssh.
-        user: the name to log in with; None leaves it to the ssh configuration.
-        port: the port of the ssh server; None leaves it to the ssh configuration.
-        workers: how many; None is `auto`, one a usable core of that host.
-        python: the command that starts python there, as its shell would take it; None is QJAM_REMOTE_PYTHON, else
-            python3.
-        env: environment variables for the workers there; they travel on ssh's stdin, where no list of processes shows
-            them.
-        setup: a line for the login shell, before python starts, as `module load python` or `. venv/bin/activate`.
+        user: the name to log in with; None: as the ssh configuration says.
+        port: the port of the ssh server; None: as the ssh configuration says.
+        workers: the number of workers; None (`auto`): one worker per usable core of that host.
+        python: the shell command that starts python on the host; None: QJAM_REMOTE_PYTHON if it is set, else python3.
+        env: environment variables for the workers. They are sent over ssh's stdin, so no list of processes shows them.
+        setup: a line that the login shell runs before it starts python, such as `module load python` or
+            `. venv/bin/activate`.
 
-    Raises TypeError or ValueError where one of them cannot be right.
+    Raises TypeError or ValueError if an attribute is wrong.
     """
 
     host: str
@@ -68,7 +67,7 @@ class HostSpec:
             raise ValueError(f"hosts: '{self}': the port must be from 1 to 65535, not {self.port}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(
-                f"hosts: '{self}': the number of workers must be at least 1, or auto for one a usable core, "
+                f"hosts: '{self}': the number of workers must be at least 1, or auto for one per usable core, "
                 f"not {self.workers}"
             )
         if self.local and self.address != LOCAL:
@@ -96,7 +95,7 @@ class HostSpec:
         return f"{user}{host}{port}"
 
     def __str__(self) -> str:
-        """The text that `parse` makes this HostSpec from."""
+        """The text from which `parse` creates this HostSpec; it has no python, env and setup."""
         if self.workers == 1:
             return self.address
         return f"{self.address}*{'auto' if self.workers is None else self.workers}"
@@ -106,9 +105,9 @@ Hosts = int | str | HostSpec | Iterable[str | HostSpec] | None
 
 
 def parse(text: str) -> HostSpec:
-    """The HostSpec of one `[user@]host[:port][*workers]`; without `*workers` it has one worker.
+    """Return the HostSpec of a text `[user@]host[:port][*workers]`. Without `*workers` it has one worker.
 
-    Raises ValueError with the text and the form that is right.
+    Raises ValueError, which quotes the text and the right form.
     """
     found = _SPEC.fullmatch(text)
     if found is None:
@@ -123,12 +122,12 @@ def parse(text: str) -> HostSpec:
 
 
 def resolve(hosts: Hosts) -> list[HostSpec]:
-    """The hosts to start, each once, in the order in which they were first named.
+    """Return the hosts to start, each once, in the order in which they were first named.
 
-    None is one worker a usable core of this machine, a number that many workers on this machine. A text
-    may name several hosts, with spaces or commas between them. The workers of a host named again add up.
+    None is one worker per usable core of this machine; a number is that many workers on this machine. A text may name
+    several hosts, separated by spaces or commas. If a host is named again, its workers add up.
 
-    Raises TypeError or ValueError that names `hosts`, the part that is wrong and what would be right.
+    Raises TypeError or ValueError, which names the wrong part of `hosts` and says what would be right.
     """
     merged: dict[str, HostSpec] = {}
     for spec in _specs(hosts):
@@ -137,8 +136,8 @@ def resolve(hosts: Hosts) -> list[HostSpec]:
             merged[spec.address] = spec
         elif known.workers is None or spec.workers is None:
             raise ValueError(
-                f"hosts: '{spec.address}' is named more than once, and with *auto, which already is one "
-                f"worker a usable core; write '{spec.address}*auto' once, or numbers only"
+                f"hosts: '{spec.address}' is named more than once, and once with *auto, which already is one "
+                f"worker per usable core; write '{spec.address}*auto' once, or numbers only"
             )
         elif (known.python, known.env, known.setup) != (spec.python, spec.env, spec.setup):
             raise ValueError(f"hosts: '{spec.address}' is named more than once, with other python, env or setup")
@@ -154,7 +153,7 @@ def _specs(hosts: object) -> list[HostSpec]:
         return [HostSpec(LOCAL, workers=None)]
     if isinstance(hosts, (str, HostSpec)):
         return _item(hosts)
-    # Iterating a mapping would silently lose its values, which can only be meant as numbers of workers.
+    # A mapping is refused: its values, surely numbers of workers, would be lost without an error.
     if isinstance(hosts, Iterable) and not isinstance(hosts, (bytes, bytearray, memoryview, Mapping)):
         return [spec for item in hosts for spec in _item(item)]
     if isinstance(hosts, bool) or not isinstance(hosts, Integral):
@@ -182,7 +181,7 @@ def _check_text(name: str, value: object, pattern: str) -> None:
 
 def _check_number(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        none = "None (one a usable core)" if name == "workers" else "None"
+        none = "None (one per usable core)" if name == "workers" else "None"
         raise TypeError(f"hosts: {name} must be an int or {none}, not {value!r} ({type(value).__name__})")
 
 

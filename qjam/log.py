@@ -1,4 +1,4 @@
-"""What the user may want to know while all goes on: the logger "qjam"."""
+"""Messages to the user while a program runs: the logger "qjam"."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ logger = logging.getLogger("qjam")
 
 
 def say(text: str, level: int = logging.WARNING) -> None:
-    """Log it; a filter or a handler of the user's that raises ends nothing of ours."""
+    """Log `text`. An exception in a user's log filter or handler is ignored: it must not end the caller's thread."""
     with contextlib.suppress(Exception):
         logger.log(level, text)

@@ -1,4 +1,4 @@
-"""Master: a pool of workers on one or many hosts, and `run`, which maps a function over data on them."""
+"""Master: a pool of workers on one or more hosts. Its `run` maps a function over data and reduces the results."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.values import codec
+from qjam_worker.wire.messages import MAX_SLICES
 
 from . import arguments
 from .code.user_code import Sources, UserCode
@@ -33,10 +34,7 @@ from .remote_worker import RemoteWorker, WorkerStatus
 from .report import HostReport
 from .stats import Stats
 
-# A timeout of more seconds than this is none.
-NEVER = 1e9
-# More slices than this are a mistake, and would not fit the message that tells a node of them.
-MOST_SLICES = 1_000_000
+NEVER = 1e9  # seconds; a longer timeout is no timeout
 PING_TIMEOUT = 5.0
 
 
@@ -44,30 +42,30 @@ Hosts = int | str | HostSpec | RemoteWorker | Iterable[str | HostSpec | RemoteWo
 
 
 class Master:
-    """Workers on `hosts`, started now and stopped by `close`, at the end of a `with` block, or with the program.
+    """Workers on `hosts`. They start now, and stop at `close`, at the end of a `with` block, or when the program ends.
 
-    `hosts`: None (one worker a usable core of this machine), a number of workers on this machine, a text such as
-    "alice@node1:2222*8" or "local*4", or a list of texts, HostSpecs and RemoteWorkers; a host named again gets one
-    worker more. Hosts but `local` are reached by ssh, with the keys and the configuration that `ssh` would use, and
-    need nothing but python 3.9 or newer.
-    `echo`: whether what user code prints is shown here, each line behind `[host worker]`.
-    `memory_limit`: bytes, or a text such as "2GB", that one worker may take for itself beside the data; None: no limit.
-    `speculation`: whether an idle worker tries a slice that another one takes much longer with than is usual; the first
-    answer counts, the other attempt is stopped. Turn it off where mapfunc does things that must not be done twice.
-    `min_workers`: go on without hosts that do not start as long as that many workers come; None: all must come.
-    `host_keys`: "known" refuses a host whose key is not in known_hosts; "accept-new" records it there and goes on.
-    `ssh_config`: a file to read in place of ~/.ssh/config; None is that of QJAM_SSH_CONFIG, if there is one.
-    `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None takes the first that works.
-    `address`: further addresses of this machine, `address` or `address:port`, that hosts may try to reach it at. One of
-    a router before it needs the port that is forwarded to the same port here.
-    `keep_data`: whether hosts keep slices on disk (~/.cache/qjam/data there), so that a program that comes after has to
-    send none of them again. True keeps up to 20 GB a host, bytes or a text such as "100GB" that much, and never more
-    than half of the free disk; what was used least recently goes first. False leaves nothing on any host.
+    `hosts`: None (one worker per usable core of this machine), a number of workers on this machine, a text such as
+    "alice@node1:2222*8" or "local*4", or a list of texts, HostSpecs and RemoteWorkers. If a host is named again, its
+    workers add up. All hosts but `local` are reached by ssh, with the keys and the configuration that `ssh` would use;
+    they need only python 3.9 or newer.
+    `echo`: whether to print here what user code prints, each line after `[host worker]`.
+    `memory_limit`: bytes, or a text such as "2GB", that one worker may allocate beside the data; None: no limit.
+    `speculation`: whether an idle worker may also try a slice that takes another worker much longer than slices usually
+    take. The first answer counts, the other attempt is stopped. Turn it off if mapfunc must not run twice on a slice.
+    `min_workers`: if some hosts do not start, go on if at least so many workers do; None: all hosts must start.
+    `host_keys`: "known" refuses a host whose key is not in known_hosts; "accept-new" adds a new key to that file.
+    `ssh_config`: a file to read instead of ~/.ssh/config; None: the file that QJAM_SSH_CONFIG names, if it is set.
+    `route`: how hosts reach this machine: "direct", "tunnel" or "stdio"; None: the first of these that works.
+    `address`: more addresses of this machine for hosts to try, as `address` or `address:port`. The address of a router
+    needs a port, which the router must forward to the same port of this machine.
+    `keep_data`: whether hosts keep slices on disk (in ~/.cache/qjam/data), so that the next program need not send them
+    again. True: up to 20 GB per host; bytes or a text such as "100GB": up to that much. Hosts never use more than half
+    of the free disk, and delete the least recently used slices first. False: nothing stays on any host.
 
-    A host that is lost later is started again in the background; the logger "qjam" tells of it.
+    A host that is lost later is started again in the background, with messages to the logger "qjam".
 
-    Raises TypeError or ValueError for arguments that cannot be meant, BootstrapError when a host does not start: its
-    text has a table of all hosts, its `hosts` a HostReport for each.
+    Raises TypeError or ValueError for wrong arguments. Raises BootstrapError if a host does not start: the text has a
+    table of all hosts, the attribute `hosts` one HostReport per host.
     """
 
     def __init__(
@@ -95,27 +93,25 @@ class Master:
         self._engine = Engine(self._sources.lookup, speculation=speculation)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
-        self._members = Supervisor(self._engine, self._fleet, limit, keep)
+        self._supervisor = Supervisor(self._engine, self._fleet, limit, keep)
         self._finisher = _Finisher()
         self._close = weakref.finalize(
-            self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._members
+            self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._supervisor
         )
         try:
-            self._engine.start(self._printer.put, self._members)
-            self._members.start(specs, min_workers)
+            self._engine.start(self._printer.put, self._supervisor)
+            self._supervisor.start(specs, min_workers)
         except BaseException:
             self._close()
             raise
 
     def __repr__(self) -> str:
         state = "" if self._close.alive else "closed, "
-        hosts = ", ".join(str(member.spec) for member in self._members)
+        hosts = ", ".join(str(host.spec) for host in self._supervisor)
         return f"<Master: {state}{len(self.workers)} worker{'' if len(self.workers) == 1 else 's'} on {hosts}>"
 
     def __reduce__(self) -> str:
-        raise TypeError(
-            "a Master cannot be pickled or sent to workers; it was perhaps captured by a function or params"
-        )
+        raise TypeError("a Master cannot be pickled or sent to workers; perhaps a function or params refer to it")
 
     def __enter__(self) -> Master:  # noqa: PYI034  typing.Self is of python 3.11
         return self
@@ -128,102 +124,102 @@ class Master:
     @property
     def workers(self) -> list[RemoteWorker]:
         """All workers, host by host."""
-        return [worker for member in self._members for worker in self._workers(member)]
+        return [worker for host in self._supervisor for worker in self._workers(host)]
 
-    def _workers(self, member: SupervisedHost) -> list[RemoteWorker]:
-        engine, members = self._engine, self._members
-        record = engine.dispatch.nodes.get(member.name)
+    def _workers(self, host: SupervisedHost) -> list[RemoteWorker]:
+        engine, supervisor = self._engine, self._supervisor
+        record = engine.dispatch.nodes.get(host.node_name)
         return [
             RemoteWorker(
-                member.host,
+                host.address,
                 index,
-                partial(_status_of, engine, members, member, index),
-                lambda: engine.ping(member.name, PING_TIMEOUT),
+                partial(_status_of, engine, supervisor, host, index),
+                lambda: engine.ping(host.node_name, PING_TIMEOUT),
             )
             for index in range(0 if record is None else record.workers)
         ]
 
     @property
     def start_reports(self) -> list[HostReport]:
-        """How the start of each host went, those that did not come included."""
-        return list(self._members.reports)
+        """One report for the start of each host, also of hosts that did not start."""
+        return list(self._supervisor.reports)
 
     def add_hosts(self, hosts: Hosts, *, min_workers: int | None = None) -> list[RemoteWorker]:
-        """Start workers on further hosts, also while rounds run, and give them when they are ready.
+        """Start workers on more hosts, wait until they are ready, and return them. Rounds may run meanwhile.
 
-        `hosts` and `min_workers` are as for Master, and with `local` among the hosts this machine too. Rounds that are
-        under way go on; the next ones use the new workers, which are sent the slices that they take over.
+        `hosts` and `min_workers` are as for Master; `local` is this machine. Running rounds continue without the new
+        workers. Later rounds use them, and send them the slices that they take over.
 
-        Raises ValueError for a host that is here already, BootstrapError when a host does not start: none of the new
-        ones stays then.
+        Raises ValueError if one of the hosts was added before. Raises BootstrapError if one does not start; then all
+        new hosts are removed again.
         """
         self._check_open()
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
         arguments.check_min_workers(min_workers, specs)
-        arguments.check_new_hosts(specs, [member.host for member in self._members])
+        arguments.check_new_hosts(specs, [host.address for host in self._supervisor])
         try:
-            came = self._members.start(specs, min_workers)
+            started = self._supervisor.start(specs, min_workers)
         except (OSError, BootstrapError):
             self._check_open()  # it was closed meanwhile
             raise
-        return [worker for member in came for worker in self._workers(member)]
+        return [worker for host in started for worker in self._workers(host)]
 
     def remove_hosts(self, hosts: Hosts) -> None:
-        """Stop all workers of hosts, also while rounds run: what they were doing is done by the others.
+        """Stop all workers of `hosts` and wait until they have ended. Rounds may run meanwhile: the others do the work.
 
-        `hosts` are as for Master, without numbers of workers or with. Gives back when they have gone.
+        `hosts` is as for Master; numbers of workers in it are ignored.
 
-        Raises ValueError for a host that is not here, and where none would be left.
+        Raises ValueError for an unknown host, and if no host would be left.
         """
         self._check_open()
-        known = {member.host: member for member in self._members}
-        wanted = arguments.hosts_to_remove(resolve(_specs(hosts)), list(known))
+        known = {host.address: host for host in self._supervisor}
+        addresses = arguments.hosts_to_remove(resolve(_specs(hosts)), list(known))
         try:
-            self._members.remove([known[host] for host in wanted])
+            self._supervisor.remove([known[address] for address in addresses])
         except OSError:
             self._check_open()  # it was closed meanwhile
             raise
 
     def stats(self) -> Stats:
-        """A copy of the figures since the start: rounds, and bytes sent and received for each purpose."""
+        """A copy of the counters so far: rounds, and bytes sent and received."""
         return replace(self._engine.stats)
 
     def run(self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None) -> Any:
-        """Map `module.mapfunc(params, slice)` over the slices of `dataset` and give the reduced result.
+        """Map `module.mapfunc(params, slice)` over the slices of `dataset` and return the reduced result.
 
-        `module`: a module with `mapfunc(params, slice)` and, if results do not simply add up, `reduce(a, b)`; or a
-        function f(params, slice), whose results are added: numbers, arrays, and lists and tuples of them. (One slice
-        has nothing to be added to, so any result passes then.) `params`: any value; sent on every call; arrays arrive
-        read-only. `dataset`: a DataSet, list, tuple or array; its slices are sent once and stay on the hosts. Without
-        one mapfunc(params, None) runs once on each worker. `timeout`: seconds, None for no limit.
+        `module`: a module with `mapfunc(params, slice)` and optionally `reduce(a, b)`, or a function f(params, slice).
+        Without `reduce` results are added: numbers, arrays, and lists and tuples of them. (With one slice nothing is
+        added, so the result may be anything.) `params`: any value, sent with every call; arrays in it are read-only in
+        the workers. `dataset`: a DataSet, list, tuple or array; its slices are sent once and stay on the hosts. None:
+        mapfunc(params, None) runs once on each worker. `timeout`: seconds, None for no limit.
 
-        The result is reduced along a tree that depends on the slices alone: with `slice_size` given it is bitwise the
-        same on any number of workers. Arrays in it are the caller's own.
+        Results are reduced along a tree that depends only on the slices: with a given `slice_size` the result is the
+        same to the last bit on any number of workers. Its arrays belong to the caller.
 
-        Raises TaskError (user code raised; the original exception is its cause), WorkerLost (a slice ends its worker
-        process again and again), RoundTimeout, MasterClosed, BootstrapError (no host is left), TypeError or
-        ValueError for arguments that cannot be right. Ctrl-C cancels the round. After any of these the pool is usable.
+        Raises TaskError (user code raised an exception, which is the `__cause__`), WorkerLost (a slice ended its worker
+        process several times), RoundTimeout, MasterClosed, BootstrapError (no host is left), TypeError or ValueError
+        for wrong arguments. Ctrl-C cancels the round. The Master can be used after any of these but MasterClosed.
         """
-        entry, pending = self._prepare(module, params, dataset, timeout, None)
+        user_code, pending = self._prepare(module, params, dataset, timeout, None)
         try:
             self._engine.run(pending)
         except BaseException:
             self._engine.cancel(pending)
             raise
         self._printer.flush()
-        return _outcome(pending, entry, self._sources, timeout)
+        return _outcome(pending, user_code, self._sources, timeout)
 
     def submit(
         self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None
     ) -> Future[Any]:
-        """Like `run`, but gives a Future at once; cancelling it cancels the round. `params` are copied."""
+        """Like `run`, but return a Future at once. Cancelling it cancels the round. `params` are copied."""
         future: Future[Any] = Future()
 
         def finish(pending: Pending) -> None:
-            finisher.put(lambda: _settle(future, pending, entry, sources, timeout))
+            finisher.put(lambda: _settle(future, pending, user_code, sources, timeout))
 
-        sources, finisher = self._sources, self._finisher  # not self: a master that nobody holds is closed
-        entry, pending = self._prepare(module, params, dataset, timeout, finish)
+        sources, finisher = self._sources, self._finisher  # no reference to self: an unreferenced Master is closed
+        user_code, pending = self._prepare(module, params, dataset, timeout, finish)
         buffers = [memoryview(bytes(buffer)) for buffer in pending.params.buffers]
         pending.params = pending.params._replace(buffers=buffers)
         engine = self._engine
@@ -232,14 +228,16 @@ class Master:
         return future
 
     def close(self) -> None:
-        """End running rounds (MasterClosed), stop all workers, remove all that was made; may be called again."""
+        """End running rounds with MasterClosed, stop all workers, remove all files. May be called again."""
         self._close()
 
     def _check_open(self) -> None:
         if not self._close.alive:
             raise MasterClosed("this Master is closed; make a new one")
         if os.getpid() != self._owner:
-            raise MasterClosed(f"this Master belongs to process {self._owner}, and this is a fork of it; make one here")
+            raise MasterClosed(
+                f"this Master belongs to process {self._owner}, and this is a fork of it; make a new one here"
+            )
 
     def _prepare(
         self,
@@ -251,31 +249,31 @@ class Master:
     ) -> tuple[UserCode, Pending]:
         self._check_open()
         arguments.check_timeout(timeout)
-        entry = self._sources.entry(module)
+        user_code = self._sources.user_code(module)
         capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None
         if dataset is None:
-            spec = JobSpec((entry.key, capacity), entry.header, None, capacity)
+            spec = JobSpec((user_code.key, capacity), user_code.header, None, capacity)
         else:
             data = DataSet(dataset).bind(capacity)
-            file = data.in_file()  # before the hashes: once it changes it is not the file that hosts look for
+            file = data.in_file()  # before hashing: if the file changes later, hosts must not map it
             refs = _hashes(data)
             if not refs:
                 raise ValueError(
-                    "dataset has no slices, so there is nothing to map over; None runs once on each worker"
+                    "dataset has no slices, so there is nothing to map over; with None mapfunc runs once on each worker"
                 )
-            spec = JobSpec((entry.key, tuple(refs)), entry.header, refs, len(refs), file)
+            spec = JobSpec((user_code.key, tuple(refs)), user_code.header, refs, len(refs), file)
         try:
             encoded = codec.encode(params)
         except codec.CodecError as error:
             raise TypeError(f"params cannot be sent to workers: {error}") from error
         deadline = None if timeout is None or timeout > NEVER else time.monotonic() + timeout
-        return entry, Pending(spec, entry.code, encoded, data, deadline, on_end)
+        return user_code, Pending(spec, user_code.code, encoded, data, deadline, on_end)
 
 
 def _hashes(data: BaseDataSet) -> list[str]:
-    if len(data) > MOST_SLICES:
-        raise ValueError(f"dataset has {len(data):,} slices; the most is {MOST_SLICES:,}: make slice_size larger")
+    if len(data) > MAX_SLICES:
+        raise ValueError(f"dataset has {len(data):,} slices; the limit is {MAX_SLICES:,}: make slice_size larger")
     try:
         return data.hash_list()
     except codec.CodecError as error:
@@ -294,37 +292,37 @@ def _counted(spec: HostSpec) -> HostSpec:
     return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
 
 
-def _status_of(engine: Engine, members: Supervisor, member: SupervisedHost, index: int) -> WorkerStatus:
-    node = engine.dispatch.nodes.get(member.name)
+def _status_of(engine: Engine, supervisor: Supervisor, host: SupervisedHost, index: int) -> WorkerStatus:
+    node = engine.dispatch.nodes.get(host.node_name)
     if node is None:  # it was removed
         return WorkerStatus("closed")
     pid = node.pids[index] if index < len(node.pids) else None
-    return WorkerStatus(node.state.value, pid, members.route(member))
+    return WorkerStatus(node.state.value, pid, supervisor.route(host))
 
 
 def _close(
-    owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, members: Supervisor
+    owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, supervisor: Supervisor
 ) -> None:
-    """In a thread of its own: Ctrl-C meanwhile must not leave half of it undone, and the garbage collector may call
+    """Close a Master, in a separate thread: Ctrl-C must not interrupt it halfway, and the garbage collector may call
     this in one of the threads that it ends.
     """
     if os.getpid() != owner:
-        return  # a fork of the program ends; its threads and workers are its parent's
+        return  # in a fork of the program: threads and workers belong to the parent
 
     def close() -> None:
         engine.say_goodbye()
         deadline = time.monotonic() + STOP_TIMEOUT
-        for name in members.names:
+        for name in supervisor.node_names:
             engine.wait_for_bye(name, max(0.0, deadline - time.monotonic()))
         fleet.close()
         finisher.close()
         engine.stop()
-        printer.close()  # now that nothing comes any more: the last words too are shown
+        printer.close()  # last: prints all output that has arrived
 
     thread = threading.Thread(target=close, name="qjam-close")
     try:
         thread.start()
-    except RuntimeError:  # the interpreter is on its way out and starts no more threads
+    except RuntimeError:  # the interpreter is shutting down and starts no more threads
         close()
         return
     if not threading.current_thread().name.startswith("qjam-"):
@@ -332,15 +330,16 @@ def _close(
 
 
 class _Finisher:
-    """Threads that decode and reduce the results of `submit`: the engine's loop runs no user code. One each, because
-    what is called back when a future is done may itself wait for another.
+    """Threads that decode and reduce the results of `submit`, because the engine's loop runs no user code.
+
+    Each result has its own thread: a callback of one future may wait for another.
     """
 
     def __init__(self) -> None:
         self._threads: set[threading.Thread] = set()
 
     def put(self, call: Callable[[], None]) -> None:
-        """Make the call."""
+        """Make `call` in a new thread."""
 
         def run() -> None:
             try:
@@ -353,24 +352,26 @@ class _Finisher:
         thread.start()
 
     def close(self) -> None:
-        """Wait for the calls to end; one that does not is left behind."""
+        """Wait for the calls to end, STOP_TIMEOUT seconds for each."""
         for thread in list(self._threads):
             thread.join(STOP_TIMEOUT)
 
 
-def _settle(future: Future[Any], pending: Pending, entry: UserCode, sources: Sources, timeout: float | None) -> None:
+def _settle(
+    future: Future[Any], pending: Pending, user_code: UserCode, sources: Sources, timeout: float | None
+) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        future.set_result(_outcome(pending, entry, sources, timeout))
-    except BaseException as error:  # noqa: BLE001  belongs to whoever waits for the future
+        future.set_result(_outcome(pending, user_code, sources, timeout))
+    except BaseException as error:  # noqa: BLE001  goes to whoever waits for the future
         future.set_exception(error)
 
 
-def _outcome(pending: Pending, entry: UserCode, sources: Sources, timeout: float | None) -> Any:
-    """The result of a round that is over, or its exception."""
+def _outcome(pending: Pending, user_code: UserCode, sources: Sources, timeout: float | None) -> Any:
+    """Return the result of a finished round, or raise its exception."""
     if pending.roots is not None:
-        return pending.reduced(entry.reduce)
+        return pending.reduced(user_code.reduce)
     assert pending.failure is not None
     error = _EXCEPTIONS[pending.failure.what](pending.failure, timeout)
     if isinstance(error.__cause__, ImportError):
@@ -383,7 +384,7 @@ def _task_error(failure: Failure, timeout: float | None) -> BaseException:
     if failure.error is not None:
         try:
             error.__cause__ = pickle.loads(failure.error)
-        except Exception:  # noqa: BLE001, S110  its class cannot be had here; the text tells all
+        except Exception:  # noqa: BLE001, S110  its class cannot be imported here; the text remains
             pass
     return error
 

@@ -1,4 +1,4 @@
-"""RemoteWorker: the handle for one worker, asked for by name or running."""
+"""RemoteWorker: a request for one worker on a host, or a handle for a worker that runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .hosts import resolve
 
 
 class WorkerStatus(NamedTuple):
-    """What a RemoteWorker tells of itself."""
+    """What `RemoteWorker` shows: the state of the node, the process id of the worker, the route."""
 
     state: str = "starting"
     pid: int | None = None
@@ -17,15 +17,15 @@ class WorkerStatus(NamedTuple):
 
 
 class RemoteWorker:
-    """One worker: `RemoteWorker("alice@node1")` asks for it in `Master([...])`; `master.workers` gives those that run.
+    """One worker. `Master([RemoteWorker("alice@node1")])` starts it; `master.workers` lists the workers that run.
 
     Attributes:
         host: the host as the user wrote it.
-        index: its place among the workers of that host, from 0.
-        state: starting, joining, ready, suspect, lost or closed: the state of its host's node.
-        pid: the process id on its host; another one after the worker has been replaced; None before it runs.
-        route: how its host reaches the master: local (no ssh), direct, tunnel (a port that ssh forwards) or stdio (the
-            stdin and stdout of the ssh session); empty before it runs.
+        index: its number among the workers of that host, from 0.
+        state: the state of its host's node: starting, joining, ready, suspect (silent), lost or closed.
+        pid: the process id on its host; None before it runs. It changes when the worker is replaced.
+        route: how its host reaches the master: local (no ssh), direct (TCP), tunnel (a port that ssh forwards) or stdio
+            (stdin and stdout of the ssh command); empty before it runs.
     """
 
     def __init__(
@@ -60,9 +60,11 @@ class RemoteWorker:
         return self._status().route
 
     def ping(self) -> float:
-        """Seconds for a small message to its host's node and back. Raises TimeoutError after 5 s."""
+        """Return the seconds that a small message takes to its host's node and back. Raises TimeoutError after 5 s, and
+        ValueError if this worker was not taken from `Master.workers`.
+        """
         if self._ping is None:
-            raise ValueError("this RemoteWorker asks for a worker; only those of Master.workers run")
+            raise ValueError("this RemoteWorker is a request for a worker; ping those in Master.workers")
         return self._ping()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""How the start of each host went: its phases with their times, as a table."""
+"""HostReport: how the start of a host went, phase by phase; and a table of several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 PHASES = ("resolve", "connect", "host key", "auth", "python", "bundle", "way back", "ready")
 
-FAILED, NOTHING = "failed", "-"  # cells where there is no time to tell
+FAILED, NOTHING = "failed", "-"  # table cells that hold no time
 
 _GREEN, _RED, _DIM, _PLAIN = "\033[32m", "\033[31m", "\033[2m", "\033[0m"
 
@@ -18,11 +18,11 @@ class HostReport:
 
     Attributes:
         host: as the user wrote it.
-        phases: seconds that each phase took that is over, of resolve, connect, host key, auth, python, bundle, way
-            back, ready; a host without ssh has `ready` alone.
-        route: how the host reaches the master: local, direct, tunnel or stdio; empty before that is known.
-        failed: the phase that failed; None while none has.
-        why: the reason.
+        phases: the seconds of each finished phase: resolve, connect, host key, auth, python, bundle, way back, ready. A
+            host without ssh has only `ready`.
+        route: how the host reaches the master: local, direct, tunnel or stdio; empty until that is known.
+        failed: the phase that failed; None if none did; empty if it failed outside a phase.
+        why: the reason of the failure.
         stderr: the last lines that the host wrote to its stderr.
     """
 
@@ -35,20 +35,20 @@ class HostReport:
 
     @property
     def ready(self) -> bool:
-        """Whether its workers were up."""
+        """Whether its workers started."""
         return "ready" in self.phases
 
     def __str__(self) -> str:
         if self.failed is None:
             return f"{self.host}: {'ready' if self.ready else 'starting'}"
-        why = self.why.removeprefix(f"{self.host}: ")  # some reasons begin with it
+        why = self.why.removeprefix(f"{self.host}: ")  # some reasons begin with the host
         return f"{self.host}: {self.failed}: {why}" if self.failed else f"{self.host}: {why}"
 
 
 def table(reports: Sequence[HostReport], *, colour: bool = False, more: Sequence[Sequence[str]] = ()) -> str:
-    """A line a host: its name, the seconds of each phase, its route; below, why a phase failed.
+    """Return a table with one line per host: its name, the seconds of each phase, its route. Failures follow below.
 
-    `more` are further columns, each with its heading first. What hosts say comes without control characters.
+    `more`: further columns, each with its heading first. Control characters in text from hosts become spaces.
     """
     paint = _painted if colour else _plain
     rows = [["host", *PHASES, "route", *(column[0] for column in more)]]
@@ -68,7 +68,7 @@ def table(reports: Sequence[HostReport], *, colour: bool = False, more: Sequence
 
 
 def failures(reports: Iterable[HostReport]) -> list[HostReport]:
-    """Those that did not start."""
+    """The reports of hosts that did not start."""
     return [report for report in reports if report.failed is not None]
 
 
@@ -84,7 +84,7 @@ def _colours(report: HostReport, row: Sequence[str]) -> list[str]:
 
 
 def _clean(text: str) -> str:
-    """A terminal would obey what else is in there, and it comes from another machine."""
+    """Replace control characters: the text comes from another machine, and a terminal would obey them."""
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
 
 

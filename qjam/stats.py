@@ -1,4 +1,4 @@
-"""The figures that rounds leave behind."""
+"""Counters of a master: rounds, and bytes sent and received."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass
 class Stats:
-    """Figures since the master was made; bytes are payload, without headers.
+    """Counters since the master was created. Bytes are payload, without message headers.
 
     Attributes:
-        rounds: rounds that gave a result.
-        failed_rounds: rounds that ended with an exception, cancelled ones included.
-        params_sent, dataset_sent, code_sent: bytes to all nodes.
-        results_received, output_received: bytes from all nodes (results, what user code printed).
-        resent_slices: slices that were given out again because a worker or node was lost.
+        rounds: rounds that returned a result.
+        failed_rounds: rounds that ended with an exception, including cancelled ones.
+        params_sent, dataset_sent, code_sent: bytes sent to all nodes.
+        results_received, output_received: bytes received from all nodes (results; what user code printed).
+        resent_slices: slices that were assigned again because a worker or node was lost.
     """
 
     rounds: int = 0

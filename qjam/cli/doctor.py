@@ -1,4 +1,4 @@
-"""`qjam doctor`: start qjam on hosts, tell how each phase of that went, and measure the way to those that start."""
+"""`qjam doctor`: start qjam on hosts, report each phase of the start, and measure the connection to each host."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ import qjam
 from qjam.hosts import resolve
 from qjam.report import NOTHING, failures, table
 
-SUMMARY = "Start qjam on hosts, tell how each phase went, and measure the way to those that start."
+SUMMARY = "Start qjam on hosts, report each phase of the start, and measure the connection to each host."
 LEGEND = """\
-The table has the seconds of each phase of the start, which are those of `qjam.Master`: resolve (the name), connect,
-host key, auth (the login), python (its start), bundle (what the host lacks is sent and imported), way back (from the
-host to here), ready (its workers are up). route: local, direct, tunnel or stdio. version: that of python there.
-ping: median of 11 small messages to the host's node and back. MB/s: 32 MiB of random data, sent once as the slice of
-a data set, from the call of run to its result; on a slow line 1 MiB.
+The table has the seconds of each phase of the start, the same phases as for `qjam.Master`: resolve (the name),
+connect, host key, auth (the login), python (it starts), bundle (missing packages are sent and imported), way back
+(the host connects to this machine), ready (its workers start). route: local, direct, tunnel or stdio. version: of
+python on the host. ping: median of 11 small messages to the host's node and back. MB/s: one slice of 32 MiB of random
+data, from the call of run to its result; 1 MiB on a slow connection.
 """
 EXAMPLES = """\
   %(prog)s alice@node1 node2:2222 "node3*8"
   %(prog)s --accept-new --route tunnel node4
 
-The exit status is 1 when a host failed, and 2 for a wrong argument.
+The exit status is 1 if a host fails, and 2 for a wrong argument.
 """
 
 PINGS = 11
 MIB = 1 << 20
 LARGE, SMALL = 32 * MIB, MIB
-SLOW = 1.0  # seconds for the small one, after which the large one is not sent
+SLOW = 1.0  # seconds: if SMALL takes longer, LARGE is not sent
 ROUND_TIMEOUT = 120.0
-TICK = 0.2  # seconds between two looks of the line that tells what is awaited
+TICK = 0.2  # seconds between two updates of the progress line
 CLEAR_LINE = "\r\033[K"
 HEADINGS = ("workers", "version", "ping ms", "MB/s")
 
 
 def start(specs: list[qjam.HostSpec], options: Mapping[str, Any]) -> list[qjam.HostReport]:
-    """Start all hosts as one master does, and stop them; how that went, host by host."""
+    """Start all hosts with one master, and stop them. Returns one report per host, also for those that failed."""
     try:
         with qjam.Master(specs, **options) as master:
             return master.start_reports
@@ -58,10 +58,10 @@ def start(specs: list[qjam.HostSpec], options: Mapping[str, Any]) -> list[qjam.H
 
 
 def measure(spec: qjam.HostSpec, options: Mapping[str, Any]) -> list[str]:
-    """What HEADINGS announce, of a host that has the line for itself. Raises QjamError or TimeoutError."""
+    """Start one host alone and return its cells for the columns HEADINGS. Raises QjamError or TimeoutError."""
     with qjam.Master(spec, **options) as master:
-        # Functions of python's own, which every host finds by name: a function of this file would need qjam there, or
-        # travel as byte code, which another version of python cannot read.
+        # Built-in functions, which every host finds by name. A function of this file would need qjam on the host, or be
+        # sent as byte code, which another version of python cannot read.
         version = ModuleType("version")
         version.__dict__.update(mapfunc=eval, reduce=max)
         python = master.run(version, "__import__('platform').python_version()", timeout=ROUND_TIMEOUT)
@@ -74,7 +74,7 @@ def measure(spec: qjam.HostSpec, options: Mapping[str, Any]) -> list[str]:
 
 
 def _send(master: qjam.Master, size: int) -> float:
-    """Seconds for so many bytes to one worker, and for its word that it has them."""
+    """Return the seconds to send `size` bytes to one worker and get its answer."""
     data = qjam.DataSet(np.random.default_rng().integers(0, 256, (1, size), np.uint8), slice_size=1)
     began = time.perf_counter()
     master.run(operator.is_not, None, data, timeout=ROUND_TIMEOUT)
@@ -83,7 +83,7 @@ def _send(master: qjam.Master, size: int) -> float:
 
 @contextmanager
 def waiting(for_what: str) -> Iterator[None]:
-    """Tell on a terminal what is awaited, and for how long already."""
+    """Show on a terminal what the block waits for, and for how long so far."""
     if not _terminal(sys.stderr):
         yield
         return
@@ -106,7 +106,7 @@ def waiting(for_what: str) -> Iterator[None]:
 
 
 def examine(specs: list[qjam.HostSpec], options: Mapping[str, Any]) -> list[qjam.HostReport]:
-    """Start and measure the hosts, and print the table; gives the reports."""
+    """Start and measure the hosts, and print the table. Returns the reports."""
     count = f"{len(specs)} host{'' if len(specs) == 1 else 's'}"
     with waiting(f"starting {count}"):
         reports = start(specs, options)
@@ -118,7 +118,7 @@ def examine(specs: list[qjam.HostSpec], options: Mapping[str, Any]) -> list[qjam
                 try:
                     figures = measure(spec, options)
                 except (qjam.QjamError, TimeoutError) as error:
-                    report.failed, report.why = "", f"it started, but then: {error}"
+                    report.failed, report.why = "", f"it started, but then failed: {error}"
         rows.append(figures)
     columns = zip(HEADINGS, *rows, strict=True)
     print(table(reports, colour=_terminal(sys.stdout) and not os.environ.get("NO_COLOR"), more=list(columns)))
@@ -126,9 +126,7 @@ def examine(specs: list[qjam.HostSpec], options: Mapping[str, Any]) -> list[qjam
 
 
 def main(arguments: Sequence[str], program: str = "qjam-doctor") -> int:
-    """Read the arguments of the command line, look at the hosts; gives the exit status. Errors begin with
-    `program`.
-    """
+    """Parse the command line and examine the hosts. Returns the exit status. Errors begin with `program`."""
     parser = argparse.ArgumentParser(
         prog=program,
         description=SUMMARY,
@@ -137,8 +135,10 @@ def main(arguments: Sequence[str], program: str = "qjam-doctor") -> int:
     )
     parser.add_argument("hosts", metavar="HOST", nargs="+", help='as for Master: "alice@node1:2222*8", "node2*auto"')
     parser.add_argument("--ssh-config", metavar="FILE", help="a file to read in place of ~/.ssh/config")
-    parser.add_argument("--accept-new", action="store_true", help="add host keys that are not known to known_hosts")
-    parser.add_argument("--route", choices=["direct", "tunnel", "stdio"], help="the one way back to try (default: all)")
+    parser.add_argument("--accept-new", action="store_true", help="add unknown host keys to known_hosts")
+    parser.add_argument(
+        "--route", choices=["direct", "tunnel", "stdio"], help="try only this route (default: all three)"
+    )
     args = parser.parse_args(arguments)
 
     notes = logging.StreamHandler()
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str], program: str = "qjam-doctor") -> int:
     }
     try:
         return 1 if failures(examine(resolve(args.hosts), options)) else 0
-    except ValueError as error:  # names that are no hosts, a file that is not there
+    except ValueError as error:  # a wrong host, or a file that does not exist
         print(f"{program}: {error}", file=sys.stderr)
         return 2
     except qjam.QjamError as error:

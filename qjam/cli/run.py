@@ -1,4 +1,6 @@
-"""`qjam run`: run a module's mapfunc over a data set and print the result, all of them given by their dotted names."""
+"""`qjam run`: map a module's mapfunc over a data set and print the result. Module, data set and params are given by
+dotted names.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,17 @@ DATASET comes before PARAMS here, although mapfunc takes params first, because P
   %(prog)s examples.multiply_sum examples.sequences.onetoten examples.sequences.three
   %(prog)s -w "local*4" examples.numpy_inner_prod examples.numpy_inner_prod.x examples.numpy_inner_prod.theta
 
-Modules are looked for in the current folder first. The exit status is 1 for an error in the task or a host
-that does not start, and 2 for a wrong argument.
+Python looks for modules in the current folder first. The exit status is 1 if the task fails or a host does
+not start, and 2 for a wrong argument.
 """
 
 
 class BadArgumentError(Exception):
-    """A name on the command line does not lead to what should be there; the text is one line for the user."""
+    """A dotted name on the command line is wrong. The text is one line for the user."""
 
 
 def find_module(name: str) -> ModuleType:
-    """Give the module of that name; raises BadArgumentError."""
+    """Import and return the module `name`. Raises BadArgumentError."""
     try:
         return importlib.import_module(name)
     except Exception as error:  # importing runs the user's code, which may raise anything
@@ -38,7 +40,7 @@ def find_module(name: str) -> ModuleType:
 
 
 def find_value(name: str) -> Any:
-    """Give what is called `name`, as in package.module.name; raises BadArgumentError."""
+    """Return the object with the dotted name package.module.name. Raises BadArgumentError."""
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
         raise BadArgumentError(f"{name!r} is not a dotted name like package.module.name")
@@ -50,7 +52,7 @@ def find_value(name: str) -> Any:
 
 
 def find_job(name: str) -> ModuleType:
-    """Give the module of that name, which has a mapfunc; raises BadArgumentError."""
+    """Import and return the module `name`. Raises BadArgumentError, also if it has no mapfunc."""
     module = find_module(name)
     if not callable(getattr(module, "mapfunc", None)):
         raise BadArgumentError(f"{name} has no mapfunc(params, slice)")
@@ -58,7 +60,7 @@ def find_job(name: str) -> ModuleType:
 
 
 def find_dataset(name: str) -> qjam.BaseDataSet:
-    """Give what is called `name` as a data set; raises BadArgumentError."""
+    """Return the object with that dotted name as a data set. Raises BadArgumentError."""
     try:
         return qjam.DataSet(find_value(name))
     except (TypeError, ValueError) as error:
@@ -66,19 +68,19 @@ def find_dataset(name: str) -> qjam.BaseDataSet:
 
 
 def main(arguments: Sequence[str], program: str = "qjam-run") -> int:
-    """Read the arguments of the command line, run, print; gives the exit status. Errors begin with `program`."""
+    """Parse the command line, run the job, print the result. Returns the exit status. Errors begin with `program`."""
     parser = argparse.ArgumentParser(
         prog=program,
         description=SUMMARY,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("module", metavar="MODULE", help="package.module with mapfunc and, if wanted, reduce(a, b)")
+    parser.add_argument("module", metavar="MODULE", help="package.module with mapfunc and optionally reduce(a, b)")
     parser.add_argument(
         "dataset",
         metavar="DATASET",
         nargs="?",
-        help="package.module.name of a list, tuple, array or DataSet; none: mapfunc runs once on each worker",
+        help="package.module.name of a list, tuple, array or DataSet; without it mapfunc runs once on each worker",
     )
     parser.add_argument("params", metavar="PARAMS", nargs="?", help="package.module.name of any value")
     parser.add_argument(
@@ -95,14 +97,14 @@ def main(arguments: Sequence[str], program: str = "qjam-run") -> int:
         dataset = find_dataset(args.dataset) if args.dataset else None
         params = find_value(args.params) if args.params else None
         master = qjam.Master(args.workers)
-    except (BadArgumentError, ValueError) as error:  # Master raises ValueError for names that are no hosts
+    except (BadArgumentError, ValueError) as error:  # Master raises ValueError for wrong hosts
         return _fail(program, error, 2)
     except qjam.QjamError as error:
         return _fail(program, error, 1)
     try:
         with master:
             print(master.run(module, params, dataset))
-    except (qjam.QjamError, TypeError) as error:  # run raises TypeError for what cannot be sent or added up
+    except (qjam.QjamError, TypeError) as error:  # run raises TypeError for values that cannot be sent or added
         return _fail(program, error, 1)
     return 0
 

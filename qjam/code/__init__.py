@@ -1,1 +1,1 @@
-"""What user code is, and which of it travels to the hosts."""
+"""Finds user code and decides which source is sent to hosts."""

@@ -1,4 +1,4 @@
-"""What is to be run: a module or function becomes an entry that workers can load, and project modules their source."""
+"""Describes a user's module or function so that workers can load it, and reads the source of modules they import."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import msgpack
 
 Reduce = Callable[[Any, Any], Any]
 
-_MAIN = ("__main__", "__mp_main__")  # the second is what multiprocessing calls the script in a spawned child
+_MAIN = ("__main__", "__mp_main__")  # __mp_main__: the script in a child that multiprocessing spawned
 _INSTALLED = ("site-packages", "dist-packages")
 _ENVIRONMENT = tuple(
     os.path.join(os.path.realpath(path), "")
@@ -31,11 +31,15 @@ _ENVIRONMENT = tuple(
     }
 )
 
-PYTHON = ".".join(map(str, sys.version_info[:2]))  # byte code is for this one alone
+PYTHON = ".".join(map(str, sys.version_info[:2]))  # only this version can read our byte code
 
 
 class UserCode(NamedTuple):
-    """Code to map with. Equal keys mean equal code; `code` is the pickled function where there is no source to ship."""
+    """Code to map with. Equal keys mean equal code.
+
+    `header`: what a JOB tells the nodes. `code`: the pickled functions if workers cannot import them. `reduce`: the
+    user-defined reduce, if there is one.
+    """
 
     key: Hashable
     header: dict[str, Any]
@@ -44,73 +48,75 @@ class UserCode(NamedTuple):
 
 
 class Sources:
-    """Entries for `run`, and source by module name for workers that import it.
+    """The user code for `run`, and the source of the project modules that workers import.
 
-    The epoch counts the edits seen: each `entry` looks whether a file that was shipped has changed since; if so the
-    workers drop all project modules and load them anew.
+    The epoch is a number that grows with each edit: `user_code` checks whether a file that was sent to workers has
+    changed. When they get a new epoch, workers drop all project modules and load them again.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # pickling a function may run user code
-        self._shipped: dict[str, tuple[int, int]] = {}
-        self._entries: dict[tuple[str, str | None, Reduce | None], UserCode] = {}
+        self._sent: dict[str, tuple[int, int]] = {}  # path: (time of change, size)
+        self._known: dict[tuple[str, str | None, Reduce | None], UserCode] = {}
         self._shadowing: list[str] | None = None
         self._epoch = 1
 
-    def entry(self, module: Any) -> UserCode:
-        """The entry of a module that has mapfunc(params, dataset), or of a function f(params, slice).
+    def user_code(self, module: Any) -> UserCode:
+        """Return the UserCode of a module with mapfunc(params, slice), or of a function f(params, slice).
 
-        Raises TypeError naming `module` for anything else.
+        Raises TypeError, which names `module`, for anything else.
         """
         with self._lock:
             self._notice_edits()
             if isinstance(module, ModuleType):
-                return self._module_entry(module)
+                return self._from_module(module)
             if callable(module):
-                return self._function_entry(module)
+                return self._from_function(module)
         raise TypeError(
             f"module must be a module with mapfunc(params, slice), or a function f(params, slice), "
             f"not {module!r} ({type(module).__name__})"
         )
 
     def forget(self) -> None:
-        """Have every module looked for anew: an import has failed, and the user may be mending it."""
+        """Look for every module again. Called after an import failed: the user may correct it."""
         with self._lock:
             self._next_epoch()
 
     def lookup(self, name: str) -> bytes:
-        """What a worker is told of a module, as msgpack: {"source", "path", "package"}, or None if it is not ours."""
+        """Return what a worker needs to load a module, as msgpack: {"source", "path", "package"}, or None if the module
+        does not belong to the user's project.
+        """
         found = _find(name) if _is_name(name) else None
         if found is not None:
             path, stamp = found["path"], found.pop("stamp")
             if path:
                 with self._lock:
-                    self._shipped[path] = stamp
+                    self._sent[path] = stamp
         packed: bytes = msgpack.packb(found, unicode_errors="surrogatepass")
         return packed
 
     def _notice_edits(self) -> None:
-        if any(_stamp(path) != stamp for path, stamp in self._shipped.items()):
+        if any(_stamp(path) != stamp for path, stamp in self._sent.items()):
             self._next_epoch()
 
     def _next_epoch(self) -> None:
-        self._shipped.clear()
-        self._entries.clear()
+        self._sent.clear()
+        self._known.clear()
         self._shadowing = None
         self._epoch += 1
 
-    def _module_entry(self, module: ModuleType) -> UserCode:
+    def _from_module(self, module: ModuleType) -> UserCode:
         mapfunc = getattr(module, "mapfunc", None)
         if not callable(mapfunc):
             raise TypeError(f"module: {module.__name__} has no function mapfunc(params, slice)")
         reduce = getattr(module, "reduce", None)
-        if reduce is functools.reduce or not callable(reduce):  # `from functools import reduce` is not meant
+        if reduce is functools.reduce or not callable(reduce):  # the module has `from functools import reduce`
             reduce = None
         if not _has_source(module.__name__):
             return self._by_value(mapfunc, reduce)
         return self._by_name(module.__name__, None, reduce)
 
-    def _function_entry(self, function: Callable[..., Any]) -> UserCode:
+    def _from_function(self, function: Callable[..., Any]) -> UserCode:
         module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
         if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
             return self._by_name(module, name, None)
@@ -121,7 +127,7 @@ class Sources:
             cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
         try:
             code = cloudpickle.dumps((mapfunc, reduce))
-        except Exception as error:  # whatever the objects that it refers to raise on being pickled
+        except Exception as error:  # pickling runs user code, which may raise anything
             name = getattr(mapfunc, "__name__", repr(mapfunc))
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
         ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
@@ -129,13 +135,13 @@ class Sources:
             "epoch": self._epoch,
             "reduce": reduce is not None,
             "code": ref,
-            "python": PYTHON if b"CodeType" in code else None,  # a builtin, say, is for any python
+            "python": PYTHON if b"CodeType" in code else None,  # a builtin, for example, works in any version
             "shadows": self._shadows(),
         }
         return UserCode((self._epoch, ref), header, code, reduce)
 
     def _shadows(self) -> list[str]:
-        """Names of the standard library that stand for modules of the user's here."""
+        """Names of standard library modules that are modules of the user's project here."""
         if self._shadowing is None:
             self._shadowing = [
                 name for name in sys.stdlib_module_names & sys.modules.keys() if name not in _MAIN and _find(name)
@@ -143,7 +149,7 @@ class Sources:
         return self._shadowing
 
     def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> UserCode:
-        known = self._entries.get((module, function, reduce))
+        known = self._known.get((module, function, reduce))
         if known is None:
             header = {
                 "epoch": self._epoch,
@@ -155,7 +161,7 @@ class Sources:
                 "shadows": self._shadows(),
             }
             known = UserCode((self._epoch, module, function, reduce), header, None, reduce)
-            self._entries[module, function, reduce] = known
+            self._known[module, function, reduce] = known
         return known
 
 
@@ -168,7 +174,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 def _has_source(name: str) -> bool:
-    """Whether the workers can import it by name: not a script, a notebook, or a module made on the fly."""
+    """Whether workers can import the module by name. False for a script, a notebook or a module made at run time."""
     if name in _MAIN or name not in sys.modules:
         return False
     spec = getattr(sys.modules[name], "__spec__", None)
@@ -176,7 +182,7 @@ def _has_source(name: str) -> bool:
 
 
 def _resolve(module: str, name: str | None) -> Any:
-    """The object that `name` is in the module now; None where it is nothing that can be found by name."""
+    """Return the object that `name` refers to in the module; None if there is none."""
     if not name or "<" in name:
         return None
     try:
@@ -186,13 +192,14 @@ def _resolve(module: str, name: str | None) -> Any:
 
 
 def _is_name(name: str) -> bool:
-    """Whether it can be a module's, and not the way to some file: a node says it."""
+    """Whether `name` can be a module name. A node sends it, so it must not be a path to some file."""
     return all(name.split(".")) and not any(mark in name for mark in "/\\:\0")
 
 
 def _find(name: str) -> dict[str, Any] | None:
-    """Source, path and kind of a module of the user's project, without running any of it; and the file's stamp
-    from before it was read, so that an edit meanwhile is seen as one.
+    """Find a module of the user's project without importing it; None if it is not one.
+
+    The file's stamp is from before it was read, so that an edit during the reading is noticed later.
     """
     spec = _spec(name)
     if spec is None:
@@ -232,7 +239,9 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _is_ours(name: str, paths: list[str]) -> bool:
-    """The user's own, neither the standard library nor installed. qjam is sent along: user modules may import it."""
+    """Whether a module belongs to the user's project: it is neither in the standard library nor installed. qjam itself
+    counts as part of the project, because user modules may import it.
+    """
     if name.partition(".")[0] == "qjam":
         return True
     real = [os.path.join(os.path.realpath(path), "") for path in paths]

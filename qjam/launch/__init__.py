@@ -1,1 +1,1 @@
-"""A host from its name to a live node, and its fate."""
+"""Starts a node on each host, restarts it when it is lost, and ends it."""

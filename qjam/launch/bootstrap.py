@@ -1,8 +1,8 @@
-"""What runs first on a host: tells what is there, takes what lacks, finds the way back, becomes the node.
+"""Runs first on a host: reports what is there, receives what is missing, finds a route to the master, becomes the node.
 
-The source of this file is sent to `python3 -c` through stdin, so it needs the standard library alone, and imports what
-it needs when it needs it: its start is part of every start. It must also be understood by a python that is too old for
-it, in order to say so. Messages are lines of JSON both ways; the parts follow their line as bare bytes.
+The host process sends this source to `python3 -c` through stdin, so it uses only the standard library. It imports
+modules late, to start fast. A python that is too old must be able to read it, in order to say so. Messages are lines
+of JSON in both directions. A part is a zip file with the bundle or a package; parts follow their message as raw bytes.
 """
 
 import os
@@ -11,50 +11,50 @@ import sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from io import BufferedReader, BytesIO
-    from typing import Any, Dict, List, Optional, Tuple  # noqa: F401  in comments too
+    from typing import Any, Dict, List, Optional, Tuple  # noqa: F401  used in comments
 
 
-OLDEST = (3, 9)
+OLDEST = (3, 9)  # python
 PREFIX = "/qjam-"  # of directories outside the home; the user's number follows
-KEEP_DAYS, KEEP_PARTS = 30, 16  # parts that no node uses go when they are older, or when there are more
-MAKING, ABANDONED_DAYS = "making-", 1  # parts that are being unpacked; this old they are what a killed start has left
-GREETING = 64  # bytes of ZMTP's greeting: the first is FF, the tenth 7F
+KEEP_DAYS, KEEP_PARTS = 30, 16  # unused parts are removed if they are older, or if there are more
+MAKING, ABANDONED_DAYS = "making-", 1  # directories where parts are unpacked; removed if this old
+GREETING = 64  # bytes of the greeting of ZeroMQ's protocol: the first is FF, the tenth 7F
 
 
 class Failed(Exception):
-    """The start cannot go on; the text is for the user."""
+    """The start has failed; the text is for the user."""
 
 
-class Gone(Exception):
-    """The master is no more."""
+class MasterGone(Exception):
+    """The host process has closed our stdin."""
 
 
-class Stage1:
-    """`read` is a buffered stdin, `write` the descriptor of what was stdout: nothing else may write there."""
+class Bootstrap:
+    """The bootstrap. `read`: the buffered stdin; `write`: a copy of stdout, to which nothing else may write."""
 
     def __init__(self, read: "BufferedReader", write: int) -> None:
         self.read = read
         self.write = write
         self.locks = []  # type: List[int]
 
-    def tell(self, **message: "Any") -> None:
-        import json  # not above: before `main` begins, it might be a json.py that lies where the login begins
+    def send(self, **message: "Any") -> None:
+        import json  # only after `main` has removed the current folder from sys.path: it may hold a json.py
 
         data = json.dumps(message).encode() + b"\n"
         while data:
             data = data[os.write(self.write, data) :]
 
-    def hear(self) -> "Any":
+    def receive(self) -> "Any":
         import json
 
         line = self.read.readline()
         if not line:
-            raise Gone
+            raise MasterGone
         return json.loads(line)
 
     def run(self) -> None:
-        hello = self.hear()
-        os.write(self.write, hello["marker"].encode() + b"\n")  # what a shell has printed stands before it
+        hello = self.receive()
+        os.write(self.write, hello["marker"].encode() + b"\n")  # the host process skips what the login printed before
         if sys.version_info < OLDEST:
             version = ".".join(map(str, sys.version_info[:3]))
             raise Failed("%s is python %s; qjam needs %d.%d or newer on a host" % (sys.executable, version, *OLDEST))
@@ -62,36 +62,37 @@ class Stage1:
         if not sys.flags.ignore_environment:
             sys.path[:0] = filter(None, hello["env"].get("PYTHONPATH", "").split(os.pathsep))
         caches = Caches()
-        self.tell(facts=facts(), cached=caches.held(), python=sys.executable, process=process())
-        probes = Probes(hello["ways"])  # their time runs while the parts come
-        wanted = self.hear()
-        kept = [caches.use(part) for part in wanted["parts"]]
-        paths = [path or self.receive(part, caches) for path, part in zip(kept, wanted["parts"])]
+        self.send(facts=facts(), cached=caches.find(), python=sys.executable, process=process())
+        probes = Probes(hello["ways"])  # they run while the parts arrive
+        wanted = self.receive()
+        cached = [caches.use(part) for part in wanted["parts"]]
+        paths = [path or self.receive_part(part, caches) for path, part in zip(cached, wanted["parts"])]
         self.locks = [lock for path in paths for lock in caches.lock(path)]
         sys.path[:0] = paths
-        warm = warm_parent(wanted["workers"], kept)
+        fork_server = start_fork_server(wanted["workers"], cached)
         try:
             for name in ("msgpack", "zmq", "qjam_worker.node.node"):
-                load(name, kept)
-            become_node = load("qjam_worker.stdio_node", kept).become_node
+                load(name, cached)
+            become_node = load("qjam_worker.stdio_node", cached).become_node
             caches.prune()
-            self.tell(bundle=paths)
-            answer = self.find_way(probes)
+            self.send(bundle=paths)
+            welcome = self.find_route(probes)
         except BaseException:
-            warm.end()
+            fork_server.end()
             raise
-        become_node(answer, self.read, self.write, paths[1:], warm)
+        become_node(welcome, self.read, self.write, paths[1:], fork_server)
 
-    def find_way(self, probes: "Probes") -> "Dict[str, Any]":
-        """Probe what the master proposes until it is content."""
+    def find_route(self, probes: "Probes") -> "Dict[str, Any]":
+        """Report which address answered, and probe others if the host process sends some. Returns its final answer."""
         while True:
-            self.tell(way=probes.found(), tried=probes.tried)
-            answer = self.hear()  # type: Dict[str, Any]
+            self.send(way=probes.found(), tried=probes.tried)
+            answer = self.receive()  # type: Dict[str, Any]
             if "ways" not in answer:
                 return answer
             probes = Probes(answer["ways"])
 
-    def receive(self, part: "Dict[str, Any]", caches: "Caches") -> str:
+    def receive_part(self, part: "Dict[str, Any]", caches: "Caches") -> str:
+        """Read a part from stdin and unpack it. Returns its directory."""
         from hashlib import sha256
         from io import BytesIO
 
@@ -99,7 +100,7 @@ class Stage1:
         while left:
             piece = self.read.read1(min(left, 1 << 20))
             if not piece:
-                raise Gone
+                raise MasterGone
             left -= len(piece)
             digest.update(piece)
             data.write(piece)
@@ -109,7 +110,7 @@ class Stage1:
 
 
 def facts() -> "Dict[str, Any]":
-    """What a python can be given, and what it has already: {package: version}; an unknown version is an empty text."""
+    """What decides which packages this python can use, and in `has` those that it has: {package: version or ""}."""
     from importlib.machinery import EXTENSION_SUFFIXES
 
     try:
@@ -131,7 +132,7 @@ def facts() -> "Dict[str, Any]":
 
 
 def process() -> "Optional[List[int]]":
-    """The pid of the node to be, and when it began, in ticks of the system; None where there is no /proc."""
+    """The pid of this process, which becomes the node, and when it began (in clock ticks); None without /proc."""
     try:
         with open("/proc/self/stat", "rb") as file:
             return [os.getpid(), int(file.read().rpartition(b")")[2].split()[19])]
@@ -140,7 +141,7 @@ def process() -> "Optional[List[int]]":
 
 
 def installed() -> "Dict[str, str]":
-    """Found without an import: by folder, and by the metadata beside it, whose name tells the version."""
+    """Find packages without importing them: by folder, and by the metadata beside it, whose name has the version."""
     has = {}  # type: Dict[str, str]
     for folder in sys.path:
         try:
@@ -148,16 +149,16 @@ def installed() -> "Dict[str, str]":
         except OSError:
             continue
         for package, module in (("numpy", "numpy"), ("pyzmq", "zmq"), ("msgpack", "msgpack"), ("cloudpickle",) * 2):
-            # After an installation has been removed, a folder with what python had compiled may be left.
+            # A package that was removed may leave a folder with compiled files.
             if package not in has and module in names and os.path.exists(os.path.join(folder, module, "__init__.py")):
                 metadata = [name for name in names if name.lower().startswith(package + "-") and "-info" in name]
                 has[package] = metadata[0].split("-")[1].replace(".dist", "").replace(".egg", "") if metadata else ""
     return has
 
 
-def load(name: str, kept: "List[Optional[str]]") -> "Any":
-    """Import what the node needs. Raises Failed with the reason. `kept` are the parts that were here already: one that
-    does not hold what it should (something has tidied up) goes, and the next start brings it anew.
+def load(name: str, cached: "List[Optional[str]]") -> "Any":
+    """Import a module. Raises Failed. If the import fails in a cached part, perhaps because its files were deleted,
+    remove the part: the next start sends it again.
     """
     from importlib import import_module
 
@@ -165,7 +166,7 @@ def load(name: str, kept: "List[Optional[str]]") -> "Any":
         module = import_module(name)
     except Exception as error:
         top = name.partition(".")[0]
-        damaged = [path for path in kept if path and os.path.lexists(os.path.join(path, top))]
+        damaged = [path for path in cached if path and os.path.lexists(os.path.join(path, top))]
         if damaged:
             from shutil import rmtree
 
@@ -176,7 +177,7 @@ def load(name: str, kept: "List[Optional[str]]") -> "Any":
                 % (name, " and ".join(damaged), type(error).__name__, error)
             )
         raise Failed(
-            "%s cannot be imported there (%s: %s); mend it, or name another python with python=..."
+            "%s cannot be imported there (%s: %s); repair it, or name another python with python=..."
             % (name, type(error).__name__, error)
         )
     if name == "zmq" and not module.has("curve"):
@@ -184,17 +185,18 @@ def load(name: str, kept: "List[Optional[str]]") -> "Any":
     return module
 
 
-def warm_parent(workers: int, kept: "List[Optional[str]]") -> "Any":
-    """The parent of the workers, forked as soon as numpy is there: before ZeroMQ, and before any secret comes."""
-    warm = load("qjam_worker.node.fork_server_client", kept)
-    warm.prepare(workers)
-    load("numpy", kept)
-    return warm.fork()
+def start_fork_server(workers: int, cached: "List[Optional[str]]") -> "Any":
+    """Fork the fork server after numpy is imported, but before ZeroMQ is, and before a secret arrives."""
+    client = load("qjam_worker.node.fork_server_client", cached)
+    client.prepare(workers)
+    load("numpy", cached)
+    return client.fork()
 
 
 class Probes:
-    """Tries which of the master's addresses answer as a ROUTER does. All begin at once; ZeroMQ itself would try a dead
-    one in silence for ever.
+    """Connects to all addresses of the master at once, to see which one answers with ZeroMQ's greeting.
+
+    ZeroMQ itself would try a dead address for ever, without an error.
     """
 
     def __init__(self, ways: "Dict[str, Any]") -> None:
@@ -206,7 +208,7 @@ class Probes:
         self.sockets = []  # type: List[Tuple[socket.socket, str, int]]
         client = os.environ.get("SSH_CONNECTION", "").split(" ")[0]
         addresses = [tuple(address) for address in ways["addresses"]]
-        if ways["seen"] and addresses and client:  # behind a translation of addresses the host sees another one
+        if ways["seen"] and addresses and client:  # behind NAT the host sees another address
             addresses.insert(0, (client, addresses[0][1]))
         for host, port in dict.fromkeys(addresses):
             try:
@@ -230,21 +232,21 @@ class Probes:
         for fd in waiting:
             poll.register(fd, select.POLLIN)
         while waiting and found is None:
-            answers = poll.poll(max(0.0, self.ends - monotonic()) * 1000)  # a look at least: the parts took their time
+            answers = poll.poll(max(0.0, self.ends - monotonic()) * 1000)  # poll once, even if time is up
             if not answers:
                 break
             for fd, _ in answers:
                 probe, host, port = waiting.pop(fd)
                 poll.unregister(fd)
                 try:
-                    said = probe.recv(GREETING)
+                    greeting = probe.recv(GREETING)
                 except OSError as error:
                     self.tried.append("%s port %s: %s" % (host, port, error.strerror or error))
                     continue
-                if said[:1] == b"\xff" and said[9:10] in (b"", b"\x7f"):
+                if greeting[:1] == b"\xff" and greeting[9:10] in (b"", b"\x7f"):
                     found = found or [host, port]
                 else:
-                    what = "something else answers" if said else "the connection was closed"
+                    what = "something else answers" if greeting else "the connection was closed"
                     self.tried.append("%s port %s: %s" % (host, port, what))
         self.tried += ["%s port %s: no answer" % (host, port) for _, host, port in waiting.values() if not found]
         for probe, _, _ in self.sockets:
@@ -253,8 +255,8 @@ class Probes:
 
 
 class Caches:
-    """Where parts are kept, each in a directory that is named by its content: in the home if that can be, else in the
-    first directory that can be written, has room, and lets libraries be loaded from it.
+    """The directories with cached parts, each part in a directory named by its hash. A new part goes to the home if
+    possible, otherwise to the first directory that is writable, has room and allows libraries to be loaded.
     """
 
     def __init__(self) -> None:
@@ -263,25 +265,25 @@ class Caches:
         mine = PREFIX + str(os.getuid())
         others = ["/var/tmp", os.environ.get("TMPDIR") or "/tmp", "/dev/shm"]
         self.bases = [os.path.join(cache, "qjam")] + [folder.rstrip("/") + mine for folder in dict.fromkeys(others)]
-        self.here = {}  # type: Dict[str, str]
+        self.paths = {}  # type: Dict[str, str]  # of the cached parts, by id
 
-    def held(self) -> "List[str]":
-        """The ids of parts that are here, wherever, and that can be loaded from there."""
-        held = {}  # type: Dict[str, str]
+    def find(self) -> "List[str]":
+        """Find the cached parts that can be loaded. Returns their ids."""
+        paths = {}  # type: Dict[str, str]
         for base in self.bases:
             try:
                 if self.owned(base) and not self.noexec(os.statvfs(base)):
                     for name in os.listdir(base):
                         if len(name) == 64:
-                            held.setdefault(name, os.path.join(base, name))
+                            paths.setdefault(name, os.path.join(base, name))
             except OSError:
                 continue
-        self.here = held
-        return sorted(held)
+        self.paths = paths
+        return sorted(paths)
 
     @staticmethod
     def owned(base: str) -> bool:
-        """Whether the directory is ours and nobody else may write there: what lies there is run."""
+        """Whether the directory is ours and nobody else may write to it: qjam runs code from there."""
         status = os.lstat(base)
         return (status.st_mode & 0o170000) == 0o040000 and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
@@ -290,8 +292,8 @@ class Caches:
         return bool(status.f_flag & getattr(os, "ST_NOEXEC", 8))
 
     def use(self, part: "Dict[str, Any]") -> "Optional[str]":
-        """The directory of a part that is here; it counts as used now."""
-        path = self.here.get(part["id"])
+        """Return the directory of a cached part, and mark it as used now; None if it is not cached."""
+        path = self.paths.get(part["id"])
         if path is not None:
             try:
                 os.utime(path)
@@ -300,7 +302,7 @@ class Caches:
         return path
 
     def unpack(self, part: "Dict[str, Any]", data: "BytesIO") -> str:
-        """The directory of a part, made whole or not at all, also when several do so at once."""
+        """Unpack a part completely or not at all, also if several processes do so at once. Returns its directory."""
         from shutil import rmtree
         from tempfile import mkdtemp
         from zipfile import ZipFile
@@ -316,7 +318,7 @@ class Caches:
                 try:
                     os.rename(making, path)
                 except OSError:
-                    if not os.path.isdir(path):  # else somebody else was faster
+                    if not os.path.isdir(path):  # else another process was faster
                         raise
                     rmtree(making, True)
                 return path
@@ -327,6 +329,7 @@ class Caches:
         raise Failed("no place for %s (%d bytes): %s" % (part["name"], part["unpacked"], "; ".join(refused)))
 
     def check(self, base: str, part: "Dict[str, Any]") -> None:
+        """Raise OSError if the part cannot go to this directory, which is created if it does not exist."""
         os.makedirs(base, 0o700, exist_ok=True)
         if not self.owned(base):
             raise OSError("it is not yours alone (owner and mode must be yours and 700)")
@@ -338,7 +341,7 @@ class Caches:
 
     @staticmethod
     def lock(path: str) -> "List[int]":
-        """Mark a part as in use by this process; where the file system has no locks, nothing is marked."""
+        """Mark a part as in use by this process. Returns the locked descriptor, or [] if there are no locks."""
         import fcntl
 
         try:
@@ -349,7 +352,7 @@ class Caches:
         return [lock]
 
     def prune(self) -> None:
-        """Remove parts that were not used for long and that nobody uses now, and what was never finished."""
+        """Remove old parts that no process uses, and directories that a killed start has left."""
         import fcntl
         from shutil import rmtree
         from time import time
@@ -369,7 +372,7 @@ class Caches:
             except OSError:
                 pass
         old = time() - KEEP_DAYS * 86400
-        ranked = sorted(self.here.values(), key=last_used, reverse=True)
+        ranked = sorted(self.paths.values(), key=last_used, reverse=True)
         for rank, path in enumerate(ranked):
             if rank < KEEP_PARTS and last_used(path) > old:
                 continue
@@ -385,15 +388,15 @@ class Caches:
 
 
 def main(read: "BufferedReader") -> None:
-    """Begin; `read` is the buffered stdin that this source came through."""
-    sys.path[:] = [folder for folder in sys.path if folder]  # the home is no place for modules
+    """Run the bootstrap. `read` is the buffered stdin from which this source was read."""
+    sys.path[:] = [folder for folder in sys.path if folder]  # never import from the current folder
     write = os.dup(1)
-    os.dup2(2, 1)  # whatever prints must not disturb
-    bootstrap = Stage1(read, write)
+    os.dup2(2, 1)  # what other code prints goes to stderr, not between our messages
+    bootstrap = Bootstrap(read, write)
     try:
         bootstrap.run()
     except Failed as error:
-        bootstrap.tell(failed=str(error))
+        bootstrap.send(failed=str(error))
         sys.exit(1)
-    except (Gone, BrokenPipeError):
+    except (MasterGone, BrokenPipeError):
         os._exit(0)

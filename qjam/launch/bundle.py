@@ -1,4 +1,4 @@
-"""The worker bundle: what is copied to a host, made from the qjam_worker that is installed here."""
+"""The worker bundle: the package qjam_worker as a zip file, which is sent to hosts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 import qjam_worker
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip file can tell
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can store
 
 
 class Bundle(NamedTuple):
-    """A zip file with the package qjam_worker, and the sha256 of it in hexadecimal digits."""
+    """A zip file with the package qjam_worker. `hash`: its sha256 in hexadecimal digits."""
 
     hash: str
     data: bytes
 
 
 def build() -> Bundle:
-    """Equal sources give equal bytes, so that a host that has the bundle of this hash need not be sent it."""
+    """Pack the qjam_worker that is installed here. Equal sources make equal bytes: hosts cache it by hash."""
     folder = Path(qjam_worker.__path__[0])
     files = [path for path in folder.rglob("*") if path.suffix == ".py" or path.name == "py.typed"]
     sources = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

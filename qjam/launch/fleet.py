@@ -1,9 +1,8 @@
-"""The master's side of its ssh hosts: has a process hold each one's connection, and hears from it until the end."""
+"""The master's side of its ssh hosts: starts one host process per host, and handles its messages until it ends."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import random
 import selectors
@@ -21,35 +20,36 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import qjam_worker
 from qjam.hosts import HostSpec
+from qjam.log import say
 from qjam.report import HostReport
 from qjam_worker.ipc import at_fork
 
 from .json_lines import JsonLines
 
-logger = logging.getLogger("qjam")
-
-# Hosts that are being started at the same time. Each costs a process of some MB and a few hundred ms of one core.
+# Hosts that start at the same time. Each takes a process of some MB and a few hundred ms of one core.
 PARALLEL = 32
-# With more hosts than this their connections are spread over this many seconds a host: they may share a jump host,
-# which drops logins when ten of them are under way (MaxStartups).
+# If more than JITTER_FROM hosts start, each waits a random time, up to JITTER seconds per host: they may share a jump
+# host, which refuses connections while ten others log in (MaxStartups).
 JITTER_FROM, JITTER = 8, 0.02
-# Seconds of silence after which a node takes its master for gone. A cable that is out for 3 s must not be enough, and
-# TCP may take as long again to find out that it is back.
+# Seconds without a heartbeat after which a node considers its master gone: more than for a cable that is unplugged for
+# 3 s, and the same time again for TCP to notice that it is back.
 HEARTBEAT_TIMEOUT = 15.0
-# Seconds without an answer after which the host counts as lost.
+# Seconds without an answer after which a host is lost.
 SILENCE = 30.0
-# Seconds for each phase as a whole: paramiko waits without a limit in places, and a login may print for ever. Bringing
-# parts may take minutes on a slow link, and has a limit for each step.
+# Seconds for each phase: paramiko sometimes waits without a limit, and a login may print for ever. `bundle` may take
+# minutes on a slow link; it has a limit for each step instead.
 PHASE_TIMEOUT = {"resolve": 90, "connect": 120, "host key": 90, "auth": 180, "python": 120, "way back": 150}
-# Seconds for the processes to let go of their hosts: a node has 6 to leave (`lease` LEAVE_TIMEOUT), to kill it takes 3.
+# Seconds for all host processes to end: a node gets 6 to end by itself (LEAVE_TIMEOUT), then 3 to be killed.
 STOP_TIMEOUT = 10.0
-END_TIMEOUT = 3.0  # seconds for the process that forks them to end, once they have gone
+END_TIMEOUT = 3.0  # seconds for the process that forks them to end after that
 
 ROUTES = ("direct", "tunnel", "stdio")
 
 
 class Options(NamedTuple):
-    """How to reach hosts, for all of them. `addresses`: of this machine, to be tried after those that ssh shows."""
+    """How to reach all hosts. `addresses`: more addresses of this machine, which hosts try after that of the ssh
+    connection.
+    """
 
     ssh_config: Path | None = None
     accept_new: bool = False
@@ -60,7 +60,7 @@ class Options(NamedTuple):
 
 
 class Events(Protocol):
-    """What the fleet needs of the engine; called in the fleet's thread, and `lose_node` in that of `start` as well."""
+    """What the fleet calls in the engine: in the fleet's thread, `lose_node` also in the thread that calls `start`."""
 
     def bind(self, address: str) -> str: ...
     def lose_node(self, name: str, why: str) -> None: ...
@@ -71,18 +71,18 @@ class _Host:
     name: str
     order: dict[str, Any]
     report: HostReport
-    lines: JsonLines | None = None  # while its lease process lives
-    pid: int | None = None  # of that process
-    welcomed: float | None = None
+    lines: JsonLines | None = None  # the link to its host process; None before and after that
+    pid: int | None = None  # of the host process
+    welcomed_at: float | None = None
     starting: bool = True
-    unwanted: bool = False
+    unwanted: bool = False  # disconnect it, or do not start it at all
     forgotten: bool = False
 
 
 class Fleet:
-    """All ssh hosts of one master. A thread and a process that are started with the first host, and a process a host.
+    """All ssh hosts of one master: one host process per host, a process that forks them, a thread that serves them.
 
-    What the master asks for may be asked in any thread.
+    Thread and process start with the first host. Public methods may be called in any thread.
     """
 
     def __init__(self, options: Options, engine: Events) -> None:
@@ -90,34 +90,34 @@ class Fleet:
         self._engine = engine
         self._hosts: dict[str, _Host] = {}
         self._waiting: deque[str] = deque()
-        self._queued = False  # some had to wait for a place: they come one by one, without delay
-        self._lock = threading.Lock()  # of `_hosts`, and of what other threads than ours change in them
+        self._queued = False  # hosts that had to wait start one by one, so without jitter
+        self._lock = threading.Lock()  # for `_hosts`, and for what other threads change in a host
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_write.setblocking(False)  # the engine's loop wakes us too
+        self._wake_write.setblocking(False)  # the engine's loop, which must not block, wakes the fleet too
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self._over = ""  # why no host can be started any more
+        self._closed_why = ""  # why no host can be started any more; empty while one can
         at_fork.add(self)
 
     def start(self, hosts: Mapping[str, tuple[HostSpec, Mapping[str, str]]]) -> None:
-        """Start a node on each host: {node name: (host, keys)}. `report` and `welcomed` tell how that goes. After
-        `close` they are lost at once.
+        """Start a node on each host, {node name: (host, CURVE keys)}, without waiting. After `close` all of them are
+        lost at once: `Events.lose_node` is called.
         """
         with self._lock:
             for name, (spec, keys) in hosts.items():
                 self._hosts[name] = _Host(name, self._order(name, spec, keys), HostReport(spec.address))
-            over = self._over
-            if not over:
+            closed_why = self._closed_why
+            if not closed_why:
                 self._waiting.extend(hosts)
-            if not over and self._thread is None:
+            if not closed_why and self._thread is None:
                 thread = threading.Thread(target=self._run, name="qjam-fleet", daemon=True)
                 thread.start()
                 self._thread = thread
-        if over:
+        if closed_why:
             for name in hosts:
-                self._lose(self._hosts[name], over)
+                self._lose(self._hosts[name], closed_why)
         self._wake()
 
     def _order(self, name: str, spec: HostSpec, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -142,51 +142,49 @@ class Fleet:
             "addresses": list(self._options.addresses),
         }
 
-    def let_go(self, name: str, why: str = "") -> None:
-        """The node is lost: end its ssh connection and what is left there. Hosts without ssh are passed over."""
+    def disconnect(self, name: str) -> None:
+        """End a node and its ssh connection. Names of other nodes, such as the local one, are ignored."""
         with self._lock:
             if name in self._hosts:
-                self._release(self._hosts[name])
+                self._disconnect(self._hosts[name])
 
     def forget(self, name: str) -> None:
-        """Let go of a host and drop what is kept of it as soon as its connection has ended. The engine hears nothing
-        of it from now on.
-        """
+        """Disconnect a node, and drop its record when its host process ends. The engine hears no more of this node."""
         with self._lock:
             host = self._hosts.get(name)
             if host is None:
                 return
-            self._release(host)
+            self._disconnect(host)
             host.forgotten = True
             if host.lines is None:
                 del self._hosts[name]
 
     @staticmethod
-    def _release(host: _Host) -> None:
+    def _disconnect(host: _Host) -> None:
         host.unwanted = True
         if host.lines is not None:
-            with contextlib.suppress(OSError):  # it has gone first
+            with contextlib.suppress(OSError):  # the host process has ended first
                 host.lines.sock.shutdown(socket.SHUT_WR)
 
     def _wake(self) -> None:
         try:
             self._wake_write.send(b"!")
         except OSError:
-            pass  # it is closed already, or full of wake-ups
+            pass  # it is closed, or already full of wake-ups
 
     def report(self, name: str) -> HostReport:
-        """How its start went, or goes."""
+        """The report of a node's start so far. Raises KeyError for an unknown or forgotten node."""
         return self._hosts[name].report
 
-    def welcomed(self, name: str) -> float | None:
-        """When (time.monotonic()) the node was told to begin; None before that."""
+    def welcomed_at(self, name: str) -> float | None:
+        """When (time.monotonic()) the node got its welcome and began to start its workers; None before that."""
         host = self._hosts.get(name)
-        return None if host is None else host.welcomed
+        return None if host is None else host.welcomed_at
 
     def close(self) -> None:
-        """Let go of all hosts: their nodes end, if they have not, and so do the processes here."""
+        """Disconnect all hosts, and wait until their nodes and all processes here have ended."""
         with self._lock:
-            self._over = self._over or "the master is closed"
+            self._closed_why = self._closed_why or "the master is closed"
             thread = self._thread
         if thread is not None:
             self._wake()
@@ -204,8 +202,8 @@ class Fleet:
         at_fork.discard(self)
 
     def abandon(self) -> None:
-        """In a fork of the program: close the copies of sockets whose end is to tell of the program's end. Without the
-        lock, which a thread may have held that is not in the fork.
+        """In a fork of the program: close the copies of sockets, because host processes end when these are closed. The
+        lock is not taken: a thread that is missing in the fork may hold it.
         """
         for host in list(self._hosts.values()):
             if host.lines is not None:
@@ -214,10 +212,10 @@ class Fleet:
             self._control.close()
 
     def _start_process(self) -> None:
-        """The one that forks a process for each host; anew where somebody has killed it, which those do not mind.
+        """Start the process that forks the host processes, or start it again if somebody has killed it.
 
-        It imports the few modules that it needs, past `qjam/__init__`, which would bring all of qjam with it, and
-        without `invoke`, which paramiko takes for a part of ssh_config that we read ourselves: 30 ms of 110.
+        It skips `qjam/__init__`, which would import all of qjam, and `invoke`, which paramiko imports for a part of
+        ssh_config that `qjam.ssh.config` reads: 30 ms of 110.
         """
         if self._process is not None and self._process.poll() is None:
             return
@@ -242,15 +240,15 @@ class Fleet:
                 start_new_session=True,
             )
 
-    # The thread
+    # The fleet's thread
 
     def _run(self) -> None:
         try:
             self._serve()
-        except BaseException as error:  # a defect of ours: nobody may wait for hosts that nobody hears
+        except BaseException as error:  # a defect of qjam: nobody must wait for these hosts
             why = f"the fleet has failed ({type(error).__name__}: {error}); this is a defect of qjam"
             with self._lock:
-                self._over = self._over or why
+                self._closed_why = self._closed_why or why
             for host in self._all():
                 self._lose(host, why)
             raise
@@ -267,10 +265,10 @@ class Fleet:
         stop: float | None = None
         while True:
             self._start_waiting()
-            if self._over and stop is None:
+            if self._closed_why and stop is None:
                 stop = time.monotonic() + STOP_TIMEOUT
                 for host in self._all():
-                    self.let_go(host.name)
+                    self.disconnect(host.name)
             left = None if stop is None else stop - time.monotonic()
             if left is not None:
                 living = [host for host in self._all() if host.lines is not None]
@@ -286,20 +284,20 @@ class Fleet:
                     self._on_readable(key.data)
 
     def _start_waiting(self) -> None:
-        while not self._over and (batch := self._next()):
+        while not self._closed_why and (batch := self._next()):
             for host in batch:
                 self._launch(host)
 
     def _next(self) -> list[_Host]:
-        """Those that are to be started now, each with its delay."""
-        under_way = sum(host.starting and host.lines is not None for host in self._all())
+        """Return the hosts to start now, each with its delay."""
+        starting = sum(host.starting and host.lines is not None for host in self._all())
         batch: list[_Host] = []
-        while self._waiting and under_way + len(batch) < PARALLEL:
+        while self._waiting and starting + len(batch) < PARALLEL:
             host = self._hosts.get(self._waiting.popleft())
             if host is not None and not host.unwanted:
                 batch.append(host)
-        crowd = under_way + len(batch)
-        spread = JITTER * crowd if crowd > JITTER_FROM and not self._queued else 0.0
+        count = starting + len(batch)
+        spread = JITTER * count if count > JITTER_FROM and not self._queued else 0.0
         self._queued = bool(self._waiting)
         for host in batch:
             host.order["delay"] = random.uniform(0.0, spread)
@@ -310,7 +308,7 @@ class Fleet:
             self._start_process()
             ours, theirs = socket.socketpair()
         except OSError as error:
-            self._lose(host, f"this machine cannot start one more: {error.strerror} (ulimit -n)")
+            self._lose(host, f"this machine cannot start one more host process: {error.strerror} (ulimit -n)")
             return
         with theirs:
             with self._lock:
@@ -320,7 +318,7 @@ class Fleet:
                 host.lines = JsonLines(ours)
             self._selector.register(host.lines, selectors.EVENT_READ, host)
             assert self._control is not None
-            with contextlib.suppress(OSError):  # the end of its socket tells
+            with contextlib.suppress(OSError):  # it has ended: `host.lines` will be closed
                 socket.send_fds(self._control, [b"h"], [theirs.fileno()])
         host.lines.send(**host.order)
 
@@ -329,7 +327,7 @@ class Fleet:
         try:
             messages = host.lines.receive()
         except EOFError:
-            self._lose(host, "the process that held its ssh connection has ended")
+            self._lose(host, "its host process, which held the ssh connection, has ended")
             self._close(host)
             return
         for message in messages:
@@ -341,7 +339,7 @@ class Fleet:
     def _on_phase(self, host: _Host, message: dict[str, Any]) -> None:
         host.report.phases[message["phase"]] = message["seconds"]
         if message["phase"] == "way back":
-            host.welcomed = time.monotonic()
+            host.welcomed_at = time.monotonic()
             host.starting = False
 
     def _on_bind(self, host: _Host, message: dict[str, Any]) -> None:
@@ -357,7 +355,7 @@ class Fleet:
         host.report.route = message["route"]
 
     def _on_note(self, host: _Host, message: dict[str, Any]) -> None:
-        _say(message["note"])
+        say(message["note"])
 
     def _on_failed(self, host: _Host, message: dict[str, Any]) -> None:
         report = host.report
@@ -370,7 +368,7 @@ class Fleet:
         tail = "".join(f"\n    | {line}" for line in message["stderr"])
         self._lose(host, message["ended"] + tail)
 
-    # What a message is about is its first name.
+    # A message is of the kind that its first key names.
     _handlers: ClassVar[Mapping[str, Callable[[Fleet, _Host, dict[str, Any]], None]]] = {
         "process": _on_process,
         "phase": _on_phase,
@@ -384,7 +382,7 @@ class Fleet:
     def _lose(self, host: _Host, why: str) -> None:
         host.starting = False
         if not host.report.ready and host.report.failed is None:
-            host.report.failed, host.report.why = "ready" if host.welcomed else "", why
+            host.report.failed, host.report.why = "ready" if host.welcomed_at else "", why
         with self._lock:
             if not host.forgotten:
                 self._engine.lose_node(host.name, why)
@@ -401,14 +399,8 @@ class Fleet:
 
 
 def _kill(hosts: Sequence[_Host]) -> None:
-    """End processes that do not end when they are told: they are stopped, perhaps. Each has a group to itself."""
+    """Kill host processes that do not end, because somebody stopped them perhaps. Each leads a process group."""
     for host in hosts:
         if host.pid is not None:
-            with contextlib.suppress(OSError):  # it has gone first
+            with contextlib.suppress(OSError):  # it has ended first
                 os.killpg(host.pid, signal.SIGKILL)
-
-
-def _say(text: str) -> None:
-    """Log a warning; a filter or a handler of the user's that raises is not the end of the fleet."""
-    with contextlib.suppress(Exception):
-        logger.warning(text)

@@ -1,7 +1,8 @@
-"""The process that holds one host's ssh connection: it starts the node, relays for it where need be, keeps its lease.
+"""The host process: holds the ssh connection to one host, starts the node, relays for it if necessary, and exchanges
+heartbeats with it.
 
-A process of its own, because a master may be in C code for a minute with the GIL held, and because a relay in a busy
-python is several times slower. It is forked from a warm one that has paramiko imported, and ends with its master.
+It is a separate process, because a master in C code may hold the GIL for a minute, and because a relay in a busy
+python is several times slower. It is forked from a process that has imported paramiko, and ends when its master does.
 """
 
 from __future__ import annotations
@@ -27,19 +28,21 @@ from . import bundle, relay, wheels
 from .json_lines import JsonLines
 from .remote_command import RemoteCommand, run_beside
 
-BEAT = 2.0  # seconds between the signs of life that a node gets, and answers
-PYTHON_TIMEOUT = 60.0  # seconds for a login shell, its start files and python; the disk may be a sleepy network one
-BUNDLE_TIMEOUT = 120.0  # to unpack and import, once everything is there
+# Seconds
+HEARTBEAT_INTERVAL = 2.0
+PYTHON_TIMEOUT = 60.0  # for a login shell, its start files and python, perhaps on a slow network disk
+BUNDLE_TIMEOUT = 120.0  # to unpack and import, after everything has arrived
 PROBE_TIMEOUT = 1.5  # for a SYN and one repetition of it
-TUNNEL_TIMEOUT = 10.0  # for a probe through the tunnel, which answers or does not exist
-LEAVE_TIMEOUT = 6.0  # from its last sign of life on, for a node to stop everything once its stdin has ended
-KILL_TIMEOUT = 3.0  # for the command that kills it
-STDOUT_LINES = 5  # of what a login printed that did not come to python
-PIECE = 1 << 20
+TUNNEL_TIMEOUT = 10.0  # for a probe through the tunnel: if there is a tunnel, it answers
+LEAVE_TIMEOUT = 6.0  # for a node to end after its stdin was closed, from the last time it sent something
+KILL_TIMEOUT = 3.0  # for the command that kills a node
 
-# Passes through any login shell: no newline, apostrophe or exclamation mark. Its arguments are the pid of the node and
-# when that process began: field 22 of its stat, counted from the end of its name, in which there may be spaces. What
-# the node has forked, its warm parent above all, may be stopped with it: once it goes on, it ends by itself.
+STDOUT_LINES = 5  # the last lines that a login printed, for the error if python did not start
+PIECE = 1 << 20  # bytes read from a file at a time
+
+# Kills a node. Arguments: its pid, and when that process began (field 22 of /proc/pid/stat, counted from the end of
+# the name, which may contain spaces). Its children may be stopped too: continued, the fork server ends by itself.
+# The text has no newline, apostrophe or exclamation mark, so that it passes through any login shell.
 KILL = (
     'read -r stat <"/proc/$1/stat" && set -- "$1" "$2" ${stat##*) } && test "${22}" = "$2" || exit 1; '
     "node=$1; forked=; for file in /proc/[0-9]*/stat; do "
@@ -49,12 +52,12 @@ KILL = (
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """`3.1.0rc1` as (3, 1)."""
+    """Return (3, 1) for `3.1.0rc1`."""
     return tuple(int(number) if number.isdecimal() else 0 for number in version.split(".")[:2])
 
 
-# The least versions that the node works with. What is older on a host is there twice: ours comes first. What this
-# machine's cloudpickle makes is not for older ones.
+# The oldest versions that a node works with. A host with an older one gets ours, which comes first on its sys.path. An
+# older cloudpickle may not read what this machine's version has pickled.
 MIN_VERSIONS = {
     "numpy": (1, 21),
     "pyzmq": (22,),
@@ -64,21 +67,21 @@ MIN_VERSIONS = {
 
 
 def main(control_fd: int) -> NoReturn:
-    """Fork a process for each socket that comes, until the control socket closes; then wait for all of them."""
+    """Fork a host process for each socket that arrives on the control socket. When that closes, wait for them all."""
     control = socket.socket(fileno=control_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are not waited for one by one
-    common = Common()
-    gc.freeze()  # keeps the collector from touching, and so copying, the pages that the processes share
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    payload = Payload()
+    gc.freeze()  # else the garbage collector would write to the pages that the forked processes share
     while True:
-        word, fds, _, _ = socket.recv_fds(control, 1, 1)
-        if not word:
+        data, fds, _, _ = socket.recv_fds(control, 1, 1)
+        if not data:
             break
         if os.fork() == 0:
             control.close()
             os.setpgid(0, 0)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            HostProcess(JsonLines(socket.socket(fileno=fds[0])), common).run()
+            HostProcess(JsonLines(socket.socket(fileno=fds[0])), payload).run()
         os.close(fds[0])
     try:
         os.wait()
@@ -87,8 +90,8 @@ def main(control_fd: int) -> NoReturn:
     os._exit(0)
 
 
-class Common:
-    """What is the same for all hosts, made before the fork."""
+class Payload:
+    """What is sent to every host. It is made once, before the forks."""
 
     def __init__(self) -> None:
         self.bundle = bundle.build()
@@ -96,27 +99,27 @@ class Common:
 
 
 class HostProcess:
-    """One host, from the first packet to the last."""
+    """One host, from the first packet of the connection to the last."""
 
-    def __init__(self, master: JsonLines, common: Common) -> None:
+    def __init__(self, master: JsonLines, payload: Payload) -> None:
         self.master = master
-        self.common = common
-        self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.payload = payload
+        self.answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()  # from the master
         self.connection: Connection | None = None
-        self.session: RemoteCommand | None = None
+        self.command: RemoteCommand | None = None
         self.node: list[int] | None = None  # its pid, and when it began
         self.killing = threading.Lock()
-        self.phase_began = self.heard = time.monotonic()
+        self.phase_began = self.last_heard = time.monotonic()
         self.watchdog: threading.Timer | None = None
         self.welcomed = False
         self.limits: dict[str, float] = {}
 
     def run(self) -> NoReturn:
-        """Start the node and hold the lease; whatever happens, the master hears of it."""
+        """Start the node and exchange heartbeats until it ends. Any failure is reported to the master."""
         try:
             self.master.send(process=os.getpid())
             while not (orders := self.master.receive()):
-                pass  # a long one comes in pieces
+                pass  # a long message arrives in pieces
             (order,) = orders
             threading.Thread(target=self._listen, name="qjam-master", daemon=True).start()
             self._run(order)
@@ -124,7 +127,7 @@ class HostProcess:
             self.master.send(failed=error.phase, why=str(error), stderr=[*error.stderr, *self._stderr()])
         except EOFError:
             pass
-        except BaseException as error:  # noqa: BLE001  a defect of ours, which the user must hear of
+        except BaseException as error:  # noqa: BLE001  a defect of qjam, which the user must see
             import traceback
 
             self.master.send(failed="", why=f"{error!r}\n{traceback.format_exc()}", stderr=self._stderr())
@@ -141,43 +144,45 @@ class HostProcess:
         self.limits = order["limits"]
         self._begin_phase("resolve")
         config = Path(order["ssh_config"]) if order["ssh_config"] else None
-        self.connection = connect(order["host"], order["user"], order["port"], config, order["accept_new"], self._phase)
+        self.connection = connect(
+            order["host"], order["user"], order["port"], config, order["accept_new"], self._end_phase
+        )
         for note in self.connection.notes:
             self.master.send(note=note)
         facts = self._start_bootstrap(self.connection, order)
-        assert self.session is not None
+        assert self.command is not None
         workers = order["workers"] or facts["facts"]["cores"]
-        self._bring_parts(self.session, facts, workers)
-        route, endpoint = self._find_way(self.connection, self.session, order["route"])
+        self._send_parts(self.command, facts, workers)
+        route, endpoint = self._find_route(self.connection, self.command, order["route"])
         welcome = {name: order[name] for name in ("node", "keys", "heartbeat_timeout", "memory_limit", "keep_data")}
-        self._on_heard()
+        self._on_received()
         self.welcomed = True
-        self.session.tell(welcome={**welcome, "workers": workers, "endpoint": endpoint}, stdio=route == "stdio")
+        self.command.send_message(welcome={**welcome, "workers": workers, "endpoint": endpoint}, stdio=route == "stdio")
         uplink = None
-        if route == "stdio":  # from here on both ways are frames
-            uplink = relay.StdioUplink(self.session.channel, self._bind("127.0.0.1"), self.session.sending)
+        if route == "stdio":  # from here on both directions carry frames
+            uplink = relay.StdioUplink(self.command.channel, self._bind("127.0.0.1"), self.command.sending)
         self.master.send(route=route)
-        self._phase("way back")
-        self._hold(self.session, uplink, order["silence"])
+        self._end_phase("way back")
+        self._exchange_heartbeats(self.command, uplink, order["silence"])
 
     # The master
 
     def _listen(self) -> None:
-        """The end of the master is the end of the lease."""
+        """Read what the master sends. When the master ends, end the node, then this process."""
         try:
             while True:
                 for message in self.master.receive():
                     self.answers.put(message)
         except EOFError:
             pass
-        if self.session is not None and self.welcomed:
-            # In a thread: it waits while the way is full.
-            threading.Thread(target=self.session.end_input, daemon=True).start()
-            time.sleep(max(0.0, self.heard + LEAVE_TIMEOUT - time.monotonic()))
+        if self.command is not None and self.welcomed:
+            # In a thread: this blocks while the connection is full.
+            threading.Thread(target=self.command.end_input, daemon=True).start()
+            time.sleep(max(0.0, self.last_heard + LEAVE_TIMEOUT - time.monotonic()))
             self._kill_node()
         self._leave()
 
-    def _phase(self, name: str) -> None:
+    def _end_phase(self, name: str) -> None:
         self.master.send(phase=name, seconds=time.monotonic() - self.phase_began)
         self._begin_phase(PHASES[PHASES.index(name) + 1])
 
@@ -198,22 +203,23 @@ class HostProcess:
 
     def _leave(self) -> NoReturn:
         kill_proxies()
-        os.killpg(0, signal.SIGKILL)  # with a pip that may be under way
+        os.killpg(0, signal.SIGKILL)  # also a pip that may be running
         os._exit(0)
 
     def _kill_node(self) -> None:
-        """Where it has not ended well: it may be stopped, and hears neither of its lease nor of its stdin. Its warm
-        parent then ends the workers and removes the files. This is the one exception to one exec a host.
+        """Kill the node unless it has ended with status 0: a stopped process notices neither missing heartbeats nor a
+        closed stdin. Its fork server then kills the workers and removes the files. Usually a host gets one exec; this
+        is the only exception.
         """
-        with self.killing:  # who comes second waits
+        with self.killing:  # a second caller waits for the first
             node, self.node = self.node, None
-            if node is None or self.connection is None or self.session is None or self.session.ended_well:
+            if node is None or self.connection is None or self.command is None or self.command.ended_well:
                 return
-            command = f"exec /bin/sh -c {shlex.quote(KILL)} qjam {node[0]} {node[1]}"
-            run_beside(self.connection.transport, command, KILL_TIMEOUT)
+            line = f"exec /bin/sh -c {shlex.quote(KILL)} qjam {node[0]} {node[1]}"
+            run_beside(self.connection.transport, line, KILL_TIMEOUT)
 
     def _bind(self, address: str) -> str:
-        """Have the ROUTER bound there, and give the endpoint. Raises OSError."""
+        """Ask the master to bind its ROUTER to `address`. Returns the endpoint. Raises OSError."""
         self.master.send(bind=address)
         answer = self.answers.get()
         if "endpoint" not in answer:
@@ -221,191 +227,195 @@ class HostProcess:
         return str(answer["endpoint"])
 
     def _stderr(self) -> list[str]:
-        return [] if self.session is None else self.session.stderr()
+        return [] if self.command is None else self.command.stderr()
 
-    # Stage 1
+    # The bootstrap
 
     def _start_bootstrap(self, connection: Connection, order: dict[str, Any]) -> dict[str, Any]:
-        source, python = self.common.bootstrap, order["python"]
+        source, python = self.payload.bootstrap, order["python"]
         loader = f'import sys;s=sys.stdin.buffer;exec(compile(s.read({len(source)}),"bootstrap","exec"));main(s)'
-        # eval, because a line may end with ; or a comment. Its end is told, to know whose failure the next one is.
+        # eval, because the line may end with ; or a comment. The echo shows that the setup did not fail.
         set_up = f"qjam {os.urandom(12).hex()}"
         setup = f"eval {shlex.quote(order['setup'])} && echo {set_up} && " if order["setup"] else ""
-        command = f"{setup}exec {python} -c {shlex.quote(loader)}"
-        session = self.session = RemoteCommand(connection.transport, command, PYTHON_TIMEOUT)
+        line = f"{setup}exec {python} -c {shlex.quote(loader)}"
+        command = self.command = RemoteCommand(connection.transport, line, PYTHON_TIMEOUT)
         marker = f"qjam {os.urandom(12).hex()}"
         try:
-            session.send(source)
-            session.tell(marker=marker, env=order["env"], ways=self._direct_ways(connection, order))
+            command.send(source)
+            command.send_message(marker=marker, env=order["env"], ways=self._direct_ways(connection, order))
         except OSError:
-            pass  # it has ended: how is told by its output
-        said = session.skip_to(marker.encode() + b"\n", "python")
-        if said is not None and order["setup"] and set_up.encode() not in said:
-            why = f"the setup line `{order['setup']}` failed there ({session.ending()}){_last_words(said)}"
+            pass  # the command has ended; its output says why
+        printed = command.skip_to(marker.encode() + b"\n", "python")
+        if printed is not None and order["setup"] and set_up.encode() not in printed:
+            why = f"the setup line `{order['setup']}` failed there ({command.ending()}){_last_lines(printed)}"
             raise Refused("python", why)
-        if said is not None:
-            raise Refused("python", _why_no_python(session, python, said.rpartition(set_up.encode())[2]))
-        facts = session.hear("python")
+        if printed is not None:
+            raise Refused("python", _why_no_python(command, python, printed.rpartition(set_up.encode())[2]))
+        facts = command.receive_message("python")
         self.node = facts["process"]
-        self._phase("python")
+        self._end_phase("python")
         return facts
 
     def _direct_ways(self, connection: Connection, order: dict[str, Any]) -> dict[str, Any]:
-        """The addresses of this machine that the host shall try: our end of the connection, then configured ones."""
+        """Return the addresses of this machine for the host to try: our end of the ssh connection, then `address=`."""
         addresses = []
         if order["route"] in (None, "direct"):
             if connection.local:
-                with contextlib.suppress(OSError):  # where connections are redirected it may not be ours
+                with contextlib.suppress(OSError):  # not our address, if something redirects connections
                     addresses.append(_host_and_port(self._bind(connection.local)))
             for address in order["addresses"]:
                 host, port = _host_and_port(address)
                 try:
                     endpoint = self._bind(address if port else host)
-                except OSError:  # not one of this machine's, but of what translates addresses before it
+                except OSError:  # an address of the router that forwards to this machine
                     if not port:
-                        self.master.send(note=f"address {host!r} is not one of this machine's: it needs a port")
+                        self.master.send(note=f"address {host!r} is not an address of this machine: it needs a port")
                         continue
                     endpoint = self._bind(f"0.0.0.0:{port}")
                 addresses.append((host, _host_and_port(endpoint)[1]))
         return {"addresses": addresses, "seen": connection.direct, "timeout": PROBE_TIMEOUT}
 
-    def _bring_parts(self, session: RemoteCommand, facts: dict[str, Any], workers: int) -> None:
-        """Send what the host lacks, each part with its line, and wait until all of it can be imported."""
+    def _send_parts(self, command: RemoteCommand, facts: dict[str, Any], workers: int) -> None:
+        """Send the bundle and the packages that the host lacks, and wait until it has imported them."""
         lacks = [
-            name for name, least in MIN_VERSIONS.items() if not _new_enough(facts["facts"]["has"].get(name), least)
+            name for name, oldest in MIN_VERSIONS.items() if not _new_enough(facts["facts"]["has"].get(name), oldest)
         ]
-        own = self.common.bundle
-        wanted = [{"name": "the worker bundle", "id": own.hash, "unpacked": 4 * len(own.data), "native": False}]
+        own = self.payload.bundle
+        descriptions = [{"name": "the worker bundle", "id": own.hash, "unpacked": 4 * len(own.data), "native": False}]
         content: list[bytes | Path] = [own.data]
         sums = [(len(own.data), own.hash)]
         if lacks:
             try:
                 for part in wheels.provide(lacks, _host_facts(facts["facts"])):
                     native = not part.name.startswith("cloudpickle")
-                    wanted.append({"name": part.name, "id": part.id, "unpacked": part.unpacked, "native": native})
+                    descriptions.append({"name": part.name, "id": part.id, "unpacked": part.unpacked, "native": native})
                     content.append(part.path)
                     sums.append((part.size, part.sha256))
             except ValueError as error:
                 raise Refused("bundle", str(error)) from error
-        for part_wanted, (size, sha256) in zip(wanted, sums, strict=True):
-            part_wanted.update(size=size, sha256=sha256)
+        for description, (size, sha256) in zip(descriptions, sums, strict=True):
+            description.update(size=size, sha256=sha256)
         try:
-            session.tell(parts=wanted, workers=workers)
-            for part_wanted, source in zip(wanted, content, strict=True):
-                if part_wanted["id"] not in facts["cached"]:
-                    _send_part(session, source)
+            command.send_message(parts=descriptions, workers=workers)
+            for description, source in zip(descriptions, content, strict=True):
+                if description["id"] not in facts["cached"]:
+                    _send_part(command, source)
         except OSError:
-            pass  # it has given up: its last words are on their way
-        session.channel.settimeout(BUNDLE_TIMEOUT)
-        session.hear("bundle")
-        self._phase("bundle")
+            pass  # the bootstrap has failed; its message is read next
+        command.channel.settimeout(BUNDLE_TIMEOUT)
+        command.receive_message("bundle")
+        self._end_phase("bundle")
 
     # The way back
 
-    def _find_way(self, connection: Connection, session: RemoteCommand, wanted: str | None) -> tuple[str, str]:
-        """The route, and the endpoint that the node connects to; that of a relay is its own affair."""
-        said = session.hear("way back")
-        tried = [*said["tried"]]
-        if said["way"] is not None:
-            return "direct", _endpoint(*said["way"])
+    def _find_route(self, connection: Connection, command: RemoteCommand, wanted: str | None) -> tuple[str, str]:
+        """Return the route and the endpoint that the node connects to (empty for stdio: the relay has its own)."""
+        answer = command.receive_message("way back")
+        tried = [*answer["tried"]]
+        if answer["way"] is not None:
+            return "direct", _endpoint(*answer["way"])
         if wanted in (None, "tunnel"):
             port, why = self._forward(connection)
             if port:
-                session.tell(ways={"addresses": [["127.0.0.1", port]], "seen": False, "timeout": TUNNEL_TIMEOUT})
-                said = session.hear("way back")
-                if said["way"] is not None:
-                    return "tunnel", _endpoint(*said["way"])
-                why = "; ".join(said["tried"])
+                command.send_message(
+                    ways={"addresses": [["127.0.0.1", port]], "seen": False, "timeout": TUNNEL_TIMEOUT}
+                )
+                answer = command.receive_message("way back")
+                if answer["way"] is not None:
+                    return "tunnel", _endpoint(*answer["way"])
+                why = "; ".join(answer["tried"])
             tried.append(f"a tunnel: {why}")
         if wanted in (None, "stdio"):
             return "stdio", ""
         raise Refused("way back", f"the host does not reach this machine: {'; '.join(tried) or 'nothing to try'}")
 
     def _forward(self, connection: Connection) -> tuple[int, str]:
-        """Ask for a port on the host's loopback that leads here; 0 and why not, where that is forbidden."""
+        """Let ssh forward a port of the host's loopback to the ROUTER. Returns the port, or 0 and the reason."""
         endpoint = self._bind("127.0.0.1")
 
-        def joined(channel: Any, origin: Any, server: Any) -> None:
-            relay.join(channel, endpoint, self._on_heard)
+        def on_connection(channel: Any, origin: Any, server: Any) -> None:
+            relay.join(channel, endpoint, self._on_received)
 
         try:
-            return connection.transport.request_port_forward("127.0.0.1", 0, joined), ""
+            return connection.transport.request_port_forward("127.0.0.1", 0, on_connection), ""
         except (SSHException, OSError, EOFError) as error:
             return 0, str(error)
 
-    # The lease
+    # Heartbeats
 
-    def _hold(self, session: RemoteCommand, uplink: relay.StdioUplink | None, silence: float) -> NoReturn:
-        """Send beats and take their echoes, or whatever else comes, until the node ends."""
+    def _exchange_heartbeats(
+        self, command: RemoteCommand, uplink: relay.StdioUplink | None, silence: float
+    ) -> NoReturn:
+        """Send heartbeats, and read their echoes and the bytes to relay, until the node ends."""
         frames, why = Frames(), ""
-        self._on_heard()
-        session.channel.settimeout(BEAT)
-        beat = b"\n" if uplink is None else frame(HEARTBEAT, b"\n")
-        threading.Thread(target=_beat, args=(session, beat), name="qjam-beat", daemon=True).start()
+        self._on_received()
+        command.channel.settimeout(HEARTBEAT_INTERVAL)
+        heartbeat = b"\n" if uplink is None else frame(HEARTBEAT, b"\n")
+        threading.Thread(target=_send_heartbeats, args=(command, heartbeat), name="qjam-heartbeat", daemon=True).start()
         while True:
-            session.stderr()
-            if time.monotonic() - self.heard > silence:
+            command.stderr()
+            if time.monotonic() - self.last_heard > silence:
                 why = f"no sign of life for {silence:.0f} s"
                 break
             try:
-                data = session.channel.recv(relay.READ)
+                data = command.channel.recv(relay.READ)
             except TimeoutError:
                 continue
             except (OSError, EOFError):
                 data = b""
             if not data:
                 break
-            self._on_heard()
+            self._on_received()
             if uplink is not None:
                 try:
                     for stream, piece in frames.feed(data):
                         if stream != HEARTBEAT:
                             uplink.put(piece)
                 except OSError:
-                    why = "the master has hung up"
+                    why = "the master has closed the connection"
                     break
-        why = why or f"it has ended: {session.ending()}"
-        self.master.send(ended=why, stderr=session.stderr())
+        why = why or f"it has ended: {command.ending()}"
+        self.master.send(ended=why, stderr=command.stderr())
         raise EOFError
 
-    def _on_heard(self) -> None:
-        """A sign of life from the host: an echo, or whatever comes in its place, for echoes stand behind megabytes."""
-        self.heard = time.monotonic()
+    def _on_received(self) -> None:
+        """The host has sent something. Any byte counts, because an echo may wait behind megabytes of data."""
+        self.last_heard = time.monotonic()
 
 
-def _beat(session: RemoteCommand, beat: bytes) -> None:
-    """In a thread of its own: the way may be full, and what comes must be taken all the same."""
+def _send_heartbeats(command: RemoteCommand, heartbeat: bytes) -> None:
+    """Runs in a thread: if the connection is full this blocks, and somebody must still read what arrives."""
     try:
         while True:
-            session.send(beat, patient=True)
-            time.sleep(BEAT)
+            command.send(heartbeat, patient=True)
+            time.sleep(HEARTBEAT_INTERVAL)
     except OSError:
-        pass  # it has ended, as its output tells
+        pass  # the command has ended; whoever reads its output notices
 
 
-def _why_no_python(session: RemoteCommand, python: str, said: bytes) -> str:
-    """Why a login ended before our first word; its own last words are the best explanation."""
-    status, words = session.exit_status(), _last_words(said)
-    if status == 127 or "not found" in words or any("not found" in line for line in session.stderr()):
+def _why_no_python(command: RemoteCommand, python: str, printed: bytes) -> str:
+    """Say why python did not start. The last lines that the login printed are the best explanation."""
+    status, lines = command.exit_status(), _last_lines(printed)
+    if status == 127 or "not found" in lines or any("not found" in line for line in command.stderr()):
         return (
             f"'{python}' was not found there (exit status {status}); install python3, or name another one with "
-            f"python=... or QJAM_REMOTE_PYTHON{words}"
+            f"python=... or QJAM_REMOTE_PYTHON{lines}"
         )
-    return f"'{python}' did not start there ({session.ending()}){words}"
+    return f"'{python}' did not start there ({command.ending()}){lines}"
 
 
-def _last_words(said: bytes) -> str:
-    last = said.decode(errors="replace").strip().splitlines()[-STDOUT_LINES:]
+def _last_lines(printed: bytes) -> str:
+    last = printed.decode(errors="replace").strip().splitlines()[-STDOUT_LINES:]
     return "".join(f"\n    > {line}" for line in last)
 
 
-def _send_part(session: RemoteCommand, source: bytes | Path) -> None:
+def _send_part(command: RemoteCommand, source: bytes | Path) -> None:
     if isinstance(source, bytes):
-        session.send(source)
+        command.send(source)
         return
     with open(source, "rb") as file:
         while piece := file.read(PIECE):
-            session.send(piece)
+            command.send(piece)
 
 
 def _host_facts(facts: dict[str, Any]) -> wheels.HostFacts:
@@ -413,13 +423,13 @@ def _host_facts(facts: dict[str, Any]) -> wheels.HostFacts:
     return wheels.HostFacts((major, minor), facts["implementation"], facts["soabi"], facts["machine"], facts["libc"])
 
 
-def _new_enough(version: str | None, least: tuple[int, ...]) -> bool:
-    """Whether a version, as the host tells it, will do; an unknown one will."""
-    return version is not None and (not version or _numbers(version)[: len(least)] >= least)
+def _new_enough(version: str | None, oldest: tuple[int, ...]) -> bool:
+    """Whether the host has the package (None: no) and its version (empty: unknown) is not known to be too old."""
+    return version is not None and (not version or _numbers(version)[: len(oldest)] >= oldest)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Of `tcp://1.2.3.4:5`, `name`, `1.2.3.4:5`, `::1` or `[::1]:5`; the port is 0 where none is told."""
+    """Split `tcp://1.2.3.4:5`, `name`, `1.2.3.4:5`, `::1` or `[::1]:5`. Without a port return 0 for it."""
     address = address.removeprefix("tcp://")
     host, colon, port = address.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")):

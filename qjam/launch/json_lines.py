@@ -1,4 +1,4 @@
-"""Messages between the master and the processes that hold its ssh connections: lines of JSON on a socket."""
+"""Messages between the master and its host processes: lines of JSON on a socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_MESSAGE = 4 * 1024 * 1024  # bytes of a message
 
 
 class JsonLines:
-    """One end. `send` may be called from several threads."""
+    """One end of the socket. `send` may be called from several threads."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -23,7 +23,7 @@ class JsonLines:
         return self.sock.fileno()
 
     def send(self, **message: Any) -> None:
-        """Send a message; a peer that is gone is not an error here: reading tells of it."""
+        """Send a message. It is no error if the peer has gone: `receive` reports that."""
         with self._sending:
             try:
                 self.sock.sendall(json.dumps(message).encode() + b"\n")
@@ -31,7 +31,9 @@ class JsonLines:
                 pass
 
     def receive(self) -> list[dict[str, Any]]:
-        """Block for the next messages. Raises EOFError when the other end is closed, or says what is no message."""
+        """Wait for data, and return the messages that are complete. Raises EOFError if the other end is closed or sends
+        something that is not a message.
+        """
         try:
             data = self.sock.recv(READ)
         except ConnectionResetError:

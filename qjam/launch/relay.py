@@ -1,4 +1,4 @@
-"""Relays between the master's ROUTER and a host that cannot reach it: through a forwarded port, or through stdio."""
+"""Relays between the master's ROUTER and a host that cannot connect to it: over a forwarded port, or over stdio."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Protocol
 
 from qjam_worker.wire.stdio_frames import FRAME, UPLINK
 
-READ = 1 << 20  # bytes; paramiko moves what it keeps of its buffer at each read, so few large reads
-# Connections through the forwarded port at a time: the probe's and the node's, and some that strangers may hold.
+READ = 1 << 20  # bytes; large, because at each read paramiko moves the rest of its buffer
+# Limits the connections over forwarded ports: the probe's, the node's, and some from other users of the host.
 _open = threading.BoundedSemaphore(8)
-SEND = 32 * 1024  # bytes; what fits a packet of ssh: sendall() of more copies the rest again and again
+SEND = 32 * 1024  # bytes, one packet of ssh; with more, sendall() would copy the rest again and again
 
 
 class Channel(Protocol):
-    """As paramiko has it."""
+    """What relays use of a paramiko channel."""
 
     def recv(self, size: int) -> bytes: ...
     def send(self, data: Any) -> int: ...
@@ -25,7 +25,7 @@ class Channel(Protocol):
 
 
 def dial(endpoint: str) -> socket.socket:
-    """A connection to the ROUTER's endpoint on this machine's loopback, `tcp://127.0.0.1:port`."""
+    """Connect to the ROUTER at `tcp://127.0.0.1:port`. Raises OSError."""
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     sock = socket.create_connection((host, int(port)))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -33,8 +33,8 @@ def dial(endpoint: str) -> socket.socket:
 
 
 def send(channel: Channel, data: bytes | memoryview, *, patient: bool = False) -> None:
-    """Send all of it, in pieces that ssh takes whole. Raises OSError when the channel is closed, and TimeoutError when
-    it takes nothing for as long as its time-out; `patient` waits on, for a link may be slow.
+    """Send all of `data`, in pieces of one ssh packet. Raises OSError if the channel is closed, and TimeoutError if it
+    takes nothing for the length of its time-out; with `patient`, which is for slow links, wait on instead.
     """
     rest = memoryview(data)
     while rest:
@@ -45,9 +45,9 @@ def send(channel: Channel, data: bytes | memoryview, *, patient: bool = False) -
                 raise
 
 
-def join(channel: Channel, endpoint: str, heard: Callable[[], None]) -> None:
-    """Relay a forwarded connection until one side ends; at once, in threads of its own. `heard` is called with each
-    sign of life from there.
+def join(channel: Channel, endpoint: str, on_received: Callable[[], None]) -> None:
+    """Start two threads that relay a forwarded connection until one side ends. They call `on_received` whenever the
+    host sends something.
     """
     if not _open.acquire(blocking=False):
         channel.close()
@@ -61,7 +61,7 @@ def join(channel: Channel, endpoint: str, heard: Callable[[], None]) -> None:
 
     def up() -> None:
         while data := channel.recv(READ):
-            heard()
+            on_received()
             sock.sendall(data)
 
     def down() -> None:
@@ -78,7 +78,7 @@ def join(channel: Channel, endpoint: str, heard: Callable[[], None]) -> None:
         try:
             sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # it has gone first
+            pass  # it is closed already
 
     def both() -> None:
         other = _start(run, up)
@@ -91,29 +91,32 @@ def join(channel: Channel, endpoint: str, heard: Callable[[], None]) -> None:
 
 
 class StdioUplink:
-    """The uplink of a node that has only the stdin and stdout of its exec. `put` takes what came from it."""
+    """Relays between the ROUTER and a node whose only link is stdin and stdout of the ssh command.
+
+    A thread sends the ROUTER's bytes to the node; `put` is called with those of the node.
+    """
 
     def __init__(self, channel: Channel, endpoint: str, sending: threading.Lock) -> None:
         self._channel = channel
-        self._sending = sending  # beats go the same way
+        self._sending = sending  # heartbeats use the channel too
         self._sock = dial(endpoint)
         _start(self._down)
 
     def put(self, data: memoryview) -> None:
-        """Bytes for the ROUTER. Raises OSError when it has hung up."""
+        """Send bytes to the ROUTER. Raises OSError if it has closed the connection."""
         self._sock.sendall(data)
 
     def _down(self) -> None:
-        buffer = bytearray(FRAME.size + READ)  # of frames of 32 KB each would cost a packet more for its last bytes
+        buffer = bytearray(FRAME.size + READ)  # large: each frame ends with a packet that is partly empty
         view = memoryview(buffer)
         try:
             while size := self._sock.recv_into(view[FRAME.size :]):
                 FRAME.pack_into(buffer, 0, UPLINK, size)
                 with self._sending:
                     send(self._channel, view[: FRAME.size + size], patient=True)
-            self._channel.shutdown_write()  # the ROUTER has hung up: so do we
+            self._channel.shutdown_write()  # the ROUTER has closed the connection
         except (OSError, EOFError):
-            pass  # ssh has gone first
+            pass  # the ssh connection is closed already
 
 
 def _start(target: Callable[..., None], *args: Any) -> threading.Thread:

@@ -1,4 +1,4 @@
-"""The packages that a node needs and its host lacks: each becomes a zip, of what is installed here or of a download."""
+"""Packages that a node needs and its host lacks: each becomes a zip file, copied from here or downloaded."""
 
 from __future__ import annotations
 
@@ -22,45 +22,45 @@ from dataclasses import asdict, dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-# What a node never needs. numpy.f2py stays, because `from numpy import *` imports it, and so does the one module
-# among the tests that numpy.testing imports, in numpy 2.2.
+# Files that a node never needs. numpy.f2py is not among them, because `from numpy import *` imports it, nor is the one
+# module of the tests that numpy.testing imports (in numpy 2.2).
 _LEFT_OUT = re.compile(
     r"\.\./|/|(?:.*/)?(?:__pycache__|tests(?!/_natype\.py$)|include|_examples|f2py/src)/"
     r"|numpy/(?:distutils|doc|_pyinstaller)/"
     r"|.*\.(?:a|c|h|md|pxd|pxi|pyc|pyi)$|.*\.dist-info/(?!METADATA$|WHEEL$)"
 )
-_RULES = "1"  # goes up with every change of what is left out, so that no older part is taken for a new one
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip file can tell
-_BLOCK = 4096  # bytes: files take up room in whole blocks
+_RULES = "1"  # increase it whenever _LEFT_OUT changes: a part made by the old rules is then not used
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can store
+_BLOCK = 4096  # bytes: a file occupies whole blocks
 
 _DAY_S = 24 * 3600
-_FRESH_S = 30 * _DAY_S  # then a download is tried again: there may be a newer version
-_FORGOTTEN_S = 60 * _DAY_S
-_ABANDONED_S = _DAY_S
+_FRESH_S = 30 * _DAY_S  # older downloads are tried again: there may be a newer version
+_UNUSED_S = 60 * _DAY_S  # parts that nobody used for so long are removed
+_ABANDONED_S = _DAY_S  # unfinished parts are removed
 _PIP_S = 60.0
 
-_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # by the 2.x of glibc
-_MACHINES = {"i386": "i686", "arm": "armv7l"}  # 32 bits, often below a kernel of 64, whose machine uname tells
+_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}  # by x of glibc 2.x
+_MACHINES = {"i386": "i686", "arm": "armv7l"}  # a python of 32 bits; uname may name a kernel of 64 bits
 
 
 class PartsError(ValueError):
-    """A host lacks packages that can be neither copied nor downloaded for it; the text says why and what to do."""
+    """A host lacks packages that can be neither copied nor downloaded for it. The text says why and what to do."""
 
 
 class _Unusable(Exception):
-    """One of the two ways to a package is closed; the text says why."""
+    """A package cannot be copied, or cannot be downloaded. The text says why."""
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What decides which wheels a python can use.
+    """The facts of a host that decide which wheels its python can use.
 
     Attributes:
-        python: its version, as `(3, 11)`.
-        implementation: as `cpython`; there are wheels for no other.
-        soabi: the middle of the suffix of extension modules, as `cpython-311-x86_64-linux-gnu`.
-        machine: as uname tells it, `x86_64`.
-        libc: `glibc 2.36`, `musl 1.2`, or nothing where it is unknown.
+        python: its version, such as `(3, 11)`.
+        implementation: `cpython`; compiled wheels exist for no other.
+        soabi: the middle of the suffix of extension modules, such as `cpython-311-x86_64-linux-gnu`.
+        machine: as uname names it, such as `x86_64`.
+        libc: such as `glibc 2.36` or `musl 1.2`; empty if unknown.
     """
 
     python: tuple[int, int]
@@ -79,12 +79,12 @@ class Part:
     """One package, ready for a host.
 
     Attributes:
-        name: with its version, as `numpy 2.4.6`.
-        id: hexadecimal digits; equal content has equal ones.
-        path: the zip on this machine; what it holds belongs into a folder of its own on sys.path.
-        size: of the zip, in bytes.
-        sha256: of the zip, hexadecimal digits.
-        unpacked: the room that it needs on the host, in bytes.
+        name: with its version, such as `numpy 2.4.6`.
+        id: a hash of the content, in hexadecimal digits.
+        path: the zip file on this machine. A host unpacks it into a folder of its own, which goes on sys.path.
+        size: bytes of the zip file.
+        sha256: of the zip file, in hexadecimal digits.
+        unpacked: bytes that the host needs for it.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Part:
 
 
 def own_facts() -> HostFacts:
-    """The facts of the python that runs this."""
+    """Return the facts of the python that runs this."""
     return HostFacts(
         python=sys.version_info[:2],
         implementation=sys.implementation.name,
@@ -107,11 +107,11 @@ def own_facts() -> HostFacts:
 
 
 def provide(packages: Iterable[str], facts: HostFacts, cache: Path | None = None) -> list[Part]:
-    """The parts for a host, in the order of `packages`, names of distributions such as `pyzmq`.
+    """Return the parts for a host, in the order of `packages`, which are names of distributions such as `pyzmq`.
 
-    They are kept in `cache` (~/.cache/qjam/parts) and made only once, however many processes want them.
+    Parts are kept in `cache` (default: ~/.cache/qjam/parts). If several processes want the same part, one makes it.
 
-    Raises PartsError where there is none for that host, or where the cache cannot be used.
+    Raises PartsError if a package is not available for that host, or if the cache cannot be used.
     """
     wanted = list(packages)
     folder = _default_cache() if cache is None else cache
@@ -123,9 +123,9 @@ def provide(packages: Iterable[str], facts: HostFacts, cache: Path | None = None
 
 
 def platforms(facts: HostFacts) -> list[str]:
-    """The platforms of the wheels that run on such a host, those for its own libc first.
+    """Return the platform tags of the wheels that run on such a host, those for its own libc first.
 
-    Where its libc is unknown, only `any` is left: packages without compiled modules.
+    If the libc is unknown, that is only `any`: packages without compiled modules.
     """
     systems: list[str] = []
     libc = re.match(r"(glibc 2|musl 1)\.(\d{1,2})(?!\d)", facts.libc)
@@ -154,7 +154,7 @@ def _part(package: str, wanted: list[str], facts: HostFacts, folder: Path) -> Pa
         ) from no_download
 
 
-# What is installed here.
+# Copies of what is installed here
 
 
 def _copied(package: str, facts: HostFacts, folder: Path) -> Part:
@@ -168,7 +168,7 @@ def _copied(package: str, facts: HostFacts, folder: Path) -> Part:
 
 
 def _installed(package: str) -> Path:
-    """The .dist-info of what `import` finds; importlib.metadata would take ten times as long."""
+    """Return the .dist-info of the package that `import` finds. importlib.metadata would take ten times as long."""
     form = re.compile(rf"{re.escape(package)}-[0-9][^-]*\.dist-info")
     for folder in sys.path:
         with contextlib.suppress(OSError):
@@ -180,7 +180,7 @@ def _installed(package: str) -> Path:
 def _check_fit(tags: list[str], metadata: str, facts: HostFacts) -> None:
     major, minor = facts.python
     systems = platforms(facts)
-    # What was built here, or by a distribution, may need any library of this machine.
+    # A package that was built here, or by a distribution, may need libraries of this machine.
     if any("-linux_" in tag for tag in tags) and facts == own_facts():
         systems.append(f"linux_{_machine(facts)}")
     abi = _abi(facts)
@@ -195,19 +195,19 @@ def _check_fit(tags: list[str], metadata: str, facts: HostFacts) -> None:
 
 
 def _own_libc() -> str:
-    # musl's libc has no name for its version; its loader tells it to whoever runs it.
+    # musl has no confstr for its version; its loader prints it.
     with contextlib.suppress(OSError, ValueError):
         return os.confstr("CS_GNU_LIBC_VERSION") or ""
     for loader in glob.glob("/lib/ld-musl-*.so.1"):
         with contextlib.suppress(OSError):
-            told = subprocess.run([loader], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-            version = re.search(r"^Version (\d+\.\d+)", told.stderr, re.MULTILINE)
+            loaded = subprocess.run([loader], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            version = re.search(r"^Version (\d+\.\d+)", loaded.stderr, re.MULTILINE)
             return f"musl {version[1]}" if version else ""
     return ""
 
 
 def _machine(facts: HostFacts) -> str:
-    return next((name for told, name in _MACHINES.items() if f"-{told}-" in facts.soabi), facts.machine)
+    return next((name for part, name in _MACHINES.items() if f"-{part}-" in facts.soabi), facts.machine)
 
 
 def _abi(facts: HostFacts) -> str:
@@ -215,7 +215,7 @@ def _abi(facts: HostFacts) -> str:
     return f"cp{found[1]}" if found else "cp{}{}".format(*facts.python)
 
 
-# What is downloaded.
+# Downloads
 
 
 def _downloaded(package: str, facts: HostFacts, folder: Path) -> Part:
@@ -223,21 +223,21 @@ def _downloaded(package: str, facts: HostFacts, folder: Path) -> Part:
     try:
         return _made_once(folder, key, lambda scratch: _download(package, facts, scratch), _FRESH_S)
     except _Unusable:
-        old = _kept(folder, key)
+        old = _cached(folder, key)
         if old is None:
             raise
         return old
 
 
 def _download(package: str, facts: HostFacts, scratch: Path) -> Path:
-    """The .dist-info of the newest version for such a host, unpacked in `scratch`."""
+    """Download the newest version for such a host, and unpack it in `scratch`. Returns its .dist-info."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--quiet"]
     command += ["--retries=1", "--timeout=15", "--no-deps", "--only-binary=:all:", "--dest=."]
     command += ["--implementation=cp", "--python-version={}.{}".format(*facts.python)]
     command += [f"--abi={abi}" for abi in (_abi(facts), "abi3", "none")]
     command += [f"--platform={platform}" for platform in platforms(facts)]
     try:
-        # In `scratch`, because a module of the user's in the working directory would hide one that pip needs.
+        # In `scratch`, because a module in the user's current folder might hide one that pip needs.
         pip = subprocess.run(
             [*command, package],
             cwd=scratch,
@@ -263,21 +263,21 @@ def _download(package: str, facts: HostFacts, scratch: Path) -> Path:
     return info
 
 
-# The cache: <key>.zip, what is to be told of it in <key>.json, which appears last, and <key>.lock while it is made.
+# The cache: <key>.zip, its description in <key>.json, which is written last, and <key>.lock while they are made.
 
 
 def _made_once(folder: Path, key: str, make: Callable[[Path], Path], fresh_s: float = float("inf")) -> Part:
-    """The part of this key; `make` gives the .dist-info to pack, and may unpack it into the folder that it is given."""
+    """Return the part with this key. If it is not cached, pack the package whose .dist-info `make(scratch)` returns."""
     asked = time.time()
-    part = _kept(folder, key, fresh_s)
+    part = _cached(folder, key, fresh_s)
     if part is not None:
         return part
     failure = folder / f"{key}.failed"
     with _locked(folder / f"{key}.lock"):
-        part = _kept(folder, key, fresh_s)
+        part = _cached(folder, key, fresh_s)
         if part is not None:
             return part
-        # A hundred hosts wait here; that what they wait for failed is an answer to all of them.
+        # If a hundred hosts waited here for a part and it failed, it failed for all of them.
         with contextlib.suppress(FileNotFoundError):
             if failure.stat().st_mtime >= asked:
                 raise _Unusable(failure.read_text("utf-8"))
@@ -291,34 +291,34 @@ def _made_once(folder: Path, key: str, make: Callable[[Path], Path], fresh_s: fl
 
 
 def _make(info: Path, scratch: Path, target: Path) -> Part:
-    packed, told = scratch / "part.zip", scratch / "part.json"
+    packed, description = scratch / "part.zip", scratch / "part.json"
     content, unpacked = _pack(info, packed)
     data = packed.read_bytes()
     name = info.name.removesuffix(".dist-info").replace("-", " ", 1)
-    # with_suffix would take the end of a version for a suffix.
+    # Not with_suffix: it would replace the end of a version.
     part = Part(name, content, Path(f"{target}.zip"), len(data), hashlib.sha256(data).hexdigest(), unpacked)
     fields = asdict(part) | {"made": time.time()}
     del fields["path"]
-    _write(told, json.dumps(fields).encode())
+    _write(description, json.dumps(fields).encode())
     packed.replace(part.path)
-    told.replace(f"{target}.json")
+    description.replace(f"{target}.json")
     return part
 
 
 def _pack(info: Path, target: Path) -> tuple[str, int]:
-    """Writes the zip of what the RECORD of this .dist-info lists; gives its id and how much room it needs unpacked."""
+    """Write a zip file of what the RECORD of this .dist-info lists. Returns its id and its unpacked size in bytes."""
     content, unpacked, importable = hashlib.sha256(_RULES.encode()), 0, False
     with open(info / "RECORD", encoding="utf-8", newline="") as record:
         rows = sorted(row for row in csv.reader(record) if row and not _LEFT_OUT.match(row[0]))
     with open(target, "xb", opener=_private) as file, zipfile.ZipFile(file, "w") as archive:
-        for path, told, *_ in rows:
+        for path, recorded, *_ in rows:
             try:
                 data = (info.parent / path).read_bytes()
             except OSError as error:
                 raise _Unusable(f"its installation is not complete ({error})") from error
             digest = hashlib.sha256(data).digest()
-            # conda changes libraries after the installation, which then look for others at its own place.
-            if told.startswith("sha256=") and base64.urlsafe_b64decode(f"{told[7:]}=") != digest:
+            # conda changes libraries after the installation: they then look for others in a folder of this machine.
+            if recorded.startswith("sha256=") and base64.urlsafe_b64decode(f"{recorded[7:]}=") != digest:
                 raise _Unusable(f"{info.parent / path} was changed after the installation")
             member = zipfile.ZipInfo(path, _EPOCH)
             member.external_attr = 0o644 << 16
@@ -331,7 +331,8 @@ def _pack(info: Path, target: Path) -> tuple[str, int]:
     return content.hexdigest(), unpacked
 
 
-def _kept(folder: Path, key: str, fresh_s: float = float("inf")) -> Part | None:
+def _cached(folder: Path, key: str, fresh_s: float = float("inf")) -> Part | None:
+    """Return the cached part with this key if it is not older than `fresh_s` seconds, and mark it as used."""
     path, description = folder / f"{key}.zip", folder / f"{key}.json"
     try:
         fields = json.loads(description.read_bytes())
@@ -341,7 +342,7 @@ def _kept(folder: Path, key: str, fresh_s: float = float("inf")) -> Part | None:
             return None
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    with contextlib.suppress(OSError):  # a cache on a read-only file system serves as well
+    with contextlib.suppress(OSError):  # the cache may be on a read-only file system
         os.utime(path)
         os.utime(description)
     return part
@@ -353,14 +354,14 @@ def _remove_old(folder: Path) -> None:
             age = time.time() - path.stat().st_mtime
             if path.name.startswith("making-") and age > _ABANDONED_S:
                 shutil.rmtree(path)
-            elif path.suffix in (".zip", ".json", ".lock", ".failed") and age > _FORGOTTEN_S:
+            elif path.suffix in (".zip", ".json", ".lock", ".failed") and age > _UNUSED_S:
                 path.unlink()
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with open(path, "wb", opener=_private) as file:
-        # Some network file systems know no locks. There several may make the same part; the last one stays.
+        # Some network file systems have no locks. There several processes may make the same part; the last one stays.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

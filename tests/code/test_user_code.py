@@ -1,4 +1,4 @@
-"""What is run becomes an entry; modules of the user's project are shipped, what is installed is not."""
+"""User code becomes a UserCode; modules of the user's project are sent, installed ones are not."""
 
 from __future__ import annotations
 
@@ -55,141 +55,141 @@ def found(name: str) -> dict[str, Any] | None:
     return answer
 
 
-def by_value(entry: UserCode) -> tuple[Callable[..., Any], Any]:
-    """What a worker makes of the code of an entry."""
-    assert entry.code is not None
-    pair: tuple[Callable[..., Any], Any] = cloudpickle.loads(entry.code)
+def by_value(user_code: UserCode) -> tuple[Callable[..., Any], Any]:
+    """Returns the functions that a worker loads from the code."""
+    assert user_code.code is not None
+    pair: tuple[Callable[..., Any], Any] = cloudpickle.loads(user_code.code)
     return pair
 
 
-# ---- entries of modules -------------------------------------------------------------------------------------
+# ---- code of modules --------------------------------------------------------------------------------------
 
 
 def test_a_module_of_the_project_goes_by_name(project: Path) -> None:
-    entry = Sources().entry(load(project, "plain.py"))
-    assert entry.code is None
-    assert entry.header["module"] == "plain"
-    assert entry.header["function"] is None
-    assert entry.header["shipped"] is True
-    assert entry.header["reduce"] is False
+    user_code = Sources().user_code(load(project, "plain.py"))
+    assert user_code.code is None
+    assert user_code.header["module"] == "plain"
+    assert user_code.header["function"] is None
+    assert user_code.header["shipped"] is True
+    assert user_code.header["reduce"] is False
 
 
 def test_a_module_that_is_installed_goes_by_name_and_is_not_shipped(project: Path) -> None:
     installed = load(project, "thing.py")
     assert installed.__spec__ is not None
     installed.__spec__.origin = str(write(project, "site-packages/thing.py"))
-    assert Sources().entry(installed).header["shipped"] is False
+    assert Sources().user_code(installed).header["shipped"] is False
 
 
 def test_the_reduce_of_a_module_is_used(project: Path) -> None:
     module = load(project, "adding.py", MAPFUNC + "def reduce(a, b):\n    return a\n")
-    entry = Sources().entry(module)
-    assert entry.header["reduce"] is True
-    assert entry.reduce is module.reduce
+    user_code = Sources().user_code(module)
+    assert user_code.header["reduce"] is True
+    assert user_code.reduce is module.reduce
 
 
 def test_the_reduce_of_functools_is_not_meant(project: Path) -> None:
-    entry = Sources().entry(load(project, "importing.py", "from functools import reduce\n" + MAPFUNC))
-    assert entry.header["reduce"] is False
-    assert entry.reduce is None
+    user_code = Sources().user_code(load(project, "importing.py", "from functools import reduce\n" + MAPFUNC))
+    assert user_code.header["reduce"] is False
+    assert user_code.reduce is None
 
 
 def test_a_reduce_that_cannot_be_called_is_not_meant(project: Path) -> None:
-    assert Sources().entry(load(project, "number.py", MAPFUNC + "reduce = 3\n")).reduce is None
+    assert Sources().user_code(load(project, "number.py", MAPFUNC + "reduce = 3\n")).reduce is None
 
 
 def test_equal_code_has_an_equal_key(project: Path) -> None:
     sources, module = Sources(), load(project, "same.py")
-    assert sources.entry(module).key == sources.entry(module).key
+    assert sources.user_code(module).key == sources.user_code(module).key
 
 
 def test_different_modules_have_different_keys(project: Path) -> None:
     sources = Sources()
-    assert sources.entry(load(project, "one.py")).key != sources.entry(load(project, "two.py")).key
+    assert sources.user_code(load(project, "one.py")).key != sources.user_code(load(project, "two.py")).key
 
 
 @pytest.mark.parametrize("text", ["", "mapfunc = 3\n"])
 def test_a_module_without_mapfunc_is_refused_by_its_name(project: Path, text: str) -> None:
     with pytest.raises(TypeError, match=r"module: lacking has no function mapfunc\(params, slice\)"):
-        Sources().entry(load(project, "lacking.py", text))
+        Sources().user_code(load(project, "lacking.py", text))
 
 
 @pytest.mark.parametrize("thing", ["plain", 3, None, [1], {"mapfunc": 1}])
 def test_what_is_no_module_and_no_function_is_refused(thing: Any) -> None:
     with pytest.raises(TypeError, match=r"module must be a module .* or a function f\(params, slice\), not "):
-        Sources().entry(thing)
+        Sources().user_code(thing)
 
 
 def test_a_module_made_on_the_fly_goes_by_value() -> None:
     module = types.ModuleType("on_the_fly")
     exec("def mapfunc(params, data):\n    return params * 2\ndef reduce(a, b):\n    return a * b\n", vars(module))
-    entry = Sources().entry(module)
-    mapfunc, reduce = by_value(entry)
+    user_code = Sources().user_code(module)
+    mapfunc, reduce = by_value(user_code)
     assert mapfunc(21, None) == 42
     assert reduce(2, 3) == 6
-    assert entry.header["reduce"] is True
+    assert user_code.header["reduce"] is True
 
 
-# ---- entries of functions -----------------------------------------------------------------------------------
+# ---- code of functions ------------------------------------------------------------------------------------
 
 
 def test_a_function_of_the_project_goes_by_name(project: Path) -> None:
-    entry = Sources().entry(load(project, "functions.py", "def f(params, data): pass\n").f)
-    assert entry.code is None
-    assert (entry.header["module"], entry.header["function"]) == ("functions", "f")
+    user_code = Sources().user_code(load(project, "functions.py", "def f(params, data): pass\n").f)
+    assert user_code.code is None
+    assert (user_code.header["module"], user_code.header["function"]) == ("functions", "f")
 
 
 def test_a_function_is_reduced_by_default(project: Path) -> None:
     text = "def f(params, data): pass\ndef reduce(a, b): pass\n"
-    assert Sources().entry(load(project, "functions.py", text).f).header["reduce"] is False
+    assert Sources().user_code(load(project, "functions.py", text).f).header["reduce"] is False
 
 
 def test_a_static_method_goes_by_its_qualified_name(project: Path) -> None:
     module = load(project, "classes.py", "class C:\n    @staticmethod\n    def f(params, data): pass\n")
-    assert Sources().entry(module.C.f).header["function"] == "C.f"
+    assert Sources().user_code(module.C.f).header["function"] == "C.f"
 
 
 def test_a_lambda_goes_by_value(project: Path) -> None:
-    entry = Sources().entry(load(project, "lambdas.py", "f = lambda params, data: params + 1\n").f)
-    assert by_value(entry)[0](1, None) == 2
-    assert entry.header["code"].startswith("code:")
+    user_code = Sources().user_code(load(project, "lambdas.py", "f = lambda params, data: params + 1\n").f)
+    assert by_value(user_code)[0](1, None) == 2
+    assert user_code.header["code"].startswith("code:")
 
 
 def test_a_closure_goes_by_value_with_what_it_closes_over(project: Path) -> None:
     text = "def make(n):\n    def f(params, data):\n        return params + n\n    return f\n"
-    entry = Sources().entry(load(project, "closures.py", text).make(5))
-    assert by_value(entry)[0](1, None) == 6
+    user_code = Sources().user_code(load(project, "closures.py", text).make(5))
+    assert by_value(user_code)[0](1, None) == 6
 
 
 def test_different_closures_of_one_function_have_different_keys(project: Path) -> None:
     text = "def make(n):\n    def f(params, data):\n        return params + n\n    return f\n"
     make, sources = load(project, "closures.py", text).make, Sources()
-    assert sources.entry(make(1)).key != sources.entry(make(2)).key
-    assert sources.entry(make(1)).key == sources.entry(make(1)).key
+    assert sources.user_code(make(1)).key != sources.user_code(make(2)).key
+    assert sources.user_code(make(1)).key == sources.user_code(make(1)).key
 
 
 def test_a_function_that_was_replaced_in_its_module_goes_by_value(project: Path) -> None:
     module = load(project, "replaced.py", "def f(params, data): return 1\n")
     old = module.f
     module.f = lambda params, data: 2
-    assert by_value(Sources().entry(old))[0](None, None) == 1
+    assert by_value(Sources().user_code(old))[0](None, None) == 1
 
 
 def test_a_partial_goes_by_value(project: Path) -> None:
     f = load(project, "partial.py", "def f(n, params, data): return n\n").f
-    entry = Sources().entry(functools.partial(f, 7))
-    assert by_value(entry)[0](None, None) == 7
+    user_code = Sources().user_code(functools.partial(f, 7))
+    assert by_value(user_code)[0](None, None) == 7
 
 
 def test_an_object_that_can_be_called_goes_by_value(project: Path) -> None:
     text = "class C:\n    def __call__(self, params, data): return 9\n"
-    assert by_value(Sources().entry(load(project, "callables.py", text).C()))[0](None, None) == 9
+    assert by_value(Sources().user_code(load(project, "callables.py", text).C()))[0](None, None) == 9
 
 
 def test_a_function_that_cannot_be_pickled_is_refused_by_its_name(project: Path) -> None:
     text = "import threading\ndef make(lock):\n    def f(params, data):\n        lock\n    return f\n"
     with pytest.raises(TypeError, match="module: the function f cannot be sent to workers: "):
-        Sources().entry(load(project, "locks.py", text).make(threading.Lock()))
+        Sources().user_code(load(project, "locks.py", text).make(threading.Lock()))
 
 
 def test_a_function_of_a_script_goes_by_value(tmp_path: Path) -> None:
@@ -210,9 +210,9 @@ def helper(x):
 def mapfunc(params, data):
     return helper(params)
 
-entries = Sources().entry(mapfunc), Sources().entry(sys.modules["__main__"])
-answers = [pickle.loads(entry.code)[0](14, None) for entry in entries]
-print(json.dumps([answers, [entry.header["code"] is not None for entry in entries]]))
+codes = Sources().user_code(mapfunc), Sources().user_code(sys.modules["__main__"])
+answers = [pickle.loads(user_code.code)[0](14, None) for user_code in codes]
+print(json.dumps([answers, [user_code.header["code"] is not None for user_code in codes]]))
 """,
     )
     root = str(Path(__file__).parents[2])
@@ -335,18 +335,18 @@ def edit(path: Path, text: str) -> None:
 
 def test_without_edits_the_epoch_stays(project: Path) -> None:
     sources, module = Sources(), load(project, "steady.py")
-    first = sources.entry(module)
+    first = sources.user_code(module)
     sources.lookup("steady")
-    assert sources.entry(module).header["epoch"] == first.header["epoch"]
+    assert sources.user_code(module).header["epoch"] == first.header["epoch"]
 
 
 @pytest.mark.parametrize("text", [MAPFUNC.replace("return", "return 1 +"), MAPFUNC])  # other text, saved again
 def test_an_edited_module_begins_a_new_epoch(project: Path, text: str) -> None:
     sources, module = Sources(), load(project, "edited.py")
-    first = sources.entry(module)
+    first = sources.user_code(module)
     sources.lookup("edited")
     edit(project / "edited.py", text)
-    second = sources.entry(module)
+    second = sources.user_code(module)
     assert second.header["epoch"] > first.header["epoch"]
     assert second.key != first.key
 
@@ -354,35 +354,35 @@ def test_an_edited_module_begins_a_new_epoch(project: Path, text: str) -> None:
 def test_an_edit_of_a_module_that_is_only_imported_begins_a_new_epoch(project: Path) -> None:
     write(project, "used.py", "x = 1\n")
     sources, module = Sources(), load(project, "using.py", "import used\n" + MAPFUNC)
-    first = sources.entry(module)
+    first = sources.user_code(module)
     sources.lookup("using")
     sources.lookup("used")
     edit(project / "used.py", "x = 2\n")
-    assert sources.entry(module).key != first.key
+    assert sources.user_code(module).key != first.key
 
 
 def test_an_edit_of_what_no_worker_has_begins_no_new_epoch(project: Path) -> None:
     sources, module = Sources(), load(project, "lonely.py")
-    first = sources.entry(module)
+    first = sources.user_code(module)
     edit(project / "lonely.py", "x = 1\n" + MAPFUNC)
-    assert sources.entry(module).key == first.key
+    assert sources.user_code(module).key == first.key
 
 
 def test_one_edit_begins_one_epoch(project: Path) -> None:
     sources, module = Sources(), load(project, "once.py")
     sources.lookup("once")
     edit(project / "once.py", "x = 1\n" + MAPFUNC)
-    second = sources.entry(module)
+    second = sources.user_code(module)
     sources.lookup("once")
-    assert sources.entry(module).key == second.key
+    assert sources.user_code(module).key == second.key
 
 
 def test_a_module_that_is_removed_begins_a_new_epoch(project: Path) -> None:
     sources, module = Sources(), load(project, "removed.py")
-    first = sources.entry(module)
+    first = sources.user_code(module)
     sources.lookup("removed")
     (project / "removed.py").unlink()
-    assert sources.entry(module).header["epoch"] > first.header["epoch"]
+    assert sources.user_code(module).header["epoch"] > first.header["epoch"]
 
 
 def test_a_function_sent_by_value_has_a_new_key_after_an_edit(project: Path) -> None:
@@ -390,22 +390,22 @@ def test_a_function_sent_by_value_has_a_new_key_after_an_edit(project: Path) -> 
     sources = Sources()
     write(project, "helper.py", "x = 1\n")
     f = load(project, "values.py", "f = lambda params, data: None\n").f
-    first = sources.entry(f)
+    first = sources.user_code(f)
     sources.lookup("helper")
     edit(project / "helper.py", "x = 2\n")
-    assert sources.entry(f).key != first.key
+    assert sources.user_code(f).key != first.key
 
 
 def test_what_is_forgotten_is_looked_for_anew(project: Path) -> None:
     sources, module = Sources(), load(project, "again.py")
-    first = sources.entry(module)
+    first = sources.user_code(module)
     sources.forget()
-    assert sources.entry(module).header["epoch"] > first.header["epoch"]
+    assert sources.user_code(module).header["epoch"] > first.header["epoch"]
 
 
 def test_an_edit_while_the_source_is_being_read_is_noticed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources, module = Sources(), load(project, "racing.py")
-    first = sources.entry(module)
+    first = sources.user_code(module)
     find = user_code._find
 
     def find_and_edit(name: str) -> dict[str, Any] | None:
@@ -416,4 +416,4 @@ def test_an_edit_while_the_source_is_being_read_is_noticed(project: Path, monkey
     monkeypatch.setattr(user_code, "_find", find_and_edit)
     sources.lookup("racing")
     monkeypatch.setattr(user_code, "_find", find)
-    assert sources.entry(module).key != first.key
+    assert sources.user_code(module).key != first.key

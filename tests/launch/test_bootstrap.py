@@ -1,4 +1,4 @@
-"""Stage 1 alone, as a program over pipes: what it keeps and where, and what it refuses."""
+"""The bootstrap alone, as a program over pipes: what it keeps and where, and what it refuses."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STUBS = {
     ),
     "qjam_worker/stdio_node.py": (
         "import json, os, sys\n"
-        "def become_node(answer, read, write, paths, warm=None):\n"
+        "def become_node(answer, read, write, paths, fork_server):\n"
         "    told = {'node': answer, 'paths': paths, 'path': sys.path, 'environ': dict(os.environ)}\n"
         "    os.write(write, json.dumps(told).encode() + b'\\n')\n"
         "    read.readline()\n"
@@ -70,7 +70,7 @@ class Part:
 
 
 class Talk:
-    """A stage 1 that runs, and the master's side of what is said."""
+    """A bootstrap that runs, and the messages of the host process."""
 
     def __init__(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -137,7 +137,7 @@ def host(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def talk(host: Path) -> Iterator[Callable[..., Talk]]:
-    """Starts stage 1."""
+    """Starts the bootstrap."""
     talks = []
 
     def start(*command: str, **environment: str) -> Talk:
@@ -152,7 +152,7 @@ def talk(host: Path) -> Iterator[Callable[..., Talk]]:
 
 @pytest.fixture
 def private() -> Callable[..., list[str]]:
-    """Gives a command for stage 1 in mounts of its own, with empty /var/tmp and /dev/shm; they go when it ends."""
+    """Gives a command for the bootstrap in mounts of its own, with empty /var/tmp and /dev/shm; they end with it."""
     need("" if os.geteuid() == 0 else "mounts need root")
     need(lacking_programs("unshare", "mount"))
     unshare = [program("unshare"), "--mount", "sh", "-c"]
@@ -325,7 +325,7 @@ def test_several_that_bring_the_same_part_at_once_all_have_it(talk, host):
 
 
 def test_a_folder_in_the_place_of_a_part_is_not_written_over(talk, host):
-    """It came after this stage 1 had looked: then somebody else was faster, and it is whole."""
+    """It came after this bootstrap had looked: another process was faster, and the part is complete."""
     bundle = Part(STUBS)
     first, second = talk(), talk()
     first.begin()

@@ -107,12 +107,12 @@ def test_hosts_may_be_started_at_any_time_and_in_any_thread(make, ssh_host, engi
     names = [f"n{number}" for number in range(6)]
     for name in names[:2]:
         start(hosts, name)
-    until(lambda: hosts.welcomed("n0"))
+    until(lambda: hosts.welcomed_at("n0"))
     threads = [threading.Thread(target=start, args=(hosts, name)) for name in names[2:]]
     for thread in threads:
         thread.start()
     for name in names:
-        until(lambda name=name: hosts.welcomed(name), name)
+        until(lambda name=name: hosts.welcomed_at(name), name)
     for thread in threads:
         thread.join()
     hosts.close()
@@ -123,12 +123,12 @@ def test_a_killed_forker_of_processes_is_replaced_and_no_host_minds(make, ssh_ho
     sshd = ssh_host()
     hosts = make(sshd)
     start(hosts, "old")
-    until(lambda: hosts.welcomed("old"))
+    until(lambda: hosts.welcomed_at("old"))
     pid = spawner()
     os.kill(pid, signal.SIGKILL)
     os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # one that is asked while it dies takes the host along
     start(hosts, "new")
-    until(lambda: hosts.welcomed("new"))
+    until(lambda: hosts.welcomed_at("new"))
     assert spawner() != pid
     assert engine.lost.empty()
     ours = {host.pid for host in hosts._hosts.values()}
@@ -142,8 +142,8 @@ def test_a_forgotten_host_leaves_nothing_and_the_engine_hears_no_more_of_it(make
     sshd = ssh_host()
     hosts = make(sshd)
     start(hosts, "stays", "goes")
-    until(lambda: hosts.welcomed("stays"))
-    until(lambda: hosts.welcomed("goes"))
+    until(lambda: hosts.welcomed_at("stays"))
+    until(lambda: hosts.welcomed_at("goes"))
     pid = hosts._hosts["goes"].pid
     hosts.forget("goes")
     hosts.forget("goes")
@@ -171,13 +171,13 @@ def test_thousands_of_hosts_that_did_not_start_do_not_pile_up(make, engine):
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
-def test_a_host_that_is_let_go_of_before_its_turn_is_not_started(make, ssh_host, engine, monkeypatch):
+def test_a_host_that_is_disconnected_before_its_turn_is_not_started(make, ssh_host, engine, monkeypatch):
     monkeypatch.setattr(fleet, "PARALLEL", 1)
     sshd = ssh_host()
     hosts = make(sshd)
     start(hosts, "first", "second", "third", spec=HostSpec("testhost", workers=1, setup="sleep 0.5"))
-    hosts.let_go("second")
-    until(lambda: hosts.welcomed("third"))
+    hosts.disconnect("second")
+    until(lambda: hosts.welcomed_at("third"))
     assert hosts.report("second").phases == {}
     assert len(re.findall("Accepted publickey", sshd.log_text())) == 2
 
@@ -213,7 +213,7 @@ def test_a_process_that_is_stopped_here_does_not_outlive_the_master(make, ssh_ho
     sshd = ssh_host()
     hosts = make(sshd)
     start(hosts, "n")
-    until(lambda: hosts.welcomed("n"))
+    until(lambda: hosts.welcomed_at("n"))
     pid = hosts._hosts["n"].pid
     os.kill(pid, signal.SIGSTOP)
     hosts.close()
@@ -259,5 +259,5 @@ def test_the_line_that_kills_a_node_passes_through_any_shell(tmp_path, shell):
         assert kill(node.pid, began) == 1
 
 
-def test_stage1_tells_when_its_process_began():
+def test_the_bootstrap_reports_when_its_process_began():
     assert bootstrap.process() == [os.getpid(), int(_stat(os.getpid())[19])]

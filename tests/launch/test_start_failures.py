@@ -285,14 +285,14 @@ def test_this_machine_counts_among_those_that_came(three):
 
 def test_fewer_than_min_workers_are_an_error_with_the_table(three):
     hosts, config = three
-    with pytest.raises(BootstrapError, match="2 of 3 hosts did not start; 2 workers came, min_workers is 3") as caught:
+    with pytest.raises(BootstrapError, match="2 of 3 hosts did not start; 2 workers started, min_workers is") as caught:
         Master(hosts, ssh_config=config, min_workers=3)
     assert [report.failed for report in caught.value.hosts] == [None, "connect", "python"]
 
 
 def test_none_that_came_is_an_error(three):
     hosts, config = three
-    with pytest.raises(BootstrapError, match="0 workers came, min_workers is 1"):
+    with pytest.raises(BootstrapError, match="0 workers started, min_workers is 1"):
         Master(hosts[1:], ssh_config=config, min_workers=1)
 
 
@@ -375,12 +375,12 @@ def test_a_machine_without_descriptors_says_so(tmp_path):
     assert "this machine cannot start one more" in output(tmp_path, program)
 
 
-def test_a_host_that_is_not_waited_for_any_longer_is_let_go_and_no_round_waits_for_it(tmp_path, ssh_host, monkeypatch):
+def test_a_host_that_is_not_waited_for_any_longer_is_removed_and_no_round_waits_for_it(tmp_path, ssh_host, monkeypatch):
     good, slow = ssh_host("good"), ssh_host("slow")
     (tmp_path / "config").write_text(block(good) + block(slow))
-    welcomed = fleet.Fleet.welcomed
+    welcomed_at = fleet.Fleet.welcomed_at
     monkeypatch.setattr(
-        fleet.Fleet, "welcomed", lambda self, name: -1e9 if name.startswith("slow") else welcomed(self, name)
+        fleet.Fleet, "welcomed_at", lambda self, name: -1e9 if name.startswith("slow") else welcomed_at(self, name)
     )
     hosts = ["good", HostSpec("slow", setup="sleep 2")]
     with Master(hosts, ssh_config=tmp_path / "config", min_workers=1) as master:

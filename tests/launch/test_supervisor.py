@@ -24,10 +24,10 @@ from processes import all_end, descendants, parent
 from qjam import BootstrapError, HostReport, HostSpec, Master
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
-from qjam.engine import call_queue as calls_module
+from qjam.engine import call_queue as call_queue_module
 from qjam.engine import carrying_out, inbox, loop
 from qjam.engine.engine import Engine
-from qjam.launch import supervisor as members_module
+from qjam.launch import supervisor as supervisor_module
 from qjam.launch.supervisor import FIRST_PAUSE, MAX_PAUSE, RESTARTS, START_TIMEOUT, STEADY, SupervisedHost, Supervisor
 from qjam.log import say
 
@@ -45,23 +45,23 @@ class Stage:
         self.launched: list[str] = []  # the names of nodes
         self.welcomes: dict[str, float] = {}
         self.reports: dict[str, HostReport] = {}
-        self.let_go_of: list[str] = []
+        self.disconnected: list[str] = []
         self.forgotten: list[str] = []
         self.engine = Engine(lambda name: b"")
         fleet: Any = SimpleNamespace(
             start=self.start_remote,
-            let_go=self.let_go_of.append,
+            disconnect=self.disconnected.append,
             forget=self.forgotten.append,
             report=self.reports.__getitem__,
-            welcomed=self.welcomes.get,
+            welcomed_at=self.welcomes.get,
         )
         self.supervisor = Supervisor(self.engine, fleet, None)
         self.engine._carrier.observer = self.supervisor
         clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter)
-        patch.setattr(members_module, "time", clock)
+        patch.setattr(supervisor_module, "time", clock)
         for module in (carrying_out, inbox, loop):
             patch.setattr(module, "time", clock)
-        patch.setattr(calls_module, "time", clock)
+        patch.setattr(call_queue_module, "time", clock)
         patch.setattr(self.engine, "add_local", lambda name, make: self.launch(name))
         patch.setattr(self.engine, "ask", lambda call: call())
         patch.setattr(self.engine, "wait_for_node", self.wait_for_node)
@@ -115,8 +115,11 @@ class Stage:
 
     @property
     def states(self) -> dict[str, str]:
-        """Of the hosts of the members."""
-        return {member.host: self.engine.dispatch.nodes[member.name].state.value for member in self.supervisor}
+        """By host: the state of its node."""
+        return {
+            supervised.address: self.engine.dispatch.nodes[supervised.node_name].state.value
+            for supervised in self.supervisor
+        }
 
 
 @pytest.fixture
@@ -130,8 +133,8 @@ def stage() -> Iterator[Stage]:
     made.engine.stop()
 
 
-def names(members: list[SupervisedHost]) -> list[str]:
-    return [member.name for member in members]
+def names(hosts: list[SupervisedHost]) -> list[str]:
+    return [supervised.node_name for supervised in hosts]
 
 
 def pauses(caplog: pytest.LogCaptureFixture) -> list[float]:
@@ -144,14 +147,14 @@ def pauses(caplog: pytest.LogCaptureFixture) -> list[float]:
 
 def test_hosts_that_come_are_members_with_a_report_each(stage: Stage) -> None:
     came = stage.start("local", "there")
-    assert [member.host for member in came] == ["local", "there"]
-    assert stage.supervisor.names == names(came) == stage.launched
+    assert [supervised.address for supervised in came] == ["local", "there"]
+    assert stage.supervisor.node_names == names(came) == stage.launched
     assert [(report.host, report.route) for report in stage.supervisor.reports] == [
         ("local", "local"),
         ("there", "direct"),
     ]
     assert all("ready" in report.phases for report in stage.supervisor.reports)
-    assert [stage.supervisor.route(member) for member in came] == ["local", "direct"]
+    assert [stage.supervisor.route(supervised) for supervised in came] == ["local", "direct"]
     assert len(stage.supervisor) == 2
 
 
@@ -163,7 +166,7 @@ def test_a_host_that_does_not_come_in_time_does_not_stay(stage: Stage) -> None:
         assert [report.failed for report in caught.value.hosts] == ["ready"]
         assert len(stage.supervisor) == 0
         assert stage.engine.dispatch.nodes == {}
-    assert set(stage.launched) <= set(stage.let_go_of) & set(stage.forgotten)
+    assert set(stage.launched) <= set(stage.disconnected) & set(stage.forgotten)
     stage.pass_time(EVER)
     assert len(stage.launched) == 2
 
@@ -176,10 +179,10 @@ def test_a_host_has_as_long_as_its_phases_take_and_then_a_minute_to_be_ready(sta
 
     stage.engine.call_later(1000.0, welcome)
     stage.engine.call_later(1000.0 + START_TIMEOUT - 2.0, lambda: stage.come(stage.launched[0]))
-    (member,) = stage.start("there")
+    (supervised,) = stage.start("there")
     assert stage.states == {"there": "ready"}
     assert stage.supervisor.reports[0].phases["ready"] == START_TIMEOUT - 2.0
-    assert not member.starting
+    assert not supervised.starting
 
 
 def test_a_host_that_is_lost_while_it_starts_is_not_started_again(stage: Stage) -> None:
@@ -208,7 +211,7 @@ def test_with_enough_workers_those_that_came_stay_and_the_others_go(stage: Stage
     stage.comes = False
     stage.engine.call_later(1.0, lambda: stage.come(stage.launched[0]))
     came = stage.start("there", "elsewhere", min_workers=1)
-    assert [member.host for member in came] == ["there"]
+    assert [supervised.address for supervised in came] == ["there"]
     assert stage.states == {"there": "ready"}
     assert "1 of 2 hosts did not start; going on with 1 workers" in caplog.text
     assert [report.failed for report in stage.supervisor.reports] == [None, "ready"]
@@ -218,7 +221,7 @@ def test_with_enough_workers_those_that_came_stay_and_the_others_go(stage: Stage
 def test_hosts_that_come_later_join_the_others(stage: Stage) -> None:
     first = stage.start("local")
     second = stage.start("there")
-    assert stage.supervisor.names == names([*first, *second])
+    assert stage.supervisor.node_names == names([*first, *second])
     stage.comes = False
     with pytest.raises(BootstrapError):
         stage.start("nowhere")
@@ -242,31 +245,31 @@ def test_what_is_raised_while_hosts_start_leaves_none(stage: Stage, monkeypatch:
 
 @pytest.mark.parametrize("host", ["local", "there"])
 def test_a_lost_host_is_started_again_after_a_pause_as_another_node(stage: Stage, host: str, caplog: Any) -> None:
-    (member,) = stage.start(host)
+    (supervised,) = stage.start(host)
     (old,) = stage.launched
     stage.lose(old, "killed")
     assert stage.states == {host: "starting"}
-    assert member.name != old
+    assert supervised.node_name != old
     (lost,) = caplog.messages
     assert lost.startswith(f"{host} is lost: killed; its work goes to the others, and it is started again in ")
     assert lost.endswith(f" {FIRST_PAUSE:.1f} s (1 of {RESTARTS})")
     stage.pass_time(FIRST_PAUSE - 0.01)
     assert stage.launched == [old]
     stage.pass_time(0.02)
-    assert stage.launched == [old, member.name]
+    assert stage.launched == [old, supervised.node_name]
     assert stage.states == {host: "ready"}
-    assert old in stage.let_go_of
+    assert old in stage.disconnected
     assert old in stage.forgotten
     assert caplog.messages[1] == f"{host} is back after {FIRST_PAUSE:.1f} s, with 1 workers"
-    assert member.name.startswith(f"{host}/")
+    assert supervised.node_name.startswith(f"{host}/")
 
 
 def test_a_host_keeps_its_place_among_the_others_and_its_workers(stage: Stage) -> None:
     stage.supervisor.start([HostSpec("local", workers=3), HostSpec("there", workers=2)], None)
     stage.lose(stage.launched[0])
-    assert [member.host for member in stage.supervisor] == ["local", "there"]
+    assert [supervised.address for supervised in stage.supervisor] == ["local", "there"]
     stage.pass_time(FIRST_PAUSE)
-    assert [stage.engine.dispatch.nodes[name].workers for name in stage.supervisor.names] == [3, 2]
+    assert [stage.engine.dispatch.nodes[name].workers for name in stage.supervisor.node_names] == [3, 2]
 
 
 def test_a_lost_node_may_not_connect_any_more(stage: Stage) -> None:
@@ -276,7 +279,7 @@ def test_a_lost_node_may_not_connect_any_more(stage: Stage) -> None:
     stage.lose(old)
     assert old not in stage.engine._router._names.values()
     stage.pass_time(FIRST_PAUSE)
-    assert stage.supervisor.names[0] in stage.engine._router._names.values()
+    assert stage.supervisor.node_names[0] in stage.engine._router._names.values()
 
 
 def test_a_node_is_lost_once_whoever_tells(stage: Stage, caplog: Any) -> None:
@@ -317,7 +320,7 @@ def test_the_pause_doubles_up_to_a_limit_and_after_so_many_starts_the_host_is_gi
     stage.pass_time(EVER)
     assert len(stage.launched) == RESTARTS + 1
     assert stage.states == {"there": "lost"}
-    assert stage.engine.dispatch.nodes[stage.supervisor.names[0]].why == f"no route, {RESTARTS}"
+    assert stage.engine.dispatch.nodes[stage.supervisor.node_names[0]].why == f"no route, {RESTARTS}"
 
 
 def test_a_host_that_is_soon_lost_again_is_started_less_and_less_often(stage: Stage, caplog: Any) -> None:
@@ -391,11 +394,11 @@ def test_a_removed_host_leaves_nothing(stage: Stage) -> None:
     local, there = stage.start("local", "there")
     stage.supervisor.remove([there])
     assert stage.states == {"local": "ready"}
-    assert list(stage.engine.dispatch.nodes) == [local.name]
-    assert there.name in stage.let_go_of
-    assert there.name in stage.forgotten
-    assert there.name not in stage.engine._router._names.values()
-    stage.lose(there.name)
+    assert list(stage.engine.dispatch.nodes) == [local.node_name]
+    assert there.node_name in stage.disconnected
+    assert there.node_name in stage.forgotten
+    assert there.node_name not in stage.engine._router._names.values()
+    stage.lose(there.node_name)
     stage.pass_time(EVER)
     assert len(stage.launched) == 2
     assert stage.supervisor.route(local) == "local"
@@ -414,28 +417,28 @@ def test_a_host_that_is_removed_while_it_starts_has_not_come(stage: Stage, comes
     fleet.start, fleet.forget = start, lambda name: stage.reports.pop(name, None)
     with pytest.raises(BootstrapError, match="it was removed"):
         stage.start("there")
-    assert stage.supervisor.names == []
+    assert stage.supervisor.node_names == []
 
 
 def test_a_host_that_is_removed_before_it_is_started_again_is_not(stage: Stage) -> None:
     _, there = stage.start("local", "there")
-    stage.lose(there.name)
+    stage.lose(there.node_name)
     stage.supervisor.remove([there])
     stage.pass_time(EVER)
     assert len(stage.launched) == 2
     assert stage.states == {"local": "ready"}
 
 
-def test_a_host_that_is_removed_while_it_is_started_again_is_let_go(stage: Stage, caplog: Any) -> None:
+def test_a_host_that_is_removed_while_it_is_started_again_is_disconnected(stage: Stage, caplog: Any) -> None:
     _, there = stage.start("local", "there")
     stage.comes = False
-    stage.lose(there.name)
+    stage.lose(there.node_name)
     stage.pass_time(FIRST_PAUSE)
-    assert stage.launched[2] == there.name
+    assert stage.launched[2] == there.node_name
     stage.supervisor.remove([there])
-    assert there.name in stage.let_go_of
-    assert there.name in stage.forgotten
-    stage.lose(there.name, "its ssh session has ended")
+    assert there.node_name in stage.disconnected
+    assert there.node_name in stage.forgotten
+    stage.lose(there.node_name, "its ssh session has ended")
     stage.pass_time(EVER)
     assert len(stage.launched) == 3
     assert len(caplog.messages) == 1
@@ -444,7 +447,7 @@ def test_a_host_that_is_removed_while_it_is_started_again_is_let_go(stage: Stage
 def test_a_host_that_was_given_up_can_be_removed_and_started_anew(stage: Stage) -> None:
     _, there = stage.start("local", "there")
     there.restarts = RESTARTS
-    stage.lose(there.name)
+    stage.lose(there.node_name)
     assert stage.states == {"local": "ready", "there": "lost"}
     stage.supervisor.remove([there])
     stage.start("there")
@@ -508,8 +511,8 @@ def test_what_is_said_is_logged_and_a_handler_that_raises_ends_nothing(stage: St
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts are started again soon."""
-    monkeypatch.setattr(members_module, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(members_module, "MAX_PAUSE", 0.02)
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervisor_module, "MAX_PAUSE", 0.02)
 
 
 class Broken:
@@ -603,7 +606,7 @@ def test_a_round_waits_for_this_machines_node_to_come_back(
 def test_a_warm_parent_that_cannot_be_kept_alive_is_an_error_that_says_so(
     soon: None, monkeypatch: pytest.MonkeyPatch, log: Waiting
 ) -> None:
-    monkeypatch.setattr(members_module, "RESTARTS", 2)
+    monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
     with Master(1) as master:
         (worker,) = master.workers
         with Broken(monkeypatch):
@@ -619,7 +622,7 @@ def test_a_warm_parent_that_cannot_be_kept_alive_is_an_error_that_says_so(
 def test_a_master_can_be_closed_while_its_node_is_about_to_be_started_again(
     monkeypatch: pytest.MonkeyPatch, log: Waiting
 ) -> None:
-    monkeypatch.setattr(members_module, "FIRST_PAUSE", 0.3)
+    monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.3)
     with Master(1) as master:
         with Broken(monkeypatch):
             kill_warm_parent(master)
@@ -639,7 +642,7 @@ def test_a_start_that_is_never_ready_leaves_no_process(
     with Master(1) as master:
         before = descendants(os.getpid())
         with monkeypatch.context() as patch:
-            patch.setattr(members_module, "START_TIMEOUT", 0.5)
+            patch.setattr(supervisor_module, "START_TIMEOUT", 0.5)
             patch.setattr(Pool, "_on_message", lambda self, worker, channel: self.selector.unregister(channel.read_fd))
             with Broken(patch):
                 kill_warm_parent(master)

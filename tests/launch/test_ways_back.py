@@ -231,7 +231,7 @@ def nonsense(identity: bytes) -> list[Any]:
 
 def test_strangers_get_nothing_and_disturb_nothing(ssh_host, knocking):
     with start(ssh_host()) as master:
-        name = master._members.names[0].encode()
+        name = master._supervisor.node_names[0].encode()
         server = master._engine._router._public.encode()
         public, secret = zmq.curve_keypair()
         cases = {
@@ -263,7 +263,7 @@ def test_strangers_get_nothing_and_disturb_nothing(ssh_host, knocking):
 def test_a_node_cannot_speak_for_another(ssh_host, knocking):
     """Even with a key that is known: that of another node."""
     with start(ssh_host()) as master:
-        victim = master._members.names[0]
+        victim = master._supervisor.node_names[0]
         keys = master._engine.admit("somebody else")
         dealer, event = knocking(
             b"unknown to dispatch",

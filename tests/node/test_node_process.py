@@ -58,7 +58,7 @@ class Cluster:
         self.engine.lose_node(name, "killed by the test")
 
     def submit(self, module: object, params: object, data: DataSet | None) -> Pending:
-        entry = self.sources.entry(module)
+        entry = self.sources.user_code(module)
         refs = None if data is None else data.hash_list()
         slices = max(1, self.engine.dispatch.capacity) if refs is None else len(refs)
         spec = JobSpec((entry.key, None if refs is None else tuple(refs)), entry.header, refs, slices)

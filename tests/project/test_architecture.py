@@ -19,7 +19,7 @@ LAYERS = {
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
     "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
-    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.ipc qjam_worker.values",
+    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire",
     "qjam.arguments": "qjam.launch qjam.hosts",
     "qjam.remote_worker": "qjam.hosts",
     "qjam.launch": "qjam.engine qjam.dispatch qjam.ssh qjam.hosts qjam.errors qjam.report qjam.log "
@@ -151,7 +151,7 @@ def test_the_bundle_imports_without_qjam_and_does_not_load_it() -> None:
         ("qjam.data.datasets", "from qjam_worker.wire import frames"),
         ("qjam.errors", "from qjam_worker.wire import frames"),
         ("qjam.engine.engine", "from ..launch import fleet"),
-        ("qjam.engine.engine", "from ..launch.supervisor import Members"),
+        ("qjam.engine.engine", "from ..launch.supervisor import Supervisor"),
         ("qjam.engine.engine", "def f():\n    from qjam.launch.fleet import Fleet"),
         ("qjam.engine.pending", "import zmq"),
         ("qjam.launch.supervisor", "from ..master import Master"),
@@ -196,7 +196,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, name: str, line: str) -> None:
         ("qjam.launch.supervisor", "from ..engine.engine import Engine\nfrom . import fleet\nfrom ..log import say"),
         ("qjam.__main__", "import qjam\nfrom .cli import doctor, run"),
         ("qjam.cli.doctor", "import qjam\nfrom qjam.hosts import resolve\nimport numpy"),
-        ("qjam.master", "from .engine.engine import Engine\nfrom .launch.supervisor import Members"),
+        ("qjam.master", "from .engine.engine import Engine\nfrom .launch.supervisor import Supervisor"),
         ("qjam.dispatch.dispatcher", "from qjam_worker.values.reduction import Tree\nfrom .rounds import Job"),
         ("qjam_bench.experiments.rounds", "from qjam import Master\nfrom ..rivals import turns\nimport ray, zmq"),
         ("qjam_worker.node.node", "from ..wire import frames\nfrom ..values.codec import decode\nimport zmq"),

@@ -44,7 +44,7 @@ def local() -> Iterator[Master]:
 
 @pytest.mark.parametrize("hosts", ["local", "local*4", 3, None, ["nowhere", "local"], RemoteWorker("local")])
 def test_a_host_that_is_here_already_cannot_be_added(local: Master, hosts: Any) -> None:
-    with pytest.raises(ValueError, match="hosts: 'local' is a host of this Master already; remove it first"):
+    with pytest.raises(ValueError, match="hosts: 'local' is already a host of this Master; remove it first"):
         local.add_hosts(hosts)
 
 
@@ -89,7 +89,7 @@ def test_a_host_that_is_not_here_cannot_be_removed(local: Master, hosts: Any) ->
 
 @pytest.mark.parametrize("hosts", ["local", "local*2", 2, None])
 def test_the_last_host_cannot_be_removed(local: Master, hosts: Any) -> None:
-    with pytest.raises(ValueError, match="hosts: none would be left; close\\(\\) ends the Master"):
+    with pytest.raises(ValueError, match="hosts: no host would be left; use close\\(\\) to end the Master"):
         local.remove_hosts(hosts)
 
 
@@ -163,7 +163,7 @@ def test_a_master_that_is_closed_while_a_host_is_added_says_so(no_config: Path, 
         adding = threading.Thread(target=add)
         adding.start()
         deadline = time.monotonic() + 10.0
-        while len(master._members) < 2 and time.monotonic() < deadline:
+        while len(master._supervisor) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         master.close()
         adding.join(10.0)
@@ -184,7 +184,7 @@ def test_a_host_that_is_removed_while_it_is_added_has_not_come(no_config: Path, 
         adding = threading.Thread(target=add)
         adding.start()
         deadline = time.monotonic() + 10.0
-        while len(master._members) < 2 and time.monotonic() < deadline:
+        while len(master._supervisor) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         master.remove_hosts(mute)
         adding.join(10.0)
