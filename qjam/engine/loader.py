@@ -1,4 +1,4 @@
-"""Gets refs ready to be sent, in a thread of its own: a data set may run user code, and the engine never does."""
+"""Loads refs to be sent, in a thread of its own: a data set may run user code, and the loop never does."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ STOP_TIMEOUT = 5.0  # seconds
 
 
 class Blob:
-    """The flat form of a value as the segments that it is made of, the large ones still in the user's memory."""
+    """The flat form of a value, in pieces; the large ones are still in the user's memory."""
 
-    def __init__(self, segments: list[Any]) -> None:
-        self._segments = [memoryview(segment).cast("B") for segment in segments]
-        self._starts = [0, *accumulate(len(segment) for segment in self._segments)]
+    def __init__(self, pieces: list[Any]) -> None:
+        self._pieces = [memoryview(piece).cast("B") for piece in pieces]
+        self._starts = [0, *accumulate(len(piece) for piece in self._pieces)]
         self.size = self._starts[-1]
 
     def range(self, offset: int, size: int) -> list[memoryview]:
         """The bytes [offset, offset + size) as views."""
         end = offset + size
         return [
-            segment[max(0, offset - start) : end - start]
-            for start, segment in zip(self._starts, self._segments, strict=False)
-            if start < end and start + len(segment) > offset
+            piece[max(0, offset - start) : end - start]
+            for start, piece in zip(self._starts, self._pieces, strict=False)
+            if start < end and start + len(piece) > offset
         ]
 
 
 class Loader:
-    """The thread. What it makes is handed to a function, which is called in it."""
+    """A thread that loads one ref after the other, and calls back when it has."""
 
     def __init__(self, find_module: Callable[[str], bytes]) -> None:
         self._find_module = find_module
@@ -48,7 +48,7 @@ class Loader:
     def load(
         self, ref: str, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[BaseException], None]
     ) -> None:
-        """Make the content of a ref of the round `pending`, and call `done` with it, or `failed`."""
+        """Load a ref of the round `pending`, then call `done` with its content, or `failed`; in the thread."""
 
         def task() -> None:
             try:
@@ -61,7 +61,7 @@ class Loader:
         self._tasks.put(task)
 
     def stop(self) -> None:
-        """End the thread when it has done what it was given; one that is stuck in user code is left behind."""
+        """End the thread when its tasks are done; one that hangs in user code is left behind."""
         self._tasks.put(None)
         self._thread.join(STOP_TIMEOUT)
 
@@ -75,7 +75,7 @@ class Loader:
         if kind == "module":
             return Blob([self._find_module(rest.partition(":")[2])])
         if pending is None:
-            raise LookupError(f"{ref} is wanted for a round that is over")
+            raise LookupError(f"{ref} is of a round that is over")
         if kind == "params":
             return Blob(flat.segments(pending.params))
         if kind == "code" and pending.code is not None:
