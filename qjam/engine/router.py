@@ -96,7 +96,7 @@ class Router:
         return True
 
     def receive(self) -> tuple[str, list[memoryview]] | None:
-        """The next message and its sender; None when there is none. Drops what a peer sends under another one's name."""
+        """The next message and its sender; None when there is none. Drops what comes under another peer's name."""
         while (frames := self.link.receive()) is not None:
             name = bytes(frames[0]).decode(errors="replace")
             assert self.link.first is not None
