@@ -37,7 +37,7 @@ class Router:
 
     def __init__(self) -> None:
         self._context = zmq.Context()
-        self._public, secret = zmq.curve_keypair()
+        self._public, self._secret = (key.decode() for key in zmq.curve_keypair())
         self._names: dict[bytes, str] = {}  # the public keys that may connect, and as whom
         self._bound: dict[str, str] = {}
         # The ZAP handler is there before anything is bound: without one libzmq lets all in.
@@ -52,7 +52,7 @@ class Router:
             (zmq.RCVHWM, 0),
             (zmq.LINGER, 0),
             (zmq.CURVE_SERVER, 1),
-            (zmq.CURVE_SECRETKEY, secret),
+            (zmq.CURVE_SECRETKEY, self._secret.encode()),
             (zmq.ZAP_DOMAIN, _ZAP_DOMAIN),
             *LIVENESS,
         ):
@@ -63,7 +63,7 @@ class Router:
         """A new pair of keys, with which a peer may connect as `name` and under no other name."""
         public, secret = zmq.curve_keypair()
         self._names[public] = name
-        return Keys(self._public.decode(), public.decode(), secret.decode())
+        return Keys(self._public, public.decode(), secret.decode())
 
     def dismiss(self, name: str) -> None:
         """Refuse `name` from now on, and drop what still comes under it."""

@@ -118,7 +118,7 @@ class Sockets:
     def other_key(self, rng: Random, mutator: Mutator) -> None:
         """With a key that nobody gave it."""
         public, secret = (key.decode() for key in zmq.curve_keypair())
-        keys = Keys(self.engine._router._public.decode(), public, secret)
+        keys = Keys(self.engine._router._public, public, secret)
         self.say(rng, mutator, self.identity(rng), keys)
 
     def other_name(self, rng: Random, mutator: Mutator) -> None:
