@@ -124,15 +124,15 @@ class Sources:
         except Exception as error:  # whatever the objects that it refers to raise on being pickled
             name = getattr(mapfunc, "__name__", repr(mapfunc))
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
-        ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
+        digest = hashlib.sha256(code).hexdigest()[:32]
         header = {
             "epoch": self._epoch,
             "reduce": reduce is not None,
-            "code": ref,
+            "code": digest,
             "python": PYTHON if b"CodeType" in code else None,  # a builtin, say, is for any python
             "shadows": self._shadows(),
         }
-        return UserCode((self._epoch, ref), header, code, reduce)
+        return UserCode((self._epoch, digest), header, code, reduce)
 
     def _shadows(self) -> list[str]:
         """Names of the standard library that stand for modules of the user's here."""

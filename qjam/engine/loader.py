@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from qjam_worker.values import codec, flat
+from qjam_worker.wire.refs import CODE, MODULE, PARAMS, Ref, module_name
 
 from .pending import Pending
 
@@ -46,7 +47,7 @@ class Loader:
         self._thread.start()
 
     def load(
-        self, ref: str, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[BaseException], None]
+        self, ref: Ref, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[BaseException], None]
     ) -> None:
         """Load a ref of the round `pending`, then call `done` with its content, or `failed`; in the thread."""
 
@@ -70,15 +71,14 @@ class Loader:
             task()
             del task  # and with it the slice
 
-    def _blob(self, ref: str, pending: Pending | None) -> Blob:
-        kind, _, rest = ref.partition(":")
-        if kind == "module":
-            return Blob([self._find_module(rest.partition(":")[2])])
+    def _blob(self, ref: Ref, pending: Pending | None) -> Blob:
+        if ref.kind == MODULE:
+            return Blob([self._find_module(module_name(ref))])
         if pending is None:
             raise LookupError(f"{ref} is of a round that is over")
-        if kind == "params":
+        if ref.kind == PARAMS:
             return Blob(flat.segments(pending.params))
-        if kind == "code" and pending.code is not None:
+        if ref.kind == CODE and pending.code is not None:
             return Blob([pending.code])
         assert pending.dataset is not None
-        return Blob(flat.segments(codec.encode(pending.dataset.slice_from_hash(ref))))
+        return Blob(flat.segments(codec.encode(pending.dataset.slice_from_hash(ref.key))))

@@ -84,7 +84,7 @@ class Stage:
     def come(self, name: str) -> None:
         """The node connects and has its workers."""
         workers = list(range(self.engine.dispatch.nodes[name].workers))
-        self.engine._carrier.act(self.engine.dispatch.on_hello(name, {"credit": 1}))
+        self.engine._carrier.act(self.engine.dispatch.on_hello(name, {"workers": len(workers), "credit": 1}))
         self.engine._carrier.act(self.engine._inbox._on_ready(name, {"workers": workers}))
 
     def lose(self, name: str, why: str = "killed") -> None:

@@ -108,7 +108,7 @@ MUTATIONS = [
     Mutation("goes on sending what only an ended round wanted", DISPATCH,
              "            if self.nodes[name].transfers:\n", "            if False:\n"),
     Mutation("does not answer who asks in the name of an ended round", DISPATCH,
-             "return [*(gone(name, ref) for ref, _ in wanted if not is_module(ref)), *", "return [*"),
+             "return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *", "return [*"),
     Mutation("loses credit", DISPATCH, "return self.nodes[name].transfers.taken(granted)",
              "return self.nodes[name].transfers.taken(granted - 1)"),
     Mutation("leaves a failed load as it is", DISPATCH,

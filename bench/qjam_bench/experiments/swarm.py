@@ -228,11 +228,7 @@ class Swarm:
         return f"host{self._names:05}/1"
 
     def _say_hello(self, name: str) -> None:
-        header = {
-            "version": "0", "python": "3", "pid": 1, "host": name, "cores": self.workers, "memory": 1, "held": [],
-            "workers": list(range(self.workers)), "credit": CREDIT,
-        }  # fmt: skip
-        self.answers.append((Kind.HELLO, name, header, []))
+        self.answers.append((Kind.HELLO, name, {"workers": self.workers, "credit": CREDIT}, []))
 
     def _welcomed(self, send: Send) -> None:
         pids = list(range(1000, 1000 + self.workers))

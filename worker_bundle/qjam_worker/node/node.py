@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -18,13 +16,12 @@ import msgpack
 import numpy as np
 import zmq
 
-from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.ipc.file_slices import FileSlice
 from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
 from qjam_worker.ipc.slots import result_prefix
 from qjam_worker.ipc.spin_wait import SpinWait
-from qjam_worker.wire import frames
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import PARAMS, SLICE, Ref, of_params, of_slice
 from qjam_worker.wire.sockets import LIVENESS, Dealer, Uplink
 
 from .disk_cache import DiskCache, default_folder
@@ -35,7 +32,7 @@ from .params import ParamsLocations
 from .pool import Pool, WorkerHandle
 from .results import Held
 from .rounds import Fold, NodeJob
-from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, is_slice, refusal
+from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from .slice_index import SliceIndex
 from .store import Store
 
@@ -257,20 +254,7 @@ class Node:
         self.uplink.send(kind, header, buffers)
 
     def _hello(self) -> None:
-        self.send(
-            Kind.HELLO,
-            {
-                "version": str(frames.VERSION),
-                "python": sys.version.split()[0],
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "cores": usable_cores(),
-                "memory": _memory(),
-                "workers": [worker.index for worker in self.pool.workers],
-                "held": self.store.refs(),
-                "credit": CREDIT,
-            },
-        )
+        self.send(Kind.HELLO, {"workers": len(self.pool.workers), "credit": CREDIT})
 
     def receive(self) -> bool:
         """Take what the master has sent; False when it is time to leave, as it is when that cannot be meant."""
@@ -303,7 +287,7 @@ class Node:
         self.imports.begin(header["entry"]["epoch"])
         commands = self.scheduler.on_job(header)
         if "file" in header:
-            self.slices.learn(header["job"], header["file"], dict(header["slices"]))
+            self.slices.learn(header["job"], header["file"], self.scheduler.jobs[header["job"]].refs)
         self.act(commands)
 
     def _forget(self, command: Forget) -> None:
@@ -318,7 +302,7 @@ class Node:
         if number not in self.scheduler.rounds:
             if header["params"] == "have":
                 return  # given up here, which the master does not know yet
-            ref = f"params:{number}" if header["params"] == "ref" else None
+            ref = of_params(number) if header["params"] == "ref" else None
             try:
                 self.params.keep(number, ref, buffers)
             except NoRoom as error:
@@ -329,7 +313,7 @@ class Node:
     # Refs
 
     def on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        ref = header["ref"]
+        ref = Ref(*header["ref"])
         if header.get("gone"):
             self._on_gone(ref)
             return
@@ -339,15 +323,15 @@ class Node:
         self.send(Kind.CREDIT, {"bytes": sum(map(len, data))})
         if ref not in self.store:
             return
-        if self.disk_cache is not None and is_slice(ref):
-            self.disk_cache.keep(ref, self.store.path(ref), self.store.size(ref))
+        if self.disk_cache is not None and ref.kind == SLICE:
+            self.disk_cache.keep(ref.key, self.store.path(ref), self.store.size(ref))
         self.act(self.scheduler.on_arrived(ref, time.monotonic()))
         if self.disk_cache is not None and not self.scheduler.asked:
             self.disk_cache.write()
         if ref in self.imports:
             self._on_module(ref)
 
-    def _is_expected(self, ref: str, offset: int, data: list[memoryview]) -> bool:
+    def _is_expected(self, ref: Ref, offset: int, data: list[memoryview]) -> bool:
         """Whether a chunk is of use. ValueError when none like it can have been asked for."""
         if not any(data):
             raise ValueError(f"a chunk of {ref} is empty")
@@ -358,15 +342,15 @@ class Node:
             return True
         if here or self.scheduler.named(ref):  # a round that is over has asked, and another one may
             return offset <= here
-        if not ref.startswith("params:"):  # else its round has ended here, which the master did not know
+        if ref.kind != PARAMS:  # else its round has ended here, which the master did not know
             raise ValueError(f"{ref} was never asked for")
         return False
 
-    def _on_gone(self, ref: str) -> None:
+    def _on_gone(self, ref: Ref) -> None:
         self.imports.refuse(ref)
         self.act(self.scheduler.on_gone(ref))
 
-    def _write(self, ref: str, offset: int, total: int, data: list[memoryview]) -> None:
+    def _write(self, ref: Ref, offset: int, total: int, data: list[memoryview]) -> None:
         dropped: list[str] = []
         try:
             for piece in data:
@@ -380,7 +364,7 @@ class Node:
             for worker in self.pool.workers:
                 self.pool.tell(worker, {"op": "drop", "paths": dropped})
 
-    def _on_module(self, ref: str) -> None:
+    def _on_module(self, ref: Ref) -> None:
         module = msgpack.unpackb(self.store.read(ref), unicode_errors="surrogatepass")
         self.store.drop(ref)
         self.imports.arrived(ref, module)
@@ -404,7 +388,11 @@ class Node:
         kind, header, buffers = command
         if self.disk_cache is not None and header.get("state") == "blocked":
             number = header["round"]
-            missing = [[ref, have] for ref, have in header["missing"] if have or not self.disk_cache.look(ref, number)]
+            missing = [
+                [ref, have]
+                for ref, have in header["missing"]
+                if have or ref.kind != SLICE or not self.disk_cache.look(ref.key, number)
+            ]
             if not missing:
                 return
             header = {**header, "missing": missing}
@@ -413,7 +401,8 @@ class Node:
     def _on_kept(self) -> None:
         assert self.disk_cache is not None
         lacking: dict[Optional[int], list[list[Any]]] = {}
-        for ref, number, path, size in self.disk_cache.found():
+        for key, number, path, size in self.disk_cache.found():
+            ref = of_slice(key)
             if path is not None and ref not in self.store:
                 self.store.adopt(ref, path, size)
                 self.act(self.scheduler.on_arrived(ref, time.monotonic()))
@@ -455,8 +444,7 @@ class Node:
                 return
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
-            code: Optional[str] = job.entry["code"]
-            place = None if code is None else (self.store.path(code), self.store.size(code))
+            place = None if job.code is None else (self.store.path(job.code), self.store.size(job.code))
             self.pool.tell(
                 worker,
                 {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices},
@@ -466,7 +454,7 @@ class Node:
     def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Union[str, FileSlice, None], int]]:
         if not job.has_data:
             return [(index, None, 0) for index in slices]
-        return [(index, *self.slices.where(str(job.refs[index]))) for index in slices]
+        return [(index, *self.slices.where(ref)) for index in slices if (ref := job.refs[index]) is not None]
 
     def _out(self, fold: Fold) -> Held:
         """Where the parts of a fold go."""

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable
 from typing import Any, Callable, Optional
 
 from qjam_worker.values.reduction import Span, Tree
+from qjam_worker.wire.refs import Ref, of_code
 
 from .results import Held
 
@@ -27,11 +28,12 @@ class NodeJob:
         self.entry = entry
         self.nslices = nslices
         self.user_reduce = user_reduce
-        self.refs: dict[int, Optional[str]] = {}
+        self.code = None if entry["code"] is None else of_code(entry["code"])
+        self.refs: dict[int, Optional[Ref]] = {}
         self.order: list[int] = []  # the indices, sorted
         self.has_data = False
 
-    def add(self, refs: dict[int, Optional[str]]) -> None:
+    def add(self, refs: dict[int, Optional[Ref]]) -> None:
         """Learn of more slices."""
         self.refs.update(refs)
         self.order = sorted(self.refs)
@@ -83,13 +85,13 @@ class NodeRound:
         self.workers = workers
         self.ready: list[int] = []  # slices that can be mapped now, sorted
         self.offered: list[int] = []  # slices that another node tries as well: for when there is nothing else
-        self.waiting: dict[str, list[int]] = {}  # ref on its way -> slices
-        self.lacking: set[str] = set()  # code and params on their way: without them nothing can start
+        self.waiting: dict[Ref, list[int]] = {}  # ref on its way -> slices
+        self.lacking: set[Ref] = set()  # code and params on their way: without them nothing can start
         self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
         self.works: dict[int, Work] = {}  # worker -> what it is at
         self.tree: Tree[Held] = Tree(job.nslices)
         self.fold: Optional[Fold] = None  # the one in parts
-        self.pinned: set[str] = set()  # refs that the store keeps for it
+        self.pinned: set[Ref] = set()  # refs that the store keeps for it
         self.mapped, self.seconds = 0, 0.0  # how many slices, and how long workers have taken for them
         self.unfoldable = False  # user code has raised over what is here: it is not tried again
         self._shared: set[int] = set()  # slices that another node tries as well
@@ -101,7 +103,7 @@ class NodeRound:
             f"at work {self.works}, holds {self.tree.spans}>"
         )
 
-    def add(self, indices: list[int], missing: Collection[str]) -> None:
+    def add(self, indices: list[int], missing: Collection[Ref]) -> None:
         """Give the node more slices to map; those whose ref is missing wait for it. What it owes or holds already it
         ignores, but for that nobody else tries it any longer.
         """
@@ -123,14 +125,14 @@ class NodeRound:
             else:
                 insort(self.ready, index)
 
-    def arrived(self, ref: str) -> None:
+    def arrived(self, ref: Ref) -> None:
         """A ref is here."""
         self.lacking.discard(ref)
         for index in self.waiting.pop(ref, ()):
             insort(self.ready, index)
 
     @property
-    def missing(self) -> list[str]:
+    def missing(self) -> list[Ref]:
         """What is still on its way, in the order in which it is of use."""
         return [*self.lacking, *self.waiting]
 
