@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,12 @@ from qjam.engine.engine import Engine
 from qjam.engine.loader import Blob
 from qjam.engine.pending import Pending
 from qjam_worker.node.node import Node
+from qjam_worker.node.options import NodeOptions
 from qjam_worker.node.rounds import Work
 from qjam_worker.node.scheduler import Ended, Give
 from qjam_worker.values import codec
 from qjam_worker.wire.frames import Kind, Message, pack, unpack
+from qjam_worker.wire.sockets import Lane
 from refs_as_text import ref
 
 
@@ -330,15 +331,9 @@ def test_a_stranger_whose_name_is_no_text_does_not_disturb(engine: Engine) -> No
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     """A node without workers' processes, whose messages go nowhere."""
-    context: zmq.Context[Any] = zmq.Context()
-    master = context.socket(zmq.ROUTER)
-    endpoint = f"inproc://{uuid.uuid4().hex}"
-    master.bind(endpoint)
-    node = Node.connect(context, endpoint, "node", 1, bases=[str(tmp_path)])
+    node = Node(Lane(), NodeOptions(1), bases=[str(tmp_path)])
     yield node
     node.close()
-    master.close(0)
-    context.term()
 
 
 def test_a_node_that_gave_a_round_up_survives_more_slices_of_it(node: Node) -> None:
@@ -357,7 +352,7 @@ def test_a_node_that_gave_a_round_up_survives_more_slices_of_it(node: Node) -> N
 def sent(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Kind, dict[str, Any]]]:
     """What the node tells the master from now on."""
     told: list[tuple[Kind, dict[str, Any]]] = []
-    monkeypatch.setattr(node, "send", lambda kind, header, buffers=(): told.append((kind, header)))
+    monkeypatch.setattr(node.uplink, "send", lambda kind, header, buffers: told.append((kind, header)))
     return told
 
 

@@ -303,7 +303,7 @@ def hear(node: InPlace, kind: Kind, header: dict[str, Any], buffers: Any = ()) -
         (Kind.TASK, {**TASK, "job": 9, "round": 2}, [b"x"], "of job 9, which nobody has told of"),
         (Kind.TASK, {**TASK, "indices": [7]}, [], "such that nobody has told of"),
         (Kind.TASK, {**TASK, "indices": [2, 2]}, [], "has slices twice"),
-        (Kind.REFS, {"ref": ref("d0-0"), "offset": 5, "total": 10}, [b"x"], "a chunk begins at 5"),
+        (Kind.REFS, {"ref": ref("d0-0"), "offset": 5, "total": 10}, [b"x"], "a block begins at 5"),
         (Kind.REFS, {"ref": ref("d0-0"), "offset": 0, "total": 1}, [b"xy"], "its length is 1"),
         (Kind.REFS, {"ref": ref("d0-0"), "offset": 0, "total": 1}, [b""], "is empty"),
         (Kind.REFS, {"ref": ref("d9-0"), "offset": 0, "total": 1}, [b"x"], "slice:d9-0 was never asked for"),

@@ -9,7 +9,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE, Held, NodeJob, NodeRound, take_block
+from qjam_worker.node.results import Held
+from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE, NodeJob, NodeRound, take_block
 from qjam_worker.values.reduction import Span
 from refs_as_text import ref, refs
 

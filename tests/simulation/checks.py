@@ -230,7 +230,7 @@ def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
         own = set(round_.job.order[idle[0] :: round_.workers])
         if round_.offered or (round_.ready and (round_.job.has_data or not own.isdisjoint(round_.ready))):
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is work: {round_}")
-        if not round_.owed and round_.tree.pairs() and not round_.unfoldable:
+        if not round_.owed and round_.tree.pairs() and not round_.folds.unfoldable:
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is something to fold: {round_}")
     if round_.settled and round_.tree.values:
         raise Broken(f"{node.name} keeps the roots of round {number} to itself")

@@ -43,7 +43,7 @@ class Channel:
             except BrokenPipeError:
                 pass
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Send a message that says nothing: None."""
         self.send(None)
 

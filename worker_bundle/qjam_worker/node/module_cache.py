@@ -6,7 +6,8 @@ from typing import Any, Optional
 
 from qjam_worker.wire.refs import Ref, module_name, of_module
 
-from .pool import Pool, WorkerHandle
+from .pool import Pool
+from .worker_handle import WorkerHandle
 
 Module = Optional[dict[str, Any]]  # what modules.Ask gives
 

@@ -277,7 +277,7 @@ class Scheduler:
             return self._assign(now)
         at = message["slice"]
         if round_.works[worker].fold is not None:
-            at, round_.unfoldable = None, True
+            at, round_.folds.unfoldable = None, True
         elif at is not None and at not in round_.owed:
             round_.again(round_.abandon(worker))
             return self._assign(now)
