@@ -16,7 +16,7 @@ STOP_TIMEOUT = 5.0  # seconds
 
 
 class Blob:
-    """The flat form of a value as the segments that it is made of, the large ones still in the user's memory."""
+    """The flat form of a value in pieces, the large ones still in the user's memory."""
 
     def __init__(self, segments: list[Any]) -> None:
         self._segments = [memoryview(segment).cast("B") for segment in segments]
@@ -77,8 +77,8 @@ class Loader:
         if pending is None:
             raise LookupError(f"{ref} is wanted for a round that is over")
         if kind == "params":
-            return Blob(flat.segments(pending.params))
+            return Blob(flat.pieces(pending.params))
         if kind == "code" and pending.code is not None:
             return Blob([pending.code])
         assert pending.dataset is not None
-        return Blob(flat.segments(codec.encode(pending.dataset.slice_from_hash(ref))))
+        return Blob(flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref))))
