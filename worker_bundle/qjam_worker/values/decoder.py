@@ -115,6 +115,11 @@ def _decode(header: memoryview, buffers: list[memoryview], copy: bool, allow_pic
     return decoder.lift(tree) if flags & TAGGED else tree
 
 
+def _copied(scalar: Any) -> Any:
+    """A private one; numpy's own copy would leave out what lies between fields."""
+    return np.frombuffer(bytearray(scalar.tobytes()), scalar.dtype)[0]
+
+
 class _Decoder:
     """Turns ext types into values, and marked lists into the containers that they stand for."""
 
@@ -147,7 +152,8 @@ class _Decoder:
 
     def from_ext(self, code: int, data: bytes) -> Any:
         if code == SCALAR:
-            return self._scalar(data)
+            value = numpy_payload.unpack(data)
+            return _copied(value) if self.copy else value[()]
         if ARRAY <= code <= BUFFER_FORTRAN:
             return self._array(code, data)
         if code == OBJECT:
@@ -168,11 +174,6 @@ class _Decoder:
         kind, place, size = BUFFER.unpack_from(data)
         content = self._taken(place - 1, size) if place else data[BUFFER.size :]
         return BYTE_TYPES[kind](content)
-
-    def _scalar(self, data: bytes) -> Any:
-        value = numpy_payload.unpack(data)
-        # Numpy's copy of an array would leave out what lies between the fields.
-        return np.frombuffer(bytearray(value.tobytes()), value.dtype)[0] if self.copy else value[()]
 
     def _array(self, code: int, data: bytes) -> Any:
         array = numpy_payload.unpack(data, self.buffers if code >= BUFFER_ARRAY else None)

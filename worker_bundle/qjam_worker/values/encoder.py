@@ -77,7 +77,7 @@ def encode(value: Any, *, inline: int = 1024) -> Encoded:
     An array that is contiguous and longer than `inline` is not copied: do not change it before it is sent.
     CodecError when the value holds something that cannot be pickled, or is nested too deeply even for pickle.
     """
-    if lone_arrays.is_lone(value) and value.nbytes > inline:
+    if type(value) is np.ndarray and id(value.dtype) in lone_arrays.DTYPES and value.nbytes > inline:
         return _encode_lone(value)
     encoded = _encode(value, inline)
     # A message has only so many frames; beyond, one long header is faster anyway.
@@ -98,12 +98,13 @@ def _encode(value: Any, inline: int) -> Encoded:
 
 
 def _encode_lone(value: np.ndarray[Any, Any]) -> Encoded:
-    known = lone_arrays.find(value)
-    if known is None:
+    header = lone_arrays.headers.get((id(value.dtype), value.shape))
+    if header is None or not value.flags.c_contiguous:
         encoded = _Encoder(1).run(value)
-        lone_arrays.remember(encoded.header, value, made_here=True)
+        if lone_arrays.is_lone(value):
+            lone_arrays.remember(encoded.header, value, made_here=True)
         return encoded
-    return Encoded(known.header, [value.data.cast("B")], True)
+    return Encoded(header, [value.data.cast("B")], True)
 
 
 class _Encoder:

@@ -9,13 +9,16 @@ import numpy as np
 
 from . import decoder, lone_arrays
 from .header import Buffer, CodecError, Encoded, bytes_view
-from .lone_arrays import ALIGN, FLAT, FLAT_MAGIC, flat_head
+from .lone_arrays import ALIGN, FLAT_MAGIC, flat_head
 
-_FIXED_ONE = FLAT.size + 8  # what comes before the header of a value with one buffer
+_FLAT = struct.Struct("<4sIQ")  # magic, number of buffers, size of the header; then the size of each buffer
+_FIXED_ONE = _FLAT.size + 8  # what comes before the header of a value with one buffer
 
 
 def _head(enc: Encoded) -> bytes:
-    return flat_head(enc.header, [buffer.nbytes for buffer in enc.buffers])
+    sizes = [buffer.nbytes for buffer in enc.buffers]
+    fixed = _FLAT.pack(FLAT_MAGIC, len(sizes), len(enc.header))
+    return fixed + struct.pack(f"<{len(sizes)}Q", *sizes) + enc.header
 
 
 def pieces(enc: Encoded) -> list[bytes | memoryview]:
@@ -34,10 +37,7 @@ def pieces(enc: Encoded) -> list[bytes | memoryview]:
 
 def size(enc: Encoded) -> int:
     """The bytes that the flat form of `enc` takes."""
-    lone = _lone(enc)
-    if lone is not None:
-        return lone.end
-    end = FLAT.size + 8 * len(enc.buffers) + len(enc.header)
+    end = _FLAT.size + 8 * len(enc.buffers) + len(enc.header)
     for buffer in enc.buffers:
         end += -end % ALIGN + buffer.nbytes
     return end
@@ -47,14 +47,21 @@ def put(enc: Encoded, out: memoryview) -> int | None:
     """Write the flat form to the beginning of `out`, best aligned to 64 bytes, if there is room; gives the bytes that
     it takes, None where there is too little room.
     """
-    lone = _lone(enc)
-    if lone is not None:
-        if len(out) < lone.end:
+    if len(enc.buffers) == 1:
+        (buffer,) = enc.buffers
+        lone = lone_arrays.by_header.get(enc.header)
+        if lone is not None and lone.nbytes == buffer.nbytes:
+            head = lone.head
+        else:
+            head = flat_head(enc.header, buffer.nbytes)
+            head += bytes(-len(head) % ALIGN)
+        start = len(head)
+        end = start + buffer.nbytes
+        if len(out) < end:
             return None
-        start = len(lone.head)
-        out[:start] = lone.head
-        out[start : lone.end] = enc.buffers[0]
-        return lone.end
+        out[:start] = head
+        out[start:end] = buffer
+        return end
     return None if len(out) < size(enc) else _write(enc, out)
 
 
@@ -79,11 +86,6 @@ def _write(enc: Encoded, out: memoryview) -> int:
     return end
 
 
-def _lone(enc: Encoded) -> lone_arrays.LoneArray | None:
-    lone = lone_arrays.by_header.get(enc.header)
-    return lone if lone is not None and len(enc.buffers) == 1 and enc.buffers[0].nbytes == lone.nbytes else None
-
-
 class Layout(NamedTuple):
     """Where the numbers of an array lie in its flat form."""
 
@@ -106,14 +108,14 @@ def layout(view: memoryview) -> Layout | None:
             return None
         start = len(head(view)) + -len(head(view)) % ALIGN
         return Layout(value.dtype, start, value.size)
-    return Layout(known.dtype, len(known.head), known.nbytes // known.dtype.itemsize)
+    return Layout(known.dtype, known.start, known.nbytes // known.dtype.itemsize)
 
 
 def load(view: memoryview, *, copy: bool = False, allow_pickle: bool = True) -> Any:
     """The value whose flat form begins at `view`, as `codec.decode` gives it."""
     known = lone_arrays.by_head.get(head(view)) if len(view) >= _FIXED_ONE else None
     if known is not None and known.end <= len(view):
-        array: np.ndarray[Any, Any] = np.ndarray(known.shape, known.dtype, view, len(known.head))
+        array: np.ndarray[Any, Any] = np.ndarray(known.shape, known.dtype, view, known.start)
         if copy:
             return array.copy()
         array.flags.writeable = False
@@ -129,15 +131,15 @@ def read(view: Buffer) -> tuple[memoryview, list[memoryview]]:
     """
     view = bytes_view(view)
     try:
-        magic, count, header_size = FLAT.unpack_from(view)
+        magic, count, header_size = _FLAT.unpack_from(view)
         if magic != FLAT_MAGIC:
             raise CodecError(f"this is not a flat encoded value: it begins with {magic!r}")
         if count > len(view) // 8:
             raise CodecError(f"a flat encoded value of {len(view)} bytes cannot have {count} buffers")
-        sizes = struct.unpack_from(f"<{count}Q", view, FLAT.size)
+        sizes = struct.unpack_from(f"<{count}Q", view, _FLAT.size)
     except struct.error:
         raise CodecError(f"a flat encoded value is cut short: only {len(view)} bytes are here") from None
-    start = FLAT.size + 8 * count
+    start = _FLAT.size + 8 * count
     end = start + header_size
     header, buffers = view[start:end], []
     for length in sizes:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ALIGN = 64  # a cache line, and what numpy's fastest loops ask for
-FLAT = struct.Struct("<4sIQ")  # magic, number of buffers, size of the header; then the size of each buffer
 FLAT_MAGIC = b"qjv1"
+_ONE_BUFFER = struct.Struct("<4sIQQ")  # magic, number of buffers, sizes of the header and of the buffer
 
-_DTYPES = {id(np.dtype(char)) for char in "?bBhHiIlLqQefd"}  # whose memory a memoryview can show as bytes
+DTYPES = {id(np.dtype(char)) for char in "?bBhHiIlLqQefd"}  # whose memory a memoryview can show as bytes
 _MAX_ARRAYS, _MAX_HEADER = 1024, 1024  # how many, and bytes of a header
 
 
@@ -25,28 +25,19 @@ class LoneArray(NamedTuple):
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     nbytes: int
-    header: bytes  # with the array's memory as its only buffer
-    head: bytes  # what stands before that buffer in the flat form, with the padding
-
-    @property
-    def end(self) -> int:
-        """The bytes that the flat form takes."""
-        return len(self.head) + self.nbytes
+    head: bytes  # what stands before the array in the flat form, with the padding
+    start: int  # bytes of the flat form: where the array begins, and where it ends
+    end: int
 
 
 by_header: dict[bytes, LoneArray] = {}
 by_head: dict[bytes, LoneArray] = {}  # without the padding
-_by_array: dict[tuple[int, tuple[int, ...]], LoneArray] = {}
+headers: dict[tuple[int, tuple[int, ...]], bytes] = {}  # by id(dtype) and shape
 
 
 def is_lone(value: Any) -> bool:
     """Whether it is an array of numbers as they lie in memory, of which dtype and shape tell all."""
-    return type(value) is np.ndarray and id(value.dtype) in _DTYPES and bool(value.flags.c_contiguous)
-
-
-def find(array: np.ndarray[Any, Any]) -> LoneArray | None:
-    """What is known of such arrays."""
-    return _by_array.get((id(array.dtype), array.shape))
+    return type(value) is np.ndarray and id(value.dtype) in DTYPES and bool(value.flags.c_contiguous)
 
 
 def remember(header: bytes, array: np.ndarray[Any, Any], *, made_here: bool = False) -> None:
@@ -54,15 +45,17 @@ def remember(header: bytes, array: np.ndarray[Any, Any], *, made_here: bool = Fa
     if len(header) > _MAX_HEADER:
         return
     if len(by_header) >= _MAX_ARRAYS:
-        for known in (by_header, by_head, _by_array):
+        for known in (by_header, by_head, headers):
             known.clear()
-    head = flat_head(header, [array.nbytes])
-    lone = LoneArray(array.dtype, array.shape, array.nbytes, header, head + bytes(-len(head) % ALIGN))
+    head = flat_head(header, array.nbytes)
+    padded = head + bytes(-len(head) % ALIGN)
+    start, end = len(padded), len(padded) + array.nbytes
+    lone = LoneArray(array.dtype, array.shape, array.nbytes, padded, start, end)
     by_header[header] = by_head[head] = lone
     if made_here:
-        _by_array[id(array.dtype), array.shape] = lone
+        headers[id(array.dtype), array.shape] = header
 
 
-def flat_head(header: bytes, sizes: list[int]) -> bytes:
-    """The beginning of the flat form of a value with this header and with buffers of these sizes."""
-    return FLAT.pack(FLAT_MAGIC, len(sizes), len(header)) + struct.pack(f"<{len(sizes)}Q", *sizes) + header
+def flat_head(header: bytes, nbytes: int) -> bytes:
+    """What stands before the buffer in the flat form of a value that has one, but for the padding."""
+    return _ONE_BUFFER.pack(FLAT_MAGIC, 1, len(header), nbytes) + header

@@ -21,11 +21,12 @@ _IDS = frozenset(map(id, BUILTIN))  # numpy has one object for each of these
 
 # All of a payload but the bytes of the values, remembered: msgpack-numpy takes 3 us to make it and 4 us to read it.
 _heads: dict[Any, bytes] = {}
-_known: dict[bytes, tuple[np.dtype[Any], tuple[int, ...], int]] = {}  # the last is the index of a buffer
+_known: dict[bytes, tuple[np.dtype[Any], tuple[int, ...], int, int]] = {}  # the last: bytes, and index of a buffer
 _MAX_HEADS, _MAX_HEAD = 1024, 1024  # how many, and bytes of one
 
 _DATA: bytes = msgpack.packb(b"data")  # the last key of msgpack-numpy's dict; the bytes of the values follow
-_BIN8 = 2 + 255  # bytes that msgpack writes at most for those bytes where their length takes one byte
+_DATA_SIZE = len(_DATA)
+_MAX_BIN8 = 2 + 255  # msgpack writes so many bytes at most for those of the values where their number takes one byte
 
 
 def pack(value: np.ndarray[Any, Any] | np.generic, index: int | None = None) -> bytes | None:
@@ -33,7 +34,12 @@ def pack(value: np.ndarray[Any, Any] | np.generic, index: int | None = None) -> 
 
     None for what only pickle can carry: a dtype of objects, without a size, with metadata, of another package.
     """
-    key = id(value.dtype), type(value), value.shape, index
+    dtype = value.dtype
+    name: Any = id(dtype)
+    if name not in _IDS:
+        # The names of fields can be changed in place, so a dtype with fields is described anew each time.
+        name = (dtype.str, dtype.char, dtype.type) if dtype.fields is None and not dtype.metadata else None
+    key = name, type(value), value.shape, index
     head = _heads.get(key)
     if head is not None:
         return head + value.tobytes() if index is None else head
@@ -43,7 +49,7 @@ def pack(value: np.ndarray[Any, Any] | np.generic, index: int | None = None) -> 
     if index is not None:
         encoding[b"data"] = index
     payload: bytes = msgpack.packb(encoding, unicode_errors="surrogatepass")
-    if id(value.dtype) in _IDS:
+    if name is not None:
         head = payload[: len(payload) - value.nbytes] if index is None else payload
         _remember(_heads, key, head)
     return payload
@@ -56,18 +62,17 @@ def unpack(payload: bytes, buffers: Sequence[memoryview] | None = None) -> Any:
     """
     start = len(payload)
     if buffers is None:
-        start = payload.find(_DATA) + len(_DATA)
-        start += 2 if len(payload) - start <= _BIN8 else 3
+        start = payload.find(_DATA) + _DATA_SIZE
+        start += 2 if len(payload) - start <= _MAX_BIN8 else 3
     head = payload[:start]
     known = _known.get(head)
     if known is None:
         return _unpack(payload, head, buffers)
-    dtype, shape, index = known
+    dtype, shape, size, index = known
     content = payload[start:] if buffers is None else buffers[index]
-    value: Any = np.ndarray(shape, dtype, content)
-    if value.nbytes != len(content):
+    if len(content) != size:
         raise CodecError(f"{dtype} of shape {shape} has {len(content)} bytes")
-    return value
+    return np.ndarray(shape, dtype, content)
 
 
 def _unpack(payload: bytes, head: bytes, buffers: Sequence[memoryview] | None) -> Any:
@@ -79,9 +84,8 @@ def _unpack(payload: bytes, head: bytes, buffers: Sequence[memoryview] | None) -
     value = msgpack_numpy.decode({b"nd": encoding[b"nd"], b"type": dtype, b"shape": shape, b"data": content})
     if value.nbytes != len(content):
         raise CodecError(f"{dtype} of shape {shape} has {len(content)} bytes")
-    # The names of fields can be changed in place, so a dtype with fields is made anew each time.
     if dtype.fields is None and (buffers is not None or payload[len(head) :] == content):
-        _remember(_known, head, (dtype, shape, index))
+        _remember(_known, head, (dtype, shape, value.nbytes, index))
     return value
 
 
@@ -123,14 +127,14 @@ def _describe(dtype: np.dtype[Any]) -> Any:
         return next((name for name in (dtype.str, dtype.byteorder + dtype.char) if _is_named(dtype, name)), None)
     names = dtype.names or ()
     fields = [dtype.fields[name] for name in names]
-    formats = tuple(_describe(field[0]) for field in fields)
-    titles = tuple(field[2] if len(field) > 2 else None for field in fields)
+    formats = tuple([_describe(field[0]) for field in fields])
+    titles = tuple([field[2] if len(field) > 2 else None for field in fields])
     if dtype.type is not np.void or None in formats or not all(type(t) in (str, type(None)) for t in titles):
         return None
     return {
         "names": names,
         "formats": formats,
-        "offsets": tuple(field[1] for field in fields),
+        "offsets": tuple([field[1] for field in fields]),
         "titles": titles,
         "itemsize": dtype.itemsize,
         "aligned": dtype.isalignedstruct,
