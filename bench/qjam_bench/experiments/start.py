@@ -32,7 +32,7 @@ from . import report
 
 HOSTS = 8  # that are started in parallel
 CLEAN_PYTHON = "/usr/bin/python3 -I"  # for a cold start: without the user's packages
-BUNDLED = ("numpy", "zmq", "msgpack")  # what a host that has never seen qjam may lack
+BUNDLED = ("numpy", "zmq", "msgpack", "msgpack_numpy")  # what a host that has never seen qjam may lack
 ONE = "def mapfunc(params, dataset):\n    return 1\n"
 
 
