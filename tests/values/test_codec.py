@@ -197,6 +197,7 @@ def test_longlong_and_long_stay_apart_though_they_are_equal() -> None:
     for char in "lqLQ":
         assert back(np.zeros(3, char)).dtype.char == char
         assert type(back(np.dtype(char).type(1))) is np.dtype(char).type
+        assert back(np.zeros(3, [("a", char)])).dtype["a"].char == char
 
 
 STRUCTURED = [
@@ -551,7 +552,7 @@ def test_arrays_of_objects_go_by_the_codecs_own_pickle(inline: int) -> None:
 
 
 def test_a_dimension_that_looks_like_the_key_of_the_bytes_misleads_nobody() -> None:
-    array = np.zeros((0xC4, 4, *b"data", 0))
+    array: Any = np.ndarray((0xC4, 4, *b"data", 0), "f8", b"")
     for _ in range(3):
         assert exactly(back(array), array)
         assert exactly(back(np.zeros((2, 3))), np.zeros((2, 3)))

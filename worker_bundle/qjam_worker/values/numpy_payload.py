@@ -85,7 +85,7 @@ def _unpack(payload: bytes, head: bytes, buffers: Sequence[memoryview] | None) -
     if value.nbytes != len(content):
         raise CodecError(f"{dtype} of shape {shape} has {len(content)} bytes")
     if dtype.fields is None and (buffers is not None or payload[len(head) :] == content):
-        _remember(_known, head, (dtype, shape, value.nbytes, index))
+        _remember(_known, head, (dtype, value.shape, value.nbytes, index))
     return value
 
 
