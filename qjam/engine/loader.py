@@ -77,8 +77,8 @@ class Loader:
         if pending is None:
             raise LookupError(f"{ref} is of a round that is over")
         if ref.kind == PARAMS:
-            return Blob(flat.segments(pending.params))
+            return Blob(flat.pieces(pending.params))
         if ref.kind == CODE and pending.code is not None:
             return Blob([pending.code])
         assert pending.dataset is not None
-        return Blob(flat.segments(codec.encode(pending.dataset.slice_from_hash(ref.key))))
+        return Blob(flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key))))

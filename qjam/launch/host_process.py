@@ -48,9 +48,9 @@ KILL = (
 )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """`3.1.0rc1` as (3, 1)."""
-    return tuple(int(number) if number.isdecimal() else 0 for number in version.split(".")[:2])
+def _numbers(version: str, count: int) -> tuple[int, ...]:
+    """The first `count` of them: two of `3.1.0rc1` are (3, 1)."""
+    return tuple(int(number) if number.isdecimal() else 0 for number in version.split(".")[:count])
 
 
 # The least versions that the node works with. What is older on a host is there twice: ours comes first. What this
@@ -59,8 +59,10 @@ MIN_VERSIONS = {
     "numpy": (1, 21),
     "pyzmq": (22,),
     "msgpack": (1, 0),
-    "cloudpickle": _numbers(metadata.version("cloudpickle")),
+    "msgpack-numpy": (0, 4, 8),
+    "cloudpickle": _numbers(metadata.version("cloudpickle"), 2),
 }
+PURE_PYTHON = ("cloudpickle", "msgpack_numpy")  # a part without libraries may lie where none can be loaded from
 
 
 def main(control_fd: int) -> NoReturn:
@@ -281,7 +283,7 @@ class HostProcess:
         if lacks:
             try:
                 for part in wheels.provide(lacks, _host_facts(facts["facts"])):
-                    native = not part.name.startswith("cloudpickle")
+                    native = not part.name.startswith(PURE_PYTHON)
                     wanted.append({"name": part.name, "id": part.id, "unpacked": part.unpacked, "native": native})
                     content.append(part.path)
                     sums.append((part.size, part.sha256))
@@ -415,7 +417,7 @@ def _host_facts(facts: dict[str, Any]) -> wheels.HostFacts:
 
 def _new_enough(version: str | None, least: tuple[int, ...]) -> bool:
     """Whether a version, as the host tells it, will do; an unknown one will."""
-    return version is not None and (not version or _numbers(version)[: len(least)] >= least)
+    return version is not None and (not version or _numbers(version, len(least)) >= least)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -38,7 +38,7 @@ def mapped(params: Any, data: Any, index: int) -> Any:
 
 def flat_bytes(value: Any) -> memoryview:
     encoded = codec.encode(value)
-    return memoryview(b"".join(flat.segments(encoded)))
+    return memoryview(b"".join(flat.pieces(encoded)))
 
 
 class Refs:

@@ -30,7 +30,7 @@ from qjam.code.user_code import Sources
 from qjam.engine.engine import Engine
 from qjam.engine.router import Router
 from qjam.launch.json_lines import MAX_MESSAGE, JsonLines
-from qjam_worker.values import codec
+from qjam_worker.values import codec, lone_arrays
 from qjam_worker.wire import frames
 from qjam_worker.wire.frames import Kind
 from refs_as_text import ref
@@ -382,10 +382,10 @@ def test_a_long_header_of_an_array_is_not_remembered() -> None:
     flags, count, _, places = struct.unpack_from("<BIQQ", body)
     filling = bytes(1 << 20)  # where a pickle would be, if the flags told of one
     header = struct.pack("<BIQQ", flags, count, len(filling), places) + filling + body[21:]
-    before = len(codec._lone_arrays)
+    before = len(lone_arrays.by_header)
     value = codec.decode(struct.pack("<I", zlib.crc32(header)) + header, encoded.buffers, allow_pickle=False)
     assert value.tolist() == np.arange(777.0).tolist()
-    assert len(codec._lone_arrays) == before
+    assert len(lone_arrays.by_header) == before
 
 
 @pytest.mark.parametrize("data", [b"{\n", b"5\n", b"\xff\n", b"[" * 100_000 + b"\n", b"x" * (MAX_MESSAGE + 1)])

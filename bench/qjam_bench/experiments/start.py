@@ -32,7 +32,7 @@ from . import report
 
 HOSTS = 8  # started in parallel
 CLEAN_PYTHON = "/usr/bin/python3 -I"  # for a cold start: it does not see the user's packages
-BUNDLED = ("numpy", "zmq", "msgpack")  # what qjam sends to a host that lacks it
+BUNDLED = ("numpy", "zmq", "msgpack", "msgpack_numpy")  # what qjam sends to a host that lacks it
 ONE = "def mapfunc(params, dataset):\n    return 1\n"
 
 
