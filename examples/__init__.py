@@ -1,1 +1,1 @@
-"""Small programs that show what qjam is for; each runs as `python -m examples.NAME`."""
+"""Small programs and jobs that show what qjam is for. Those with a `main` run as `python -m examples.NAME`."""

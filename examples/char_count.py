@@ -1,4 +1,4 @@
-"""How often each letter from a to z occurs in a text file, in either case."""
+"""Count each letter from a to z, upper and lower case together, in a text file."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from string import ascii_lowercase
 
 
 def mapfunc(params: None, lines: Sequence[str]) -> list[int]:
-    """Give the counts of the 26 letters in `lines`, a slice of the text; lists add up element by element."""
+    """Return the counts of a to z in `lines`, one slice of the text: 26 ints, which add up element by element."""
     text = "".join(lines).lower()
     return [text.count(letter) for letter in ascii_lowercase]
 
 
 def main() -> None:
-    """Print a line for each letter."""
+    """Print one line per letter."""
     from qjam import DataSet, Master, QjamError
 
     parser = argparse.ArgumentParser(description="Count the letters of a text file.")
     parser.add_argument("file", type=Path)
-    parser.add_argument("hosts", nargs="*", help='"local*2", "node1*8"; none: the cores of this machine')
+    parser.add_argument("hosts", nargs="*", help='"local*2", "node1*8" (default: one worker per usable core here)')
     args = parser.parse_args()
     try:
         lines = args.file.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""The smallest job: multiply every number by a factor and add up."""
+"""The smallest job: multiply every number by a factor and add up the products."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from collections.abc import Sequence
 
 
 def mapfunc(factor: float, numbers: Sequence[float]) -> float:
-    """Give the sum of `factor` times each of `numbers`, which is one slice of the data set."""
+    """Return the sum of `factor * number` over `numbers`, one slice of the data set."""
     return sum(factor * number for number in numbers)

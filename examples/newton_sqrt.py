@@ -1,4 +1,4 @@
-"""The square root of a number by Newton's method: a loop in which params change and the data set stays."""
+"""Find the square root of a number by Newton's method: a loop that changes the params and keeps the data set."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 
 def mapfunc(guess: float, numbers: Sequence[float]) -> float:
-    """Give a better guess at the square root of the one number in `numbers`."""
+    """Return a better guess at the square root of `numbers[0]`; the slice holds one number."""
     return (guess + numbers[0] / guess) / 2
 
 
 def main() -> None:
-    """Print each guess until the next one is no better."""
+    """Print each guess until the next one does not change it any more."""
     from qjam import DataSet, Master, QjamError
 
     parser = argparse.ArgumentParser(description="Find the square root of a number by Newton's method.")
     parser.add_argument("number", type=_positive)
-    parser.add_argument("hosts", nargs="*", help='"local", "node1"; none: one worker on this machine')
+    parser.add_argument("hosts", nargs="*", help='"local", "node1" (default: one worker on this machine)')
     args = parser.parse_args()
 
-    data = DataSet([args.number])  # one slice, so one worker has work; the others look on
+    data = DataSet([args.number])  # one slice, so one worker has work and the others stay idle
     guess, change, step = max(args.number, 1.0), math.inf, 0
     try:
         master = Master(args.hosts or 1)

@@ -1,4 +1,4 @@
-"""The inner product of `theta` with every row of a matrix, added up; brings its own data."""
+"""Add up the inner products of `theta` with all rows of a matrix. The module brings its own data, `x` and `theta`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ theta = np.array([2, 4])
 
 
 def mapfunc(theta: np.ndarray, rows: np.ndarray) -> np.int64:
-    """Give the sum over `rows` (shape `(k, 2)`, a slice of `x`) of the inner product with `theta`."""
+    """Return the sum of `row @ theta` over `rows`: int64, shape `(k, 2)`, a slice of `x`."""
     total: np.int64 = (rows @ theta).sum()
     return total

@@ -1,4 +1,4 @@
-"""Small pictures cut from two real photographs, made ready for an autoencoder."""
+"""Cut small pictures from two photographs and prepare them for an autoencoder."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 from sklearn.datasets import load_sample_images
 
 SIDE = 8  # pixels
-PLAIN = 0.003  # a patch with less variance is plain, like sky, and its contrast is left low; grey is 0 to 1
-SMOOTH = 1.0  # directions with less variance than this times the mean are mostly noise, and are left low
+PLAIN = 0.003  # a patch with less variance (grey is 0 to 1) is plain, like sky, and keeps a low contrast
+SMOOTH = 1.0  # directions with less variance than this times the mean are mostly noise, and stay low
 
 
 def natural_patches(count: int, seed: int = 0) -> np.ndarray:
-    """Give `count` whitened patches: float64, shape `(count, SIDE * SIDE)`, within +-0.9, as a tanh can say.
+    """Return `count` whitened patches: float64, shape `(count, SIDE * SIDE)`, within +-0.9, which tanh can reach.
 
     They come in random order from random places of scikit-learn's two sample photographs, in grey.
     """
@@ -23,10 +23,11 @@ def natural_patches(count: int, seed: int = 0) -> np.ndarray:
 
 
 def whiten(patches: np.ndarray) -> np.ndarray:
-    """Give `patches` with brightness and contrast evened out, pixels decorrelated (ZCA), scaled to +-0.9.
+    """Return `patches` with equal brightness and contrast, pixels decorrelated (ZCA), scaled to +-0.9.
 
-    Neighbouring pixels of a photograph are nearly equal, and until that is taken out it is all that a network
-    learns: Olshausen & Field, Nature 381 (1996); Ng, CS294A lecture notes, "Sparse autoencoder" (2011).
+    Argument and result: float64, shape `(count, pixels)`. Neighbouring pixels of a photograph are nearly equal, and
+    a network learns only that unless it is removed: Olshausen & Field, Nature 381 (1996); Ng, CS294A lecture notes,
+    "Sparse autoencoder" (2011).
     """
     patches = patches - patches.mean(axis=1, keepdims=True)
     patches /= np.sqrt(patches.var(axis=1, keepdims=True) + PLAIN)

@@ -1,1 +1,1 @@
-"""qjam measured beside its rivals: what bin/qjam-bench runs. docs/benchmarks.md tells what each figure means."""
+"""bin/qjam-bench measures qjam beside its rivals. docs/benchmarks.md explains each figure."""

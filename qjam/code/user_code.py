@@ -130,15 +130,15 @@ class Sources:
         except Exception as error:  # pickling runs user code, which may raise anything
             name = getattr(mapfunc, "__name__", repr(mapfunc))
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
-        ref = f"code:{hashlib.sha256(code).hexdigest()[:32]}"
+        digest = hashlib.sha256(code).hexdigest()[:32]
         header = {
             "epoch": self._epoch,
             "reduce": reduce is not None,
-            "code": ref,
+            "code": digest,
             "python": PYTHON if b"CodeType" in code else None,  # a builtin, for example, works in any version
             "shadows": self._shadows(),
         }
-        return UserCode((self._epoch, ref), header, code, reduce)
+        return UserCode((self._epoch, digest), header, code, reduce)
 
     def _shadows(self) -> list[str]:
         """Names of standard library modules that are modules of the user's project here."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref
 
 # Named tuples: several are made in every round, and a frozen dataclass takes five times as long to make.
 
@@ -26,14 +27,14 @@ class Load(NamedTuple):
 
     node: str
     round: int
-    ref: str
+    ref: Ref
 
 
 class Block(NamedTuple):
     """Send these bytes of a loaded ref."""
 
     node: str
-    ref: str
+    ref: Ref
     offset: int
     size: int
 
@@ -42,7 +43,7 @@ class Unload(NamedTuple):
     """Drop the loaded ref: the node no longer needs it."""
 
     node: str
-    ref: str
+    ref: Ref
 
 
 class Done(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 
 from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import MODULE, Ref
 
 from .assignment import announce, forget, shares, task
 from .commands import Command, Done, Fail, Failure, Lost, Note, Send
@@ -21,7 +22,7 @@ from .rounds import Jobs, JobSpec, Round, Share, share
 from .states import DONE, SENT, NodeState
 from .stealing import SEARCH_DELAY, Take, WorkStealer
 from .timers import Timers
-from .transfers import gone, is_module
+from .transfers import gone
 from .validation import check_given, check_named, check_roots, check_slices, check_worker
 
 # A slice that has killed this many worker processes is at fault itself.
@@ -84,7 +85,7 @@ class Dispatch:
         node = self.nodes[name]
         if node.state is not NodeState.STARTING:
             raise ValueError(f"it says HELLO and is {node.state.value} already")
-        count = len(header.get("workers", ())) or node.workers
+        count = header["workers"]
         if node.asked not in (None, count):
             raise ValueError(f"it has {count} workers; it was to have {node.asked}")
         node.workers = count
@@ -349,7 +350,7 @@ class Dispatch:
 
     # Refs
 
-    def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[str, int]]) -> list[Command]:
+    def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[Ref, int]]) -> list[Command]:
         """A node lacks refs; it has the first `offset` bytes of each. It may ask for modules without a round."""
         if self.nodes[name].state is NodeState.CLOSED:
             return []
@@ -364,17 +365,17 @@ class Dispatch:
                     under_way[ref].offset = min(under_way[ref].offset, offset)
             return transfers.add(round_.number, wanted)
         # The round is over. If another one needs the same slices, the node asks again for that one.
-        modules = [item for item in wanted if is_module(item[0])]
-        return [*(gone(name, ref) for ref, _ in wanted if not is_module(ref)), *transfers.add(number or 0, modules)]
+        modules = [item for item in wanted if item[0].kind == MODULE]
+        return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *transfers.add(number or 0, modules)]
 
-    def on_loaded(self, name: str, ref: str, size: int) -> list[Command]:
+    def on_loaded(self, name: str, ref: Ref, size: int) -> list[Command]:
         """The content of a ref is loaded."""
         try:
             return self.nodes[name].transfers.loaded(ref, size)
         except ValueError as error:
             return self.on_node_lost(name, str(error))
 
-    def on_load_failed(self, name: str, ref: str, failure: Failure) -> list[Command]:
+    def on_load_failed(self, name: str, ref: Ref, failure: Failure) -> list[Command]:
         """The content of a ref cannot be loaded. User code that makes slices has raised: all rounds of that job fail. A
         module that cannot be read counts as absent.
         """
@@ -383,7 +384,7 @@ class Dispatch:
         if transfer is None:
             return []
         wanted_by = self.rounds.get(transfer.round)
-        if wanted_by is None or is_module(ref):
+        if wanted_by is None or ref.kind == MODULE:
             return transfers.drop(transfer)
         rounds = [round_.number for round_ in self.rounds.values() if round_.job is wanted_by.job]
         return [command for number in rounds for command in self.on_cancel(number, failure)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import MODULE, PARAMS, SLICE, Ref
 
 from .commands import Block, Command, Load, Send, Unload
 
@@ -25,7 +26,7 @@ AHEAD = 16
 class Transfer:
     """A ref that a round needs; `size` is None until it is loaded."""
 
-    ref: str
+    ref: Ref
     round: int
     offset: int
     size: int | None = None
@@ -42,7 +43,7 @@ class Transfers:
         self._queue: deque[Transfer] = deque()
 
     def __repr__(self) -> str:
-        return f"<Transfers to {self.node}: {[transfer.ref for transfer in self._queue]}, credit {self.credit}>"
+        return f"<Transfers to {self.node}: {[str(transfer.ref) for transfer in self._queue]}, credit {self.credit}>"
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -50,11 +51,11 @@ class Transfers:
     def __iter__(self) -> Iterator[Transfer]:
         return iter(self._queue)
 
-    def find(self, ref: str) -> Transfer | None:
+    def find(self, ref: Ref) -> Transfer | None:
         """The transfer of this ref."""
         return next((transfer for transfer in self._queue if transfer.ref == ref), None)
 
-    def add(self, number: int, missing: list[tuple[str, int]]) -> list[Command]:
+    def add(self, number: int, missing: list[tuple[Ref, int]]) -> list[Command]:
         """A round on the node needs refs, of which the node has the first `offset` bytes. Code and params go before
         slices: nothing can start without them.
         """
@@ -62,14 +63,14 @@ class Transfers:
         for ref, offset in missing:
             if ref in known:
                 continue
-            if is_slice(ref):
+            if ref.kind == SLICE:
                 self._queue.append(Transfer(ref, number, offset))
             else:
-                urgent = sum(1 for _ in takewhile(lambda transfer: not is_slice(transfer.ref), self._queue))
+                urgent = sum(1 for _ in takewhile(lambda transfer: transfer.ref.kind != SLICE, self._queue))
                 self._queue.insert(urgent, Transfer(ref, number, offset))
         return self._load_ahead()
 
-    def loaded(self, ref: str, size: int) -> list[Command]:
+    def loaded(self, ref: Ref, size: int) -> list[Command]:
         """The content of a ref is loaded. ValueError when the node has asked for bytes behind its end."""
         transfer = self.find(ref)
         if transfer is None:
@@ -93,12 +94,12 @@ class Transfers:
         self.sent -= size
         return self.grant(size)
 
-    def check(self, missing: list[tuple[str, int]]) -> None:
+    def check(self, missing: list[tuple[Ref, int]]) -> None:
         """ValueError for a request that no node makes."""
         if len({ref for ref, _ in missing}) < len(missing):
             raise ValueError("it asks for a ref twice")
-        modules = sum(is_module(ref) for ref, _ in missing)
-        if modules and modules + sum(is_module(transfer.ref) for transfer in self._queue) > MODULES:
+        modules = sum(ref.kind == MODULE for ref, _ in missing)
+        if modules and modules + sum(transfer.ref.kind == MODULE for transfer in self._queue) > MODULES:
             raise ValueError(f"it asks for more than {MODULES} modules at a time")
 
     def drop(self, transfer: Transfer) -> list[Command]:
@@ -112,8 +113,8 @@ class Transfers:
     def end_round(self, number: int, heir: int | None) -> list[Command]:
         """Stop sending what only the ended round needed. `heir`: a round of the same job; it takes over its slices."""
         commands: list[Command] = []
-        for transfer in [t for t in self._queue if t.round == number and not is_module(t.ref)]:
-            if heir is not None and not is_params(transfer.ref):
+        for transfer in [t for t in self._queue if t.round == number and t.ref.kind != MODULE]:
+            if heir is not None and transfer.ref.kind != PARAMS:
                 transfer.round = heir
             else:
                 commands += self._remove(transfer)
@@ -156,21 +157,6 @@ class Transfers:
         return commands + self._load_ahead()
 
 
-def gone(node: str, ref: str) -> Send:
+def gone(node: str, ref: Ref) -> Send:
     """Tells a node that a ref will not come."""
     return Send(node, Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, (b"",))
-
-
-def is_module(ref: str) -> bool:
-    """Whether the ref is the source of a module; no round owns it."""
-    return ref.startswith("module:")
-
-
-def is_params(ref: str) -> bool:
-    """Whether the ref is the params of a round."""
-    return ref.startswith("params:")
-
-
-def is_slice(ref: str) -> bool:
-    """Whether the ref is a slice: its content hash alone."""
-    return ":" not in ref

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from qjam_worker.values.reduction import is_span
+from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref, of_params
 
 from .nodes import NodeRecord
 from .rounds import Round
-from .transfers import is_module
 
 
 def check_roots(round_: Round, name: str, roots: list[Any], buffers: int) -> None:
@@ -43,11 +43,12 @@ def check_worker(node: NodeRecord, worker: int | None) -> None:
         raise ValueError(f"it names worker {worker} and has {node.workers}")
 
 
-def check_named(round_: Round, name: str, refs: list[str]) -> None:
+def check_named(round_: Round, name: str, refs: list[Ref]) -> None:
     """The round told the node of these refs; a node may ask for modules at any time."""
     job = round_.job
-    strange = {ref for ref in refs if not is_module(ref)} - {job.entry["code"], f"params:{round_.number}"}
-    if strange and job.refs is not None:
-        strange -= {job.refs[index] for index in round_.given[name]}
-    if strange:
-        raise ValueError(f"it asks for {min(strange)!r}, of which round {round_.number} has not told it")
+    known = {CODE: {job.entry["code"]}, PARAMS: {of_params(round_.number).key}, SLICE: set()}
+    if job.refs is not None:
+        known[SLICE] = {job.refs[index] for index in round_.given[name]}
+    for kind, key in refs:
+        if kind != MODULE and key not in known[kind]:
+            raise ValueError(f"it asks for {kind}:{key}, of which round {round_.number} has not told it")

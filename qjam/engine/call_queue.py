@@ -1,4 +1,4 @@
-"""Calls that a loop makes for other threads, and calls that it makes later."""
+"""Calls that other threads post to the loop, and calls that it makes later."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ Call = Callable[[], None]
 
 
 class CallQueue:
-    """`post`, `leave`, `ask` and `wake` may be used from any thread; all else in the loop, which waits for `fileno` to
-    be readable. `wake_owner` has a loop that may stand still look for calls.
+    """Any thread may call `post`, `leave`, `ask` and `wake`; the loop calls the rest, and waits for `fileno` to be
+    readable. `wake_owner` makes a loop that nobody runs look for calls.
     """
 
     def __init__(self, wake_owner: Callable[[], None]) -> None:
         self._wake_owner = wake_owner
         self.posted: deque[Call] = deque()
         self.timers: list[tuple[float, int, Call]] = []
-        self.failed = ""  # why the loop has ended, where that is a defect
+        self.failed = ""  # why the loop has ended, if by a defect
         self._numbers = count()
         self._lock = threading.Lock()
-        self._waking = threading.RLock()  # a signal handler may come in between
+        self._waking = threading.RLock()  # a signal handler may interrupt and call it again
         self._closed = self._ended = False
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def fileno(self) -> int:
-        """Readable when something was posted."""
+        """Readable when a call was posted."""
         return self._read
 
     def post(self, call: Call) -> bool:
-        """Have the loop make a call; False when there is no loop any more."""
+        """Have the loop make a call; False when it has ended."""
         posted = self.leave(call)
         self._wake_owner()
         return posted
 
     def leave(self, call: Call) -> bool:
-        """The same, for when the loop next looks."""
+        """Like `post`, without waking the loop."""
         with self._lock:
             if not self._closed:
                 self.posted.append(call)
@@ -60,7 +60,7 @@ class CallQueue:
                     pass  # the pipe is full of wake-ups already
 
     def ask(self, call: Callable[[], T]) -> T:
-        """What a call in the loop gives, or raises. OSError when there is no loop any more."""
+        """What a call in the loop returns or raises. OSError when the loop has ended."""
         answer: Future[T] = Future()
 
         def ask() -> None:
@@ -77,7 +77,7 @@ class CallQueue:
             except FutureTimeoutError:
                 if answer.done():  # the call itself has raised it
                     raise
-                continue  # a program that is in C code, with the GIL held, holds this up as well
+                continue  # a program in C code that holds the GIL delays the loop too
         raise OSError(self.failed)
 
     def later(self, delay: float, call: Call) -> None:
@@ -85,11 +85,11 @@ class CallQueue:
         heapq.heappush(self.timers, (time.monotonic() + delay, next(self._numbers), call))
 
     def next_deadline(self) -> float | None:
-        """When the first of the later calls is due."""
+        """When the first later call is due."""
         return self.timers[0][0] if self.timers else None
 
     def take_wakes(self) -> None:
-        """Take the wake-ups; to be called when there are any."""
+        """Read the wake-ups, when `fileno` is readable."""
         os.read(self._read, 4096)
 
     def make(self) -> None:
@@ -98,7 +98,7 @@ class CallQueue:
             self.posted.popleft()()
 
     def make_due(self, now: float) -> None:
-        """Make the later calls whose time has come."""
+        """Make the later calls that are due."""
         while self.timers and self.timers[0][0] <= now:
             heapq.heappop(self.timers)[2]()
 
@@ -108,7 +108,7 @@ class CallQueue:
             self._closed = True
 
     def close(self) -> None:
-        """Give everything back."""
+        """Close the pipe."""
         with self._waking:
             self._ended = True
             os.close(self._read)

@@ -15,6 +15,7 @@ from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
 from qjam_worker.values import flat
 from qjam_worker.wire.frames import Kind, Message, pack
+from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref
 
 from .call_queue import CallQueue
 from .loader import Blob, Loader
@@ -28,8 +29,8 @@ PARAMS_INLINE = 4 * 1024 * 1024
 
 CLOSED = Failure("closed", "the master was closed while the round was running")
 
-# Which figure of Stats counts the bytes of a ref, where not `dataset_sent`.
-COUNTERS = {"module": "code_sent", "code": "code_sent", "params": "params_sent"}
+# The figure of Stats that counts the bytes of a ref.
+COUNTERS = {MODULE: "code_sent", CODE: "code_sent", PARAMS: "params_sent", SLICE: "dataset_sent"}
 
 
 class NodeObserver(Protocol):
@@ -153,13 +154,13 @@ class Carrier:
 
         self._loader.load(ref, self.pending.get(command.round), done, failed)
 
-    def loaded(self, node: str, ref: str, blob: Blob) -> None:
+    def loaded(self, node: str, ref: Ref, blob: Blob) -> None:
         """The loader has made the content of a ref."""
         if node in self._dispatch.nodes:
             self._peers[node].blobs[ref] = blob
             self.act(self._dispatch.on_loaded(node, ref, blob.size))
 
-    def _load_failed(self, node: str, ref: str, failure: Failure) -> None:
+    def _load_failed(self, node: str, ref: Ref, failure: Failure) -> None:
         if node in self._dispatch.nodes:
             self.act(self._dispatch.on_load_failed(node, ref, failure))
 
@@ -169,7 +170,7 @@ class Carrier:
         blob = self._peers[command.node].blobs[command.ref]
         header = {"ref": command.ref, "offset": command.offset, "total": blob.size}
         self._send(Send(command.node, Kind.REFS, header, tuple(blob.range(command.offset, command.size))))
-        counter = COUNTERS.get(command.ref.partition(":")[0], "dataset_sent")
+        counter = COUNTERS[command.ref.kind]
         setattr(self._stats, counter, getattr(self._stats, counter) + command.size)
 
     def _unload(self, command: Unload) -> None:

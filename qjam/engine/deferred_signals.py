@@ -1,4 +1,4 @@
-"""Signals whose handlers may raise, Ctrl-C above all, put off while the engine's loop runs in the main thread."""
+"""Defers signal handlers that may raise, Ctrl-C above all, while the engine's loop runs in the main thread."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-_bare = importlib.import_module("_signal")  # what `signal` wraps in a search for names that takes 2 us each time
+_bare = importlib.import_module("_signal")  # `signal` wraps it in a search for names: 2 us a call
 _SIGNALS = sorted(map(int, signal.valid_signals()))
 
 
 class DeferredSignals:
-    """From `begin` to `end` no handler that python code has installed is run; `on_signal` tells that one was put off.
+    """From `begin` to `end` no handler that python code has installed runs; `on_signal` is called when one is deferred.
 
-    In other threads than the main one nothing is done: python runs no handlers there.
+    It does nothing in other threads than the main one: python runs no handlers there.
     """
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
-        self.came: list[tuple[int, Any]] = []  # number of the signal, and the frame that it came in
+        self.came: list[tuple[int, Any]] = []  # the number and the frame of each
         self._on_signal = on_signal
         self._handlers: dict[int, Any] = {}
 
     def begin(self) -> None:
-        """Put off what comes from now on. What a handler raises meanwhile comes through: call `end` then as well."""
+        """Defer handlers from now on. A handler that runs meanwhile may raise: call `end` then too."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in _SIGNALS:
-            handler = _bare.getsignal(number)  # a number for what is not python code
+            handler = _bare.getsignal(number)  # an int where it is not python code
             if callable(handler):
                 self._handlers[number] = handler
                 _bare.signal(number, self._defer)
@@ -38,7 +38,7 @@ class DeferredSignals:
         self._on_signal()
 
     def end(self) -> None:
-        """Have the handlers back; what was put off is handled now, and what they raise comes through."""
+        """Install the handlers again and run the deferred ones; what they raise comes through."""
         for number, handler in self._handlers.items():
             _bare.signal(number, handler)
         handlers, self._handlers = self._handlers, {}

@@ -12,6 +12,7 @@ from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
 from qjam_worker.wire.frames import Kind, Message, WireError, unpack
+from qjam_worker.wire.refs import Ref
 
 from .carrying_out import Carrier
 from .peers import Peers
@@ -152,7 +153,7 @@ class Inbox:
         return commands
 
     def _on_blocked(self, name: str, header: Header) -> list[Command]:
-        missing = [(ref, offset) for ref, offset in header["missing"]]
+        missing = [(Ref(*ref), offset) for ref, offset in header["missing"]]
         return self._dispatch.on_missing(name, header["round"], missing)
 
     def _on_note(self, name: str, header: Header) -> list[Command]:

@@ -1,4 +1,4 @@
-"""Gets refs ready to be sent, in a thread of its own: a data set may run user code, and the engine never does."""
+"""Loads refs to be sent, in a thread of its own: a data set may run user code, and the loop never does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from qjam_worker.values import codec, flat
+from qjam_worker.wire.refs import CODE, MODULE, PARAMS, Ref, module_name
 
 from .pending import Pending
 
@@ -16,25 +17,25 @@ STOP_TIMEOUT = 5.0  # seconds
 
 
 class Blob:
-    """The flat form of a value as the segments that it is made of, the large ones still in the user's memory."""
+    """The flat form of a value, in pieces; the large ones are still in the user's memory."""
 
-    def __init__(self, segments: list[Any]) -> None:
-        self._segments = [memoryview(segment).cast("B") for segment in segments]
-        self._starts = [0, *accumulate(len(segment) for segment in self._segments)]
+    def __init__(self, pieces: list[Any]) -> None:
+        self._pieces = [memoryview(piece).cast("B") for piece in pieces]
+        self._starts = [0, *accumulate(len(piece) for piece in self._pieces)]
         self.size = self._starts[-1]
 
     def range(self, offset: int, size: int) -> list[memoryview]:
         """The bytes [offset, offset + size) as views."""
         end = offset + size
         return [
-            segment[max(0, offset - start) : end - start]
-            for start, segment in zip(self._starts, self._segments, strict=False)
-            if start < end and start + len(segment) > offset
+            piece[max(0, offset - start) : end - start]
+            for start, piece in zip(self._starts, self._pieces, strict=False)
+            if start < end and start + len(piece) > offset
         ]
 
 
 class Loader:
-    """The thread. What it makes is handed to a function, which is called in it."""
+    """A thread that loads one ref after the other, and calls back when it has."""
 
     def __init__(self, find_module: Callable[[str], bytes]) -> None:
         self._find_module = find_module
@@ -46,9 +47,9 @@ class Loader:
         self._thread.start()
 
     def load(
-        self, ref: str, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[BaseException], None]
+        self, ref: Ref, pending: Pending | None, done: Callable[[Blob], None], failed: Callable[[BaseException], None]
     ) -> None:
-        """Make the content of a ref of the round `pending`, and call `done` with it, or `failed`."""
+        """Load a ref of the round `pending`, then call `done` with its content, or `failed`; in the thread."""
 
         def task() -> None:
             try:
@@ -61,7 +62,7 @@ class Loader:
         self._tasks.put(task)
 
     def stop(self) -> None:
-        """End the thread when it has done what it was given; one that is stuck in user code is left behind."""
+        """End the thread when its tasks are done; one that hangs in user code is left behind."""
         self._tasks.put(None)
         self._thread.join(STOP_TIMEOUT)
 
@@ -70,15 +71,14 @@ class Loader:
             task()
             del task  # and with it the slice
 
-    def _blob(self, ref: str, pending: Pending | None) -> Blob:
-        kind, _, rest = ref.partition(":")
-        if kind == "module":
-            return Blob([self._find_module(rest.partition(":")[2])])
+    def _blob(self, ref: Ref, pending: Pending | None) -> Blob:
+        if ref.kind == MODULE:
+            return Blob([self._find_module(module_name(ref))])
         if pending is None:
-            raise LookupError(f"{ref} is wanted for a round that is over")
-        if kind == "params":
-            return Blob(flat.segments(pending.params))
-        if kind == "code" and pending.code is not None:
+            raise LookupError(f"{ref} is of a round that is over")
+        if ref.kind == PARAMS:
+            return Blob(flat.pieces(pending.params))
+        if ref.kind == CODE and pending.code is not None:
             return Blob([pending.code])
         assert pending.dataset is not None
-        return Blob(flat.segments(codec.encode(pending.dataset.slice_from_hash(ref))))
+        return Blob(flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key))))

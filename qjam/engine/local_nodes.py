@@ -1,4 +1,4 @@
-"""Nodes that live in the engine's loop: this machine's. No thread has to wake another one for them."""
+"""The node of this machine: it lives in the engine's loop, so that no thread has to wake another one for it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class LocalNodes:
 
 
 class SelectorView(selectors.BaseSelector):
-    """A node's part of the loop's selector: to the call that is registered here its name is added."""
+    """A node's view of the loop's selector. It adds the node's name to each call that the node registers."""
 
     def __init__(self, selector: selectors.BaseSelector, name: str) -> None:
         self._selector = selector

@@ -1,4 +1,4 @@
-"""Whose turn it is to run the engine's loop: its own thread's, or that of a caller who waits for a round."""
+"""Who runs the engine's loop: its own thread, or a caller that waits for a round."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ MAX_PAUSE = 0.16
 
 
 class LoopOwner:
-    """A caller who runs the loop himself waits for no other thread. To wake one and to be woken by it took 0.09 of the
-    0.31 ms of a round of 2 workers (31 KB each way).
+    """A caller that runs the loop waits for no other thread. To wake one and to be woken by it took 0.09 of the 0.31 ms
+    of a round of 2 workers (31 KB each way).
 
     `wake` ends the wait of a turn in another thread.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._end_wait = wake
-        self._loop = threading.Lock()  # held by who runs the loop
-        self._caller = threading.Lock()  # held by the one caller who runs it, or is about to
-        self._back = threading.Lock()  # released to have the loop's own thread go on
+        self._loop = threading.Lock()  # held by the thread that runs the loop
+        self._caller = threading.Lock()  # held by the one caller that runs it, or is about to
+        self._back = threading.Lock()  # released to make the loop's own thread continue
         self._back.acquire()
         self._wanted = False
         self._left_at = 0.0
 
     def serve(self, turn: Callable[[], None], is_over: Callable[[], bool]) -> None:
-        """For the loop's own thread: take turns whenever no caller does, until it is over."""
+        """For the loop's own thread: run turns while no caller does, until `is_over`."""
         while not is_over():
             with self._loop:
                 while not (self._wanted or is_over()):
@@ -50,7 +50,7 @@ class LoopOwner:
                 pause = MIN_PAUSE
 
     def take(self) -> bool:
-        """For a caller: have the loop, until `leave`; False when another caller has it."""
+        """For a caller: take the loop until `leave`; False when another caller has it."""
         if not self._caller.acquire(blocking=False):
             return False
         if not self._loop.acquire(blocking=False):
@@ -61,7 +61,7 @@ class LoopOwner:
         return True
 
     def leave(self, is_needed: Callable[[], bool]) -> None:
-        """Give the loop back; at once where it `is_needed`."""
+        """Give the loop back. Its own thread continues soon, at once if `is_needed`."""
         self._left_at = time.monotonic()
         self._loop.release()
         self._caller.release()
@@ -69,14 +69,14 @@ class LoopOwner:
             self.resume()
 
     def wake(self) -> None:
-        """There is something for the loop to do: it is woken, and where nobody runs it, its own thread is."""
+        """There is something to do: end the wait of the loop, or make its own thread run it."""
         self._end_wait()
         if not self._loop.locked():
             self.resume()
 
     def resume(self) -> None:
-        """Have the loop's own thread go on as soon as it can."""
+        """Make the loop's own thread continue as soon as it can."""
         try:
             self._back.release()
         except RuntimeError:
-            pass  # it has been called already
+            pass  # it was told so already

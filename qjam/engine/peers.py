@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+from qjam_worker.wire.refs import Ref
+
 from .loader import Blob
 
 
@@ -18,7 +20,7 @@ class Peer:
     pings: dict[float, threading.Event] = field(default_factory=dict)  # by the time at which they were sent
     died_at: dict[int, float] = field(default_factory=dict)  # worker -> when, until it is replaced
     unread: int = 0  # bytes that it printed and nobody has read yet, as `Inbox` counts them
-    blobs: dict[str, Blob] = field(default_factory=dict)  # loaded, to be sent
+    blobs: dict[Ref, Blob] = field(default_factory=dict)  # loaded, to be sent
 
 
 class Peers(dict[str, Peer]):

@@ -1,4 +1,4 @@
-"""A round between its caller and the engine, and the figures that rounds leave behind."""
+"""A round between its caller and the engine."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Roots = list[tuple[Span, codec.Encoded]]
 
 
 class SliceSource(Protocol):
-    """A data set, as far as the engine needs it."""
+    """A data set, as far as the loader needs it."""
 
     def slice_from_hash(self, hash: str) -> Any: ...
 
 
 class Pending:
-    """A round on its way. `wait` blocks until it is over; then `roots` or `failure` is set."""
+    """A round that runs. `wait` blocks until it is over; then `roots` or `failure` is set."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Pending:
         self._over.release()
 
     def end(self, roots: Roots | None, failure: Failure | None) -> None:
-        """Called by the engine; what comes after the first end is ignored."""
+        """The round is over. Only the first call counts."""
         if self.over:
             return
         self.roots, self.failure = roots, failure
@@ -65,8 +65,8 @@ class Pending:
             self._on_end(self)
 
     def reduced(self, reduce: Callable[[Any, Any], Any] | None = None) -> Any:
-        """What the roots make together by `reduce`, None being default_reduce; arrays are the caller's own. QjamError
-        where a root cannot be loaded here.
+        """The result of the round: its roots folded by `reduce`, by default default_reduce. Its arrays are the caller's
+        own. QjamError when a root cannot be loaded here.
         """
         assert self.roots is not None
         tree: Tree[Any] = Tree(self.spec.nslices)

@@ -1,4 +1,4 @@
-"""Shows at the master what user code printed on the workers, line by line."""
+"""Shows what user code printed on the workers, line by line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MAX_LINE = 64 * 1024
 
 
 class Printer:
-    """A thread that prints, so that a terminal that stands still holds up nothing but the printing itself.
+    """A thread that prints, so that a terminal that blocks delays nothing else.
 
-    `shown(node, bytes)` is called when text has been written, which lets the node send more.
+    It calls `shown(node, bytes)` when it has written text; the node may then send more.
     """
 
     def __init__(self, echo: bool, shown: Callable[[str, int], None]) -> None:
@@ -24,16 +24,16 @@ class Printer:
         self._queue: queue.SimpleQueue[tuple[str, str, int, int, bytes] | threading.Event | None] = queue.SimpleQueue()
         self._begun: dict[tuple[str, int, int], bytes] = {}
         self._hosts: dict[str, str] = {}
-        self._taken = self._done = 0  # pieces; each counted by one thread
+        self._taken = self._done = 0  # pieces; one thread counts each
         self._thread: threading.Thread | None = None
-        self._closing = threading.Lock()  # nothing is queued behind the end
+        self._closing = threading.Lock()  # nothing may be queued behind the end
         self._closed = False
 
     def put(self, node: str, host: str, worker: int, stream: int, data: bytes) -> None:
-        """Take what a worker has written to its stream 1 (stdout) or 2 (stderr)."""
+        """Queue what a worker has written to its stream 1 (stdout) or 2 (stderr)."""
         with self._closing:
             if self._closed:
-                return  # the master is closed, and whoever still prints is about to be ended
+                return  # the master is closed; workers that still print are about to be killed
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="qjam-print", daemon=True)
                 self._thread.start()
@@ -41,7 +41,7 @@ class Printer:
             self._queue.put((node, host, worker, stream, data))
 
     def flush(self) -> None:
-        """Block until everything that came before is shown, begun lines too: a round is over."""
+        """Block until everything that was queued is shown, unfinished lines too: a round is over."""
         if (self._taken == self._done and not self._begun) or threading.current_thread() is self._thread:
             return
         reached = threading.Event()
@@ -52,7 +52,7 @@ class Printer:
         reached.wait()
 
     def close(self) -> None:
-        """Show what is left, lines without an end included, and end the thread."""
+        """Show the rest, unfinished lines too, and end the thread."""
         with self._closing:
             self._closed = True
             thread, self._thread = self._thread, None
@@ -75,13 +75,13 @@ class Printer:
         self._end_lines()
 
     def _end_lines(self) -> None:
-        """Show the begun lines as they are."""
+        """Show the unfinished lines as they are."""
         for (node, worker, stream), rest in self._begun.items():
             self._write(stream, [_prefix(self._hosts[node], worker), rest, b"\n"])
         self._begun.clear()
 
     def _lines(self, node: str, worker: int, stream: int, data: bytes) -> list[bytes]:
-        """The complete lines, each with its prefix; the begun one is kept."""
+        """The complete lines, each with its prefix; an unfinished one is kept."""
         key = (node, worker, stream)
         text = self._begun.pop(key, b"") + data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         whole, newline, rest = text.rpartition(b"\n")
@@ -105,7 +105,7 @@ class Printer:
                 coding = target.encoding or "ascii"
                 target.write(text.encode(coding, "backslashreplace").decode(coding))
             target.flush()
-        except Exception:  # noqa: BLE001, S110  closed, or an object of the user's that takes no text: the work goes on
+        except Exception:  # noqa: BLE001, S110  it is closed, or takes no text: the work goes on
             pass
 
 

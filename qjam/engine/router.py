@@ -1,7 +1,7 @@
-"""The master's end of all links: one ROUTER, the addresses that it is bound to, and who may connect.
+"""The master's end of all links: one ROUTER, its addresses, and the keys of the nodes that may connect.
 
-A node whose link breaks leaves, so nobody ever takes over the name of a connection that is still there: handing it over
-would let one node's key take another's place.
+A node leaves when its link breaks, so no peer needs to take over the name of a connection that still exists; ZeroMQ's
+handover would let one node's key take another's place.
 
 Every endpoint speaks CURVE, and its ZAP handler knows only the keys that were made here, one pair for each node (RFC 26
 and 27 of ZeroMQ). This machine's own node lives in the engine's loop and needs no link.
@@ -25,7 +25,7 @@ _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 
 class Keys(NamedTuple):
-    """What a node needs to connect, as Z85 text: the master's public key, and a pair of its own."""
+    """What a node needs to connect, as Z85 text: the master's public key and its own pair."""
 
     server: str
     public: str
@@ -33,11 +33,11 @@ class Keys(NamedTuple):
 
 
 class Router:
-    """To be used in one thread, but for `admit`."""
+    """For one thread, except `admit`."""
 
     def __init__(self) -> None:
         self._context = zmq.Context()
-        self._public, secret = zmq.curve_keypair()
+        self._public, self._secret = (key.decode() for key in zmq.curve_keypair())
         self._names: dict[bytes, str] = {}  # the public keys that may connect, and as whom
         self._bound: dict[str, str] = {}
         # The ZAP handler is there before anything is bound: without one libzmq lets all in.
@@ -52,7 +52,7 @@ class Router:
             (zmq.RCVHWM, 0),
             (zmq.LINGER, 0),
             (zmq.CURVE_SERVER, 1),
-            (zmq.CURVE_SECRETKEY, secret),
+            (zmq.CURVE_SECRETKEY, self._secret.encode()),
             (zmq.ZAP_DOMAIN, _ZAP_DOMAIN),
             *LIVENESS,
         ):
@@ -60,20 +60,20 @@ class Router:
         self.link = Link(self._socket)
 
     def admit(self, name: str) -> Keys:
-        """A new pair of keys, with which one may connect as `name` and as nobody else."""
+        """A new pair of keys, with which a peer may connect as `name` and under no other name."""
         public, secret = zmq.curve_keypair()
         self._names[public] = name
-        return Keys(self._public.decode(), public.decode(), secret.decode())
+        return Keys(self._public, public.decode(), secret.decode())
 
     def dismiss(self, name: str) -> None:
-        """Nobody may connect as `name` any more, and what still comes under it is dropped."""
+        """Refuse `name` from now on, and drop what still comes under it."""
         for public in [public for public, known in list(self._names.items()) if known == name]:
             del self._names[public]
 
     def bind(self, address: str) -> str:
         """The endpoint on `address`, which is an IP address, or one with `:port`.
 
-        Bound when it is first asked for, to a free port where none is given. Raises OSError when the system refuses.
+        It is bound when it is first asked for, to a free port if none is given. Raises OSError when the system refuses.
         """
         if address not in self._bound:
             endpoint = f"tcp://{_with_port(address)}"
@@ -96,9 +96,7 @@ class Router:
         return True
 
     def receive(self) -> tuple[str, list[memoryview]] | None:
-        """The next message and who sent it; None when there is none. What a peer sends under a name that is not its
-        own is dropped.
-        """
+        """The next message and its sender; None when there is none. Drops what comes under another peer's name."""
         while (frames := self.link.receive()) is not None:
             name = bytes(frames[0]).decode(errors="replace")
             assert self.link.first is not None
@@ -107,7 +105,7 @@ class Router:
         return None
 
     def answer_zap(self) -> None:
-        """Let in those who have a key of ours. To be called when `zap` is readable."""
+        """Let in the peers that have one of our keys. To be called when `zap` is readable."""
         self.zap.stir()
         while (frames := self.zap.receive()) is not None:
             self.zap.send(self._verdict([bytes(frame) for frame in frames]))
@@ -123,14 +121,14 @@ class Router:
         return [b"1.0", number, b"200", b"OK", name.encode(), b""]
 
     def close(self) -> None:
-        """Close the sockets and give everything back."""
+        """Close the sockets."""
         self.zap.socket.close()
         self._socket.close()
         self._context.term()
 
 
 def _with_port(address: str) -> str:
-    """`1.2.3.4` or `::1`, with or without a port, as ZeroMQ writes them; without one it asks for a free one."""
+    """`1.2.3.4` or `::1`, with or without a port, as ZeroMQ writes it; `*` stands for a free port."""
     host, port = address, "*"
     try:
         ipaddress.ip_address(address.partition("%")[0])

@@ -18,6 +18,13 @@ OLDEST = (3, 9)  # python
 PREFIX = "/qjam-"  # of directories outside the home; the user's number follows
 KEEP_DAYS, KEEP_PARTS = 30, 16  # unused parts are removed if they are older, or if there are more
 MAKING, ABANDONED_DAYS = "making-", 1  # directories where parts are unpacked; removed if this old
+PACKAGES = (  # name of the distribution, file that it must have
+    ("numpy", "numpy/__init__.py"),
+    ("pyzmq", "zmq/__init__.py"),
+    ("msgpack", "msgpack/__init__.py"),
+    ("msgpack-numpy", "msgpack_numpy.py"),
+    ("cloudpickle", "cloudpickle/__init__.py"),
+)
 GREETING = 64  # bytes of the greeting of ZeroMQ's protocol: the first is FF, the tenth 7F
 
 
@@ -71,7 +78,7 @@ class Bootstrap:
         sys.path[:0] = paths
         fork_server = start_fork_server(wanted["workers"], cached)
         try:
-            for name in ("msgpack", "zmq", "qjam_worker.node.node"):
+            for name in ("msgpack", "msgpack_numpy", "zmq", "qjam_worker.node.node"):
                 load(name, cached)
             become_node = load("qjam_worker.stdio_node", cached).become_node
             caches.prune()
@@ -148,10 +155,11 @@ def installed() -> "Dict[str, str]":
             names = os.listdir(folder)
         except OSError:
             continue
-        for package, module in (("numpy", "numpy"), ("pyzmq", "zmq"), ("msgpack", "msgpack"), ("cloudpickle",) * 2):
+        for package, module in PACKAGES:
             # A package that was removed may leave a folder with compiled files.
-            if package not in has and module in names and os.path.exists(os.path.join(folder, module, "__init__.py")):
-                metadata = [name for name in names if name.lower().startswith(package + "-") and "-info" in name]
+            if package not in has and module.split("/")[0] in names and os.path.exists(os.path.join(folder, module)):
+                start = package.replace("-", "_") + "-"
+                metadata = [name for name in names if name.lower().startswith(start) and "-info" in name]
                 has[package] = metadata[0].split("-")[1].replace(".dist", "").replace(".egg", "") if metadata else ""
     return has
 
@@ -166,7 +174,8 @@ def load(name: str, cached: "List[Optional[str]]") -> "Any":
         module = import_module(name)
     except Exception as error:
         top = name.partition(".")[0]
-        damaged = [path for path in cached if path and os.path.lexists(os.path.join(path, top))]
+        files = (top, top + ".py")
+        damaged = [path for path in cached if path and any(os.path.lexists(os.path.join(path, name)) for name in files)]
         if damaged:
             from shutil import rmtree
 

@@ -51,9 +51,9 @@ KILL = (
 )
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """Return (3, 1) for `3.1.0rc1`."""
-    return tuple(int(number) if number.isdecimal() else 0 for number in version.split(".")[:2])
+def _numbers(version: str, count: int) -> tuple[int, ...]:
+    """Return the first `count` numbers of a version: (3, 1) for two of `3.1.0rc1`."""
+    return tuple(int(number) if number.isdecimal() else 0 for number in version.split(".")[:count])
 
 
 # The oldest versions that a node works with. A host with an older one gets ours, which comes first on its sys.path. An
@@ -62,8 +62,10 @@ MIN_VERSIONS = {
     "numpy": (1, 21),
     "pyzmq": (22,),
     "msgpack": (1, 0),
-    "cloudpickle": _numbers(metadata.version("cloudpickle")),
+    "msgpack-numpy": (0, 4, 8),
+    "cloudpickle": _numbers(metadata.version("cloudpickle"), 2),
 }
+PURE_PYTHON = ("cloudpickle", "msgpack_numpy")  # without compiled libraries: may be unpacked where none can be loaded
 
 
 def main(control_fd: int) -> NoReturn:
@@ -287,7 +289,7 @@ class HostProcess:
         if lacks:
             try:
                 for part in wheels.provide(lacks, _host_facts(facts["facts"])):
-                    native = not part.name.startswith("cloudpickle")
+                    native = not part.name.startswith(PURE_PYTHON)
                     descriptions.append({"name": part.name, "id": part.id, "unpacked": part.unpacked, "native": native})
                     content.append(part.path)
                     sums.append((part.size, part.sha256))
@@ -425,7 +427,7 @@ def _host_facts(facts: dict[str, Any]) -> wheels.HostFacts:
 
 def _new_enough(version: str | None, oldest: tuple[int, ...]) -> bool:
     """Whether the host has the package (None: no) and its version (empty: unknown) is not known to be too old."""
-    return version is not None and (not version or _numbers(version)[: len(oldest)] >= oldest)
+    return version is not None and (not version or _numbers(version, len(oldest)) >= oldest)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

@@ -21,6 +21,7 @@ from qjam.hosts import HostSpec
 from qjam.log import say
 from qjam.report import HostReport, failures, table
 from qjam_worker.node.node import Node
+from qjam_worker.node.options import NodeOptions
 
 from .fleet import Fleet
 
@@ -113,7 +114,8 @@ class Supervisor:
             self._fleet.start(remote)
 
     def _make_local(self, workers: int, lane: Any, selector: Any) -> Node:
-        return Node(lane, workers, selector=selector, memory_limit=self._memory_limit, keep_data=self._keep_data)
+        options = NodeOptions(workers, self._memory_limit, self._keep_data)
+        return Node(lane, options, selector=selector)
 
     def _wait_for_start(self, host: SupervisedHost, began: float) -> HostReport:
         """Wait until the host is ready or has failed, and return its report."""

@@ -29,6 +29,7 @@ _LEFT_OUT = re.compile(
     r"|numpy/(?:distutils|doc|_pyinstaller)/"
     r"|.*\.(?:a|c|h|md|pxd|pxi|pyc|pyi)$|.*\.dist-info/(?!METADATA$|WHEEL$)"
 )
+_MODULE = re.compile(r"(?!__editable__)\w+\.py")  # a package may be one module, as msgpack-numpy is
 _RULES = "1"  # increase it whenever _LEFT_OUT changes: a part made by the old rules is then not used
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip file can store
 _BLOCK = 4096  # bytes: a file occupies whole blocks
@@ -169,7 +170,7 @@ def _copied(package: str, facts: HostFacts, folder: Path) -> Part:
 
 def _installed(package: str) -> Path:
     """Return the .dist-info of the package that `import` finds. importlib.metadata would take ten times as long."""
-    form = re.compile(rf"{re.escape(package)}-[0-9][^-]*\.dist-info")
+    form = re.compile(rf"{re.escape(package.replace('-', '_'))}-[0-9][^-]*\.dist-info")
     for folder in sys.path:
         with contextlib.suppress(OSError):
             for name in filter(form.fullmatch, os.listdir(folder or os.curdir)):
@@ -325,7 +326,7 @@ def _pack(info: Path, target: Path) -> tuple[str, int]:
             archive.writestr(member, data, zipfile.ZIP_DEFLATED, 1)
             content.update(f"{path}\n{digest.hex()}\n".encode())
             unpacked += -(-len(data) // _BLOCK) * _BLOCK
-            importable |= path.endswith("/__init__.py")
+            importable |= path.endswith("/__init__.py") or bool(_MODULE.fullmatch(path))
     if not importable:
         raise _Unusable("it is an editable installation")
     return content.hexdigest(), unpacked

@@ -19,6 +19,8 @@ from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref
+from refs_as_text import ref, refs
 
 MIB = 1024 * 1024
 CANCELLED = Failure("cancelled", "cancelled")
@@ -35,7 +37,7 @@ def cluster(*workers: int, credit: int = 16 * MIB, speculation: bool = True) -> 
 def join(to: Dispatch, name: str, workers: int = 1, credit: int = 16 * MIB) -> list[Command]:
     """A node comes; gives what follows from its being ready."""
     to.add_node(name, f"host-{name}", workers)
-    to.on_hello(name, {"credit": credit})
+    to.on_hello(name, {"workers": workers, "credit": credit})
     return to.on_ready(name, list(range(100, 100 + workers)))
 
 
@@ -89,7 +91,7 @@ def worker_lost(to: Dispatch, name: str, number: int, slices: Sequence[int], at:
     return to.on_worker_lost(name, {**header, "round": number, "slice": at, "slices": list(slices)})
 
 
-def load_failed(to: Dispatch, name: str, ref: str, number: int) -> list[Command]:
+def load_failed(to: Dispatch, name: str, ref: Ref, number: int) -> list[Command]:
     """A Load to `name`, given in the name of round `number`, has failed."""
     return to.on_load_failed(name, ref, Failure("load", f"{ref} of {name}: it raised"))
 
@@ -169,14 +171,16 @@ def test_a_slice_is_sent_only_when_it_is_queued() -> None:
 def test_a_hello_is_welcomed() -> None:
     to = Dispatch()
     to.add_node("a", "host-a", 1)
-    assert to.on_hello("a", {"credit": 5}) == [Send("a", Kind.WELCOME, {"node": "a", "speculation": True})]
+    assert to.on_hello("a", {"workers": 1, "credit": 5}) == [
+        Send("a", Kind.WELCOME, {"node": "a", "speculation": True})
+    ]
     assert to.nodes["a"].credit == 5
 
 
 def test_a_node_is_told_that_nothing_may_be_tried_twice() -> None:
     to = Dispatch(speculation=False)
     to.add_node("a", "host-a", 1)
-    (welcome,) = to.on_hello("a", {"credit": 5})
+    (welcome,) = to.on_hello("a", {"workers": 1, "credit": 5})
     assert isinstance(welcome, Send)
     assert welcome.header["speculation"] is False
 
@@ -185,7 +189,7 @@ def test_a_node_is_given_no_work_before_it_is_ready() -> None:
     to = Dispatch()
     to.add_node("a", "host-a", 1)
     assert submit(to, 1, spec(2)) == []
-    assert not sends(to.on_hello("a", {"credit": 1}), Kind.TASK)
+    assert not sends(to.on_hello("a", {"workers": 1, "credit": 1}), Kind.TASK)
     assert shares(to.on_ready("a", [100])) == {"a": [0, 1]}
 
 
@@ -384,7 +388,7 @@ def test_a_late_result_of_a_lost_node_is_refused_and_nothing_of_it_counts() -> N
     to = cluster(1, 1)
     submit(to, 1, spec(2))
     lose(to, "a", "gone")
-    with pytest.raises(ValueError, match="was given nothing"):
+    with pytest.raises(ValueError, match="has no part"):
         result(to, "a", 1, (0, 1))
     assert to.rounds[1].states == [SENT, SENT]
     (done,) = ends(result(to, "b", 1, (0, 2)))
@@ -656,87 +660,86 @@ def test_a_timed_out_round_tells_how_far_it_was() -> None:
 # ---- refs ---------------------------------------------------------------------------------------------------
 
 
-def waiting(*refs: str, credit: int = 16 * MIB) -> Dispatch:
-    """Node "a" is in round 1 and lacks these."""
+def waiting(*names: str, credit: int = 16 * MIB) -> Dispatch:
+    """Node "a" is in round 1 and lacks these refs."""
     to = cluster(1, credit=credit)
-    submit(to, 1, spec(max(4, len(refs))))
-    to.on_missing("a", 1, [(ref, 0) for ref in refs])
+    submit(to, 1, spec(max(4, len(names))))
+    to.on_missing("a", 1, [(ref(name), 0) for name in names])
     return to
 
 
 def test_the_first_missing_ref_is_loaded() -> None:
     to = cluster(1)
     submit(to, 1, spec(2))
-    assert to.on_missing("a", 1, [("job-0", 0), ("job-1", 0)]) == [Load("a", 1, "job-0")]
+    assert to.on_missing("a", 1, [(ref("job-0"), 0), (ref("job-1"), 0)]) == [Load("a", 1, ref("job-0"))]
 
 
 def test_a_ref_that_is_on_its_way_is_not_loaded_twice() -> None:
     to = waiting("job-0")
-    assert to.on_missing("a", 1, [("job-0", 0)]) == []
+    assert to.on_missing("a", 1, [(ref("job-0"), 0)]) == []
     assert len(to.nodes["a"].transfers) == 1
 
 
 def test_a_loaded_ref_goes_out_whole_and_the_next_is_loaded() -> None:
     to = waiting("job-0", "job-1")
-    assert to.on_loaded("a", "job-0", 100) == [
-        Block("a", "job-0", 0, 100),
-        Unload("a", "job-0"),
-        Load("a", 1, "job-1"),
+    assert to.on_loaded("a", ref("job-0"), 100) == [
+        Block("a", ref("job-0"), 0, 100),
+        Unload("a", ref("job-0")),
+        Load("a", 1, ref("job-1")),
     ]
 
 
 def test_small_refs_are_loaded_ahead_but_not_too_many() -> None:
-    refs = [f"job-{index}" for index in range(3 * transfers.AHEAD)]
-    to = waiting(*refs, credit=0)
+    to = waiting(*(f"job-{index}" for index in range(3 * transfers.AHEAD)), credit=0)
     loaded = 0
-    loads = [Load("a", 1, refs[0])]
+    loads = [Load("a", 1, ref("job-0"))]
     while loads:
         loaded += len(loads)
-        loads = [load for ref in loads for load in to.on_loaded("a", ref.ref, 10) if isinstance(load, Load)]
+        loads = [more for load in loads for more in to.on_loaded("a", load.ref, 10) if isinstance(more, Load)]
     assert loaded == transfers.AHEAD
 
 
 def test_nothing_is_loaded_behind_a_large_ref_that_waits_for_credit() -> None:
     to = waiting("job-0", "job-1", credit=0)
-    assert to.on_loaded("a", "job-0", transfers.AHEAD_BYTES) == []
+    assert to.on_loaded("a", ref("job-0"), transfers.AHEAD_BYTES) == []
 
 
 def test_refs_go_out_in_the_order_in_which_they_were_asked_for() -> None:
     to = waiting("job-0", "job-1", "job-2", credit=0)
-    for ref in ("job-0", "job-1", "job-2"):
-        to.on_loaded("a", ref, 10)
+    for index in range(3):
+        to.on_loaded("a", ref(f"job-{index}"), 10)
     chunks = [command for command in to.nodes["a"].transfers.grant(100) if isinstance(command, Block)]
-    assert [chunk.ref for chunk in chunks] == ["job-0", "job-1", "job-2"]
+    assert [chunk.ref for chunk in chunks] == refs(["job-0", "job-1", "job-2"])
 
 
 def test_a_large_ref_goes_out_in_chunks() -> None:
     to = waiting("job-0")
-    chunks = to.on_loaded("a", "job-0", 2 * BLOCK_BYTES + 1)[:-1]
+    chunks = to.on_loaded("a", ref("job-0"), 2 * BLOCK_BYTES + 1)[:-1]
     assert chunks == [
-        Block("a", "job-0", 0, BLOCK_BYTES),
-        Block("a", "job-0", BLOCK_BYTES, BLOCK_BYTES),
-        Block("a", "job-0", 2 * BLOCK_BYTES, 1),
+        Block("a", ref("job-0"), 0, BLOCK_BYTES),
+        Block("a", ref("job-0"), BLOCK_BYTES, BLOCK_BYTES),
+        Block("a", ref("job-0"), 2 * BLOCK_BYTES, 1),
     ]
 
 
 def test_a_transfer_goes_on_where_the_node_says() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
-    to.on_missing("a", 1, [("job-0", 40)])
-    assert to.on_loaded("a", "job-0", 100)[0] == Block("a", "job-0", 40, 60)
+    to.on_missing("a", 1, [(ref("job-0"), 40)])
+    assert to.on_loaded("a", ref("job-0"), 100)[0] == Block("a", ref("job-0"), 40, 60)
 
 
 def test_no_more_is_sent_than_there_is_credit() -> None:
     to = waiting("job-0", credit=50)
-    assert to.on_loaded("a", "job-0", 100) == [Block("a", "job-0", 0, 50)]
-    assert to.on_credit("a", 30) == [Block("a", "job-0", 50, 30)]
-    assert to.on_credit("a", 30)[:2] == [Block("a", "job-0", 80, 20), Unload("a", "job-0")]
+    assert to.on_loaded("a", ref("job-0"), 100) == [Block("a", ref("job-0"), 0, 50)]
+    assert to.on_credit("a", 30) == [Block("a", ref("job-0"), 50, 30)]
+    assert to.on_credit("a", 30)[:2] == [Block("a", ref("job-0"), 80, 20), Unload("a", ref("job-0"))]
     assert to.nodes["a"].credit == 10
 
 
 def test_without_credit_nothing_is_sent() -> None:
     to = waiting("job-0", credit=0)
-    assert to.on_loaded("a", "job-0", 100) == []
+    assert to.on_loaded("a", ref("job-0"), 100) == []
 
 
 def test_credit_before_the_content_is_there_sends_nothing() -> None:
@@ -746,74 +749,74 @@ def test_credit_before_the_content_is_there_sends_nothing() -> None:
 def test_each_node_has_its_own_credit() -> None:
     to = cluster(1, 1, credit=50)
     submit(to, 1, spec(2))
-    for name, ref in (("a", "job-0"), ("b", "job-1")):
-        to.on_missing(name, 1, [(ref, 0)])
-        assert to.on_loaded(name, ref, 100) == [Block(name, ref, 0, 50)]
+    for name, its in (("a", ref("job-0")), ("b", ref("job-1"))):
+        to.on_missing(name, 1, [(its, 0)])
+        assert to.on_loaded(name, its, 100) == [Block(name, its, 0, 50)]
 
 
 def test_a_round_that_is_over_sends_no_ref() -> None:
     to = cluster(1)
-    (gone,) = to.on_missing("a", 9, [("job-0", 0)])
+    (gone,) = to.on_missing("a", 9, [(ref("job-0"), 0)])
     assert isinstance(gone, Send)
     assert gone.header["gone"] is True
-    assert gone.header["ref"] == "job-0"
+    assert gone.header["ref"] == ref("job-0")
 
 
 def test_a_module_is_sent_also_when_the_round_is_over() -> None:
     # The worker that imports it waits for an answer, whatever has become of the round.
-    assert cluster(1).on_missing("a", 9, [("module:1:text", 0)]) == [Load("a", 9, "module:1:text")]
+    assert cluster(1).on_missing("a", 9, [(ref("module:1:text"), 0)]) == [Load("a", 9, ref("module:1:text"))]
 
 
 def test_the_end_of_a_round_ends_its_transfers() -> None:
     to = waiting("job-0", "job-1")
     commands = to.on_cancel(1, CANCELLED)
     assert not to.nodes["a"].transfers
-    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == ["job-0", "job-1"]
-    assert [command.ref for command in commands if isinstance(command, Unload)] == ["job-0", "job-1"]
+    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == refs(["job-0", "job-1"])
+    assert [command.ref for command in commands if isinstance(command, Unload)] == refs(["job-0", "job-1"])
 
 
 def test_what_another_round_of_the_job_wants_goes_on_in_its_name() -> None:
     to = waiting("params:1", "job-0")
     submit(to, 2, spec(4))
     commands = to.on_cancel(1, CANCELLED)
-    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == ["params:1"]
-    assert commands[-1] == Load("a", 2, "job-0")
+    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == refs(["params:1"])
+    assert commands[-1] == Load("a", 2, ref("job-0"))
 
 
 def test_transfers_of_another_job_are_left_alone() -> None:
     to = waiting("job-0")
     submit(to, 2, spec(1, "other"))
-    to.on_missing("a", 2, [("other-0", 0)])
-    assert to.on_cancel(1, CANCELLED)[-1] == Load("a", 2, "other-0")
-    assert [transfer.ref for transfer in to.nodes["a"].transfers] == ["other-0"]
+    to.on_missing("a", 2, [(ref("other-0"), 0)])
+    assert to.on_cancel(1, CANCELLED)[-1] == Load("a", 2, ref("other-0"))
+    assert [transfer.ref for transfer in to.nodes["a"].transfers] == refs(["other-0"])
 
 
 def test_a_module_on_its_way_outlives_its_round() -> None:
     to = waiting("module:1:text", "job-0")
     to.on_cancel(1, CANCELLED)
-    assert to.on_loaded("a", "module:1:text", 10)[0] == Block("a", "module:1:text", 0, 10)
+    assert to.on_loaded("a", ref("module:1:text"), 10)[0] == Block("a", ref("module:1:text"), 0, 10)
 
 
 def test_content_that_nobody_waits_for_any_more_is_unloaded() -> None:
     to = waiting("job-0")
     to.on_cancel(1, CANCELLED)
-    assert to.on_loaded("a", "job-0", 100) == [Unload("a", "job-0")]
+    assert to.on_loaded("a", ref("job-0"), 100) == [Unload("a", ref("job-0"))]
 
 
 def test_a_lost_node_gets_no_more_chunks() -> None:
     to = waiting("job-0", "job-1", credit=50)
-    to.on_loaded("a", "job-0", 100)
+    to.on_loaded("a", ref("job-0"), 100)
     commands = lose(to, "a", "gone")
-    assert [command.ref for command in commands if isinstance(command, Unload)] == ["job-0", "job-1"]
+    assert [command.ref for command in commands if isinstance(command, Unload)] == refs(["job-0", "job-1"])
     assert to.on_credit("a", 50) == []
-    assert to.on_loaded("a", "job-1", 100) == [Unload("a", "job-1")]
+    assert to.on_loaded("a", ref("job-1"), 100) == [Unload("a", ref("job-1"))]
 
 
 def test_a_slice_that_cannot_be_made_ends_all_rounds_of_its_job_and_no_others() -> None:
     to = waiting("job-0")
     submit(to, 2, spec(4))
     submit(to, 3, spec(4, "other"))
-    commands = load_failed(to, "a", "job-0", 1)
+    commands = load_failed(to, "a", ref("job-0"), 1)
     assert [end.round for end in ends(commands)] == [1, 2]
     assert set(to.rounds) == {3}
 
@@ -822,16 +825,16 @@ def test_a_slice_that_cannot_be_made_ends_the_rounds_that_wait_for_it_also_when_
     to = waiting("job-0")  # its Load carries round 1
     submit(to, 2, spec(4))
     to.on_cancel(1, CANCELLED)  # the transfer is round 2's from now on
-    commands = load_failed(to, "a", "job-0", 1)
+    commands = load_failed(to, "a", ref("job-0"), 1)
     assert [end.round for end in ends(commands)] == [2]
 
 
 def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
     to = waiting("module:1:text")
-    commands = load_failed(to, "a", "module:1:text", 1)
+    commands = load_failed(to, "a", ref("module:1:text"), 1)
     submit(to, 2, spec(4, "other"))
-    commands += to.on_missing("a", 2, [("other-0", 0)])
-    assert Load("a", 2, "other-0") in commands
+    commands += to.on_missing("a", 2, [(ref("other-0"), 0)])
+    assert Load("a", 2, ref("other-0")) in commands
 
 
 def test_what_a_lost_node_owed_goes_to_as_many_nodes_as_there_are_slices_and_the_next_time_to_others() -> None:
@@ -1378,7 +1381,7 @@ def test_a_round_that_has_ended_is_stopped_wherever_it_was_tried() -> None:
 
 def come_back(to: Dispatch, name: str, workers: int = 1) -> list[Command]:
     """A node that is expected comes."""
-    to.on_hello(name, {"credit": 16 * MIB})
+    to.on_hello(name, {"workers": workers, "credit": 16 * MIB})
     return to.on_ready(name, list(range(200, 200 + workers)))
 
 
@@ -1467,7 +1470,7 @@ def test_a_removed_node_is_told_to_leave_and_its_work_goes_to_others() -> None:
 def test_a_removed_node_gets_no_more_chunks() -> None:
     to = waiting("job-0")
     join(to, "b")
-    assert Unload("a", "job-0") in to.on_remove("a", "nobody wants it")
+    assert Unload("a", ref("job-0")) in to.on_remove("a", "nobody wants it")
 
 
 def test_a_lost_node_is_removed_without_a_word() -> None:

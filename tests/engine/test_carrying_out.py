@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,13 @@ from qjam.engine.engine import Engine
 from qjam.engine.loader import Blob
 from qjam.engine.pending import Pending
 from qjam_worker.node.node import Node
+from qjam_worker.node.options import NodeOptions
 from qjam_worker.node.rounds import Work
 from qjam_worker.node.scheduler import Ended, Give
 from qjam_worker.values import codec
 from qjam_worker.wire.frames import Kind, Message, pack, unpack
+from qjam_worker.wire.sockets import Lane
+from refs_as_text import ref
 
 
 class Network:
@@ -49,7 +51,7 @@ def engine() -> Iterator[Engine]:
     engine = Engine(lambda name: b"")
     for name in "ab":
         engine.add_node(name, f"host-{name}", 1)
-        engine.dispatch.on_hello(name, {"credit": 16 * 1024 * 1024})
+        engine.dispatch.on_hello(name, {"workers": 1, "credit": 16 * 1024 * 1024})
         engine.dispatch.on_ready(name, [1])
     yield engine
     if engine._loop._thread.ident is None:
@@ -81,7 +83,7 @@ def test_a_node_that_is_gone_in_the_middle_of_its_chunks_is_lost_and_nothing_els
 ) -> None:
     engine._carrier.submit(pending())
     blob = Blob([bytes(20 * 1024 * 1024)])
-    load, *_ = engine.dispatch.on_missing("a", 1, [("ref0", 0)])
+    load, *_ = engine.dispatch.on_missing("a", 1, [(ref("ref0"), 0)])
     assert isinstance(load, Load)
     network.gone.add("a")
     # Several blocks, the first of which cannot be sent; some credit is lacking for the rest.
@@ -101,8 +103,8 @@ def test_what_follows_from_a_node_that_is_gone_comes_after_what_was_to_be_done(
 
 
 def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> None:
-    engine._peers["a"].blobs["ref0"] = Blob([b"abc", b"", b"defgh"])
-    engine._carrier.act([Block("a", "ref0", 2, 4)])
+    engine._peers["a"].blobs[ref("ref0")] = Blob([b"abc", b"", b"defgh"])
+    engine._carrier.act([Block("a", ref("ref0"), 2, 4)])
     (refs,) = network.to("a", Kind.REFS)
     assert b"".join(refs.buffers) == b"cdef"
     assert (refs.header["offset"], refs.header["total"]) == (2, 8)
@@ -176,13 +178,13 @@ def test_the_place_of_a_lost_node_is_its_successors(engine: Engine, network: Net
     assert list(engine.dispatch.nodes) == ["b", "a2"]
     assert [task.header["indices"] for task in network.to("b", Kind.TASK)] == [[1], [0]]
     say(engine, "a", Kind.STATE, {"state": "ready", "workers": [1]})  # nobody knows it any more
-    say(engine, "a2", Kind.HELLO, {**HELLO, "credit": 1})
+    say(engine, "a2", Kind.HELLO, HELLO)
     say(engine, "a2", Kind.STATE, {"state": "ready", "workers": [7]})
     assert hosts.told == [("lost", "a", "killed"), ("ready", "a2")]
     assert engine.wait_for_node("a2", 0.0)[0] is NodeState.READY
 
 
-HELLO = {"version": "1", "python": "3", "pid": 1, "host": "h", "cores": 1, "memory": 1, "workers": [0], "held": []}
+HELLO = {"workers": 1, "credit": 1}
 
 
 def test_a_node_that_is_lost_twice_is_told_once(engine: Engine, network: Network) -> None:
@@ -232,7 +234,7 @@ def test_nobody_waits_for_the_bye_of_a_node_that_never_was_there(engine: Engine,
 
 def test_what_is_loaded_for_a_node_that_was_removed_meanwhile_is_dropped(engine: Engine, network: Network) -> None:
     engine._carrier.submit(pending())
-    load, *_ = engine.dispatch.on_missing("a", 1, [("ref0", 0)])
+    load, *_ = engine.dispatch.on_missing("a", 1, [(ref("ref0"), 0)])
     assert isinstance(load, Load)
     engine.remove_node("a", "nobody wants it")
     engine._carrier.loaded(load.node, load.ref, Blob([b"slice"]))
@@ -329,15 +331,9 @@ def test_a_stranger_whose_name_is_no_text_does_not_disturb(engine: Engine) -> No
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     """A node without workers' processes, whose messages go nowhere."""
-    context: zmq.Context[Any] = zmq.Context()
-    master = context.socket(zmq.ROUTER)
-    endpoint = f"inproc://{uuid.uuid4().hex}"
-    master.bind(endpoint)
-    node = Node.connect(context, endpoint, "node", 1, bases=[str(tmp_path)])
+    node = Node(Lane(), NodeOptions(1), bases=[str(tmp_path)])
     yield node
     node.close()
-    master.close(0)
-    context.term()
 
 
 def test_a_node_that_gave_a_round_up_survives_more_slices_of_it(node: Node) -> None:
@@ -356,7 +352,7 @@ def test_a_node_that_gave_a_round_up_survives_more_slices_of_it(node: Node) -> N
 def sent(node: Node, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Kind, dict[str, Any]]]:
     """What the node tells the master from now on."""
     told: list[tuple[Kind, dict[str, Any]]] = []
-    monkeypatch.setattr(node, "send", lambda kind, header, buffers=(): told.append((kind, header)))
+    monkeypatch.setattr(node.uplink, "send", lambda kind, header, buffers: told.append((kind, header)))
     return told
 
 

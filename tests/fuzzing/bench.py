@@ -189,7 +189,7 @@ class Bench:
             data = rng.choice(self.data)
             nslices = len(data.refs)
         params = rng.choice((None, 0.5, np.linspace(0.0, 1.0, 60)))
-        code = "code:abc" if rng.random() < 0.3 else None
+        code = "abc" if rng.random() < 0.3 else None
         entry = {"epoch": 1, "reduce": False, "code": code, "shadows": [], "module": "m", "function": None}
         spec = JobSpec((code, nslices, None if data is None else data.refs[0]), entry, data and data.refs, nslices)
         deadline = self.clock.now + 40.0 if rng.random() < 0.1 else None

@@ -77,7 +77,7 @@ def seeds() -> list[bytes]:
     made = []
     for encoded in encodings():
         made.append(bytes([CODEC | min(3, len(encoded.buffers)) << 6]) + encoded.header[4:])
-        made.append(bytes([FLAT]) + b"".join(flat.segments(encoded)))
+        made.append(bytes([FLAT]) + b"".join(flat.pieces(encoded)))
     with small() as clock:
         episode = Episode(clock, Random(1), Counter())
         episode.run(100)

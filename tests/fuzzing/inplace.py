@@ -10,7 +10,9 @@ from random import Random
 from typing import Any
 
 from qjam_worker.ipc.files import map_file
+from qjam_worker.node import node as node_module
 from qjam_worker.node.node import Node
+from qjam_worker.node.options import NodeOptions
 from qjam_worker.values import codec, flat
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire.frames import Kind, Message, pack, unpack
@@ -78,6 +80,10 @@ class Workers:
         if worker.seq:
             self.interrupted.add(worker.index)
 
+    @property
+    def output(self) -> Workers:
+        return self
+
     def mute(self, muted: bool) -> None: ...
     def on_timer(self, now: float) -> None: ...
 
@@ -97,11 +103,12 @@ class InPlace:
         self.name = name
         self.rng = rng
         self.uplink = Uplink()
-        self.node = Node(self.uplink, workers, bases=[str(base or tempfile.gettempdir())])
-        self.workers = self.node.pool = self.node.imports._pool = Workers(self.node.pool)  # type: ignore[assignment]
+        self.node = Node(self.uplink, NodeOptions(workers), bases=[str(base or tempfile.gettempdir())])
+        self.workers = self.node.pool = Workers(self.node.pool)  # type: ignore[assignment]
+        self.node.modules._pool = self.node.refs._pool = self.workers  # type: ignore[assignment]
         self.folders = [Path(folder) for folder in self.node.files.directories]
         self.gone = False
-        self.node._hello()
+        self.node.send(Kind.HELLO, {"workers": workers, "credit": node_module.CREDIT})
         self.ready = False
 
     def close(self) -> None:

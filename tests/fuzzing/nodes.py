@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 from qjam_worker.wire.frames import Kind, WireError, pack, unpack
+from refs_as_text import ref
 
 from .bench import Bench, Broken, Clock
 from .inplace import InPlace
@@ -166,15 +167,15 @@ class Episode:
         job = rng.choice([*jobs] * 6 + lore.numbers)
         nslices = jobs[job].nslices if job in jobs else rng.choice((1, 4, 1 << 20))
         indices = sorted({rng.randrange(min(nslices, 13) + 1) for _ in range(rng.randrange(4))}) or [0]
-        entry = {"epoch": rng.choice((1, 1, 2)), "reduce": False, "code": rng.choice((None, "code:abc")), "shadows": []}
+        entry = {"epoch": rng.choice((1, 1, 2)), "reduce": False, "code": rng.choice((None, "abc")), "shadows": []}
         if job in jobs and rng.random() < 0.7:
             entry = jobs[job].entry
         refs = [rng.choice((None, *lore.names)) for _ in indices]
         if rng.random() < 0.5:
             refs = [f"d9-{index}" for index in indices]
         asked = sorted(self.node.node.scheduler.asked)
-        ref = rng.choice(asked * 8 + lore.names)
-        here = self.node.node.store.have(ref)
+        its = rng.choice(asked * 8 + [ref(name) for name in lore.names])
+        here = self.node.node.store.have(its)
         offset, piece = rng.choice((here, here, here, 0, 1, 64, 1 << 40)), rng.randbytes(rng.choice((0, 1, 64, 100)))
         total = rng.choice((offset + len(piece), 64, 1000, 1 << 20, 1 << 52))
         params = rng.choice(("inline", "ref", "have"))
@@ -185,10 +186,10 @@ class Episode:
             (Kind.TASK, {"job": job, "round": number, "indices": indices, "params": params},
              rng.choice(([], [b"x"], [piece, piece]))),
             (Kind.TASK, {"job": job, "round": self.bench.made + 5, "indices": indices, "params": params}, [piece]),
-            (Kind.REFS, {"ref": ref, "offset": offset, "total": total}, [piece]),
-            (Kind.REFS, {"ref": ref, "offset": offset, "total": offset + len(piece)}, [piece]),
-            (Kind.REFS, {"ref": ref, "offset": here, "total": total}, [piece[:1], piece[1:]]),
-            (Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, [b""]),
+            (Kind.REFS, {"ref": its, "offset": offset, "total": total}, [piece]),
+            (Kind.REFS, {"ref": its, "offset": offset, "total": offset + len(piece)}, [piece]),
+            (Kind.REFS, {"ref": its, "offset": here, "total": total}, [piece[:1], piece[1:]]),
+            (Kind.REFS, {"ref": its, "offset": 0, "total": 0, "gone": True}, [b""]),
             (Kind.CREDIT, {"bytes": rng.choice((0, 1, 10, 1 << 40))}, []),
             (Kind.CANCEL, {"round": number}, []),
             (Kind.CANCEL, {"round": number, "indices": indices}, []),

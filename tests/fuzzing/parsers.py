@@ -80,7 +80,7 @@ class Parsers:
         return "harmless"
 
     def flat(self, rng: Random, mutator: Mutator) -> str:
-        data = mutator.bytes(b"".join(flat.segments(rng.choice(self.encoded))))
+        data = mutator.bytes(b"".join(flat.pieces(rng.choice(self.encoded))))
         self.last = "flat", data
         try:
             header, buffers = flat.read(data)

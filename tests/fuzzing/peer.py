@@ -15,6 +15,7 @@ from qjam_worker.values import codec, flat
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire import frames
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import MODULE, Ref, of_module, of_params
 
 from .mutation import Frames
 
@@ -37,24 +38,24 @@ def mapped(params: Any, data: Any, index: int) -> Any:
 
 def flat_bytes(value: Any) -> memoryview:
     encoded = codec.encode(value)
-    return memoryview(b"".join(flat.segments(encoded)))
+    return memoryview(b"".join(flat.pieces(encoded)))
 
 
 class Refs:
     """The store: refs in memory."""
 
     def __init__(self) -> None:
-        self.content: dict[str, tuple[bytearray, int]] = {}
+        self.content: dict[Ref, tuple[bytearray, int]] = {}
 
-    def __contains__(self, ref: str) -> bool:
+    def __contains__(self, ref: Ref) -> bool:
         data, total = self.content.get(ref, (b"", 1))
         return len(data) == total
 
-    def have(self, ref: str) -> int:
+    def have(self, ref: Ref) -> int:
         return len(self.content[ref][0]) if ref in self.content else 0
 
-    def pin(self, ref: str) -> None: ...
-    def unpin(self, ref: str) -> None: ...
+    def pin(self, ref: Ref) -> None: ...
+    def unpin(self, ref: Ref) -> None: ...
 
 
 class Peer:
@@ -89,11 +90,8 @@ class Peer:
         }
         self.send(
             Kind.HELLO,
-            {
-                "version": "1", "python": "3", "pid": 1, "host": name, "cores": 1, "memory": 1 << 30,
-                "workers": list(range(workers)), "held": [], "credit": CREDIT,
-            },
-        )  # fmt: skip
+            {"workers": workers, "credit": CREDIT},
+        )
 
     def send(self, kind: Kind, header: dict[str, Any], buffers: Any = ()) -> None:
         self.out.append([bytes(frame) for frame in frames.pack(kind, header, buffers)])
@@ -132,11 +130,11 @@ class Peer:
             if header["params"] == "have":
                 return
             large = header["params"] == "ref"
-            self.params[number] = f"params:{number}" if large else codec.decode(buffers[0], buffers[1:])
+            self.params[number] = of_params(number) if large else codec.decode(buffers[0], buffers[1:])
         self.act(self.scheduler.on_task(header, self.now))
 
     def on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        ref = header["ref"]
+        ref = Ref(*header["ref"])
         if header.get("gone"):
             self.act(self.scheduler.on_gone(ref))
             return
@@ -149,7 +147,7 @@ class Peer:
         self.send(Kind.CREDIT, {"bytes": len(piece)})
         if ref in self.refs:
             self.act(self.scheduler.on_arrived(ref, self.now))
-            if ref.startswith("module:"):
+            if ref.kind == MODULE:
                 del self.refs.content[ref]
                 self.modules.add(ref)
 
@@ -172,7 +170,7 @@ class Peer:
             self.act(self.scheduler.on_cancelled(worker, self.now))
         else:
             self.act(self.scheduler.on_done(worker, roots, self.now))
-        module = f"module:1:{rng.choice(MODULES)}"
+        module = of_module(1, rng.choice(MODULES))
         if rng.random() < 0.1 and module not in self.modules:
             self.act(self.scheduler.on_import(worker, module))
 
@@ -181,7 +179,7 @@ class Peer:
         if round_.number not in self.params:
             return None
         params = self.params[round_.number]
-        if isinstance(params, str):
+        if isinstance(params, Ref):
             params = self.open(params)
         for index in give.work.slices:
             ref = round_.job.refs[index]
@@ -197,7 +195,7 @@ class Peer:
         tree.fold(default_reduce)
         return [(span, Held(flat_bytes(value), True)) for span, value in tree.values.items()]
 
-    def open(self, ref: str) -> Any:
+    def open(self, ref: Ref) -> Any:
         return codec.decode(*flat.read(bytes(self.refs.content[ref][0])))
 
     def print(self, data: bytes) -> None:

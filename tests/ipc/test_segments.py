@@ -21,7 +21,7 @@ DTYPES = ["f8", "f4", "f2", "i8", "i4", "i1", "u2", "u8"]
 
 
 def flat_bytes(value: Any) -> memoryview:
-    return memoryview(b"".join(flat.segments(codec.encode(value, inline=8))))
+    return memoryview(b"".join(flat.pieces(codec.encode(value, inline=8))))
 
 
 def array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:

@@ -45,6 +45,7 @@ STUBS = {
     ),
     "zmq.py": "def has(what): return True\n",
     "msgpack.py": "",
+    "msgpack_numpy.py": "",
     "numpy.py": "",
 }
 
@@ -195,8 +196,15 @@ def test_it_tells_which_packages_are_there(talk, tmp_path):
         (site / name).mkdir(parents=True)
         (site / name / "__init__.py").touch()
         (site / info).mkdir()
+    (site / "msgpack_numpy.py").touch()
     has = talk(PYTHONPATH=str(site)).begin()["facts"]["has"]
-    assert has == {"numpy": "1.26.4", "pyzmq": "25.1.1", "msgpack": "", "cloudpickle": "3.0.0"}
+    assert has == {
+        "numpy": "1.26.4",
+        "pyzmq": "25.1.1",
+        "msgpack": "",
+        "msgpack-numpy": "0.4.8",
+        "cloudpickle": "3.0.0",
+    }
 
 
 def test_the_pythonpath_of_env_counts_unless_python_is_told_to_heed_none(talk, tmp_path):

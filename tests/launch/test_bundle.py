@@ -36,12 +36,15 @@ class NoQjam(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, NoQjam())
 sys.path.insert(0, {str(archive)!r})
 import selectors, zmq
-from qjam_worker.node import node
-from qjam_worker.wire import frames
+from qjam_worker.node import node, options
+from qjam_worker.wire import frames, sockets
 assert node.__file__.startswith({str(archive)!r})
 with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
     router.bind("inproc://here")
-    made = node.Node.connect(context, "inproc://here", "a", 1)
+    dealer = context.socket(zmq.DEALER)
+    dealer.routing_id = b"a"
+    dealer.connect("inproc://here")
+    made = node.Node(sockets.Dealer(dealer), options.NodeOptions(1))
     try:
         made.start()
         seen = []

@@ -74,7 +74,7 @@ class Remains:
         self.processes = sshd.sessions()
         maps = "".join(_read(f"/proc/{pid}/maps") for pid in self.processes)
         self.folders = {Path(found) for found in re.findall(r"(/\S*/qjam-\d+-[^/\s]+)/\S*$", maps, re.MULTILINE)}
-        assert len(self.processes) >= 4  # sshd's own, node, warm parent, workers
+        assert len(self.processes) >= 4  # sshd's own, node, fork server, workers
         assert self.folders
 
     def are_gone(self, seconds: float = GRACE_S) -> bool:
@@ -214,7 +214,7 @@ def stop(pids: Iterable[int]) -> None:
 
 
 def family(worker: int) -> list[int]:
-    """The node of a worker, and all that it has started, its warm parent first."""
+    """The node of a worker, and all that it has started, its fork server first."""
     warm = processes.parent(worker)
     node = processes.parent(warm)
     return [node, warm, *(descendants(node) - {warm})]

@@ -101,7 +101,7 @@ def test_four_masters_at_once_fill_one_empty_home(ssh_host, empty):
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
-    assert len(parts_in(empty)) == 5  # the bundle, cloudpickle, msgpack, numpy, pyzmq
+    assert len(parts_in(empty)) == 6  # the bundle, cloudpickle, msgpack, msgpack_numpy, numpy, pyzmq
     assert all(re.fullmatch("[0-9a-f]{64}", name) for name in parts_in(empty))
 
 
@@ -131,7 +131,7 @@ def test_parts_that_nobody_used_for_long_are_removed_but_not_those_in_use(ssh_ho
         start_with_all()
         left = set(parts_in(furnished))
         assert not left & {"0" * 64, "f" * 64}
-        assert len(left) == 5 + 1
+        assert len(left) == 6 + 1
         assert left < lacking
         assert master.run(gather, where())[0][2] == pytest.approx(8)
         assert all("qjam" in folder for folder in master.run(gather, where())[0][:2])

@@ -84,7 +84,7 @@ class Stage:
     def come(self, name: str) -> None:
         """The node connects and has its workers."""
         workers = list(range(self.engine.dispatch.nodes[name].workers))
-        self.engine._carrier.act(self.engine.dispatch.on_hello(name, {"credit": 1}))
+        self.engine._carrier.act(self.engine.dispatch.on_hello(name, {"workers": len(workers), "credit": 1}))
         self.engine._carrier.act(self.engine._inbox._on_ready(name, {"workers": workers}))
 
     def lose(self, name: str, why: str = "killed") -> None:
@@ -613,7 +613,7 @@ def test_a_warm_parent_that_cannot_be_kept_alive_is_an_error_that_says_so(
             kill_warm_parent(master)
             log.until("local is lost", times=3)
             with pytest.raises(
-                BootstrapError, match="no worker is left: local: the warm parent of the workers has died"
+                BootstrapError, match="no worker is left: local: the fork server of the workers has died"
             ):
                 master.run(usercode.forty_two)
         assert worker.state == "lost"
@@ -655,6 +655,6 @@ def test_a_start_that_is_never_ready_leaves_no_process(
 
 
 def descendants_of_workers(master: Master) -> set[int]:
-    """The warm parent and the workers that are there now."""
+    """The fork server and the workers that are there now."""
     (warm,) = {parent(worker.pid or 0) for worker in master.workers}
     return {warm, *descendants(warm)}

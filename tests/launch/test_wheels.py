@@ -22,7 +22,7 @@ import pytest
 from qjam.launch import wheels
 from qjam.launch.wheels import HostFacts, Part, PartsError, own_facts, platforms, provide
 
-PACKAGES = ("numpy", "pyzmq", "msgpack", "cloudpickle")
+PACKAGES = ("numpy", "pyzmq", "msgpack", "msgpack-numpy", "cloudpickle")
 TELL_FACTS = """
 import json, os, sys
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -30,7 +30,7 @@ print(json.dumps([sys.version_info[:2], sys.implementation.name, EXTENSION_SUFFI
                   os.confstr("CS_GNU_LIBC_VERSION")]))
 """
 IMPORT_ALL = """
-import cloudpickle, msgpack, numpy, zmq
+import cloudpickle, msgpack, msgpack_numpy, numpy, zmq
 import numpy.fft, numpy.linalg, numpy.ma, numpy.polynomial, numpy.random, numpy.testing, numpy.typing
 import zmq.utils.monitor
 from numpy import *
@@ -42,8 +42,9 @@ assert numpy.ma.masked_less(matrix, 0).sum() == matrix.sum()
 assert zmq.has("curve") and zmq.curve_keypair()
 assert msgpack.Packer.__module__ == "msgpack._cmsgpack", "the C code is missing"
 assert msgpack.unpackb(msgpack.packb([1, b"x"])) == [1, b"x"]
+assert msgpack_numpy.unpackb(msgpack_numpy.packb(matrix)).tolist() == matrix.tolist()
 assert cloudpickle.loads(cloudpickle.dumps(lambda: 3))() == 3
-assert all(module.__file__.startswith(sys.path[0][:-2]) for module in (numpy, zmq, msgpack, cloudpickle))
+assert all(module.__file__.startswith(sys.path[0][:-2]) for module in (numpy, zmq, msgpack, msgpack_numpy, cloudpickle))
 """
 
 
@@ -339,6 +340,23 @@ def test_an_editable_installation_is_not_copied(installed, cache):
         provide(["msgpack"], own_facts(), cache)
 
 
+def test_an_editable_installation_by_a_finder_is_not_copied(installed, cache):
+    (installed.parent / "__editable___msgpack_finder.py").touch()
+    (installed / "RECORD").write_text(f"__editable___msgpack_finder.py,,\n{installed.name}/METADATA,,\n")
+
+    with pytest.raises(PartsError, match="editable"):
+        provide(["msgpack"], own_facts(), cache)
+
+
+def test_a_package_of_one_module_is_copied(cache, monkeypatch):
+    nothing_to_download_with(monkeypatch)
+
+    (part,) = provide(["msgpack-numpy"], own_facts(), cache)
+
+    assert part.name == f"msgpack_numpy {metadata.version('msgpack-numpy')}"
+    assert "msgpack_numpy.py" in names(part)
+
+
 # The cache.
 
 
@@ -539,11 +557,11 @@ def test_a_machine_without_wheels_is_told_with_everything_that_helps(cache):
         provide(PACKAGES, facts, cache)
 
     text = str(raised.value)
-    assert "lacks numpy, pyzmq, msgpack, cloudpickle" in text
+    assert "lacks numpy, pyzmq, msgpack, msgpack-numpy, cloudpickle" in text
     assert "python 3.11 (cpython-311-vax-linux-gnu, vax, glibc 2.36)" in text
     assert "the installed one is for" in text
     assert "No matching distribution found for numpy" in text
-    assert "python3 -m pip install --user numpy pyzmq msgpack cloudpickle" in text
+    assert "python3 -m pip install --user numpy pyzmq msgpack msgpack-numpy cloudpickle" in text
     assert "python=..." in text
 
 

@@ -496,7 +496,7 @@ def test_the_place_is_in_the_cache_of_the_user(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_what_is_kept_in_another_layout_of_values_is_not_taken_for_ours() -> None:
-    assert module.SIGN == b"kept" + flat._FLAT_MAGIC
+    assert module.SIGN == b"kept" + flat.FLAT_MAGIC
 
 
 def test_the_trailer_is_the_format(open_kept: Open, folder: Path) -> None:

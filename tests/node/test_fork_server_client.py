@@ -1,4 +1,4 @@
-"""The warm parent that is forked from a node, and the relay that is forked beside it, when something dies early."""
+"""The fork server that is forked from a node, and the relay that is forked beside it, when something dies early."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from qjam_worker.node import fork_server_client
 fork_server_client.prepare(1)
 import numpy
 made = fork_server_client.fork()
-from qjam_worker.node.node import Node
-def connect(*arguments, **options):
+from qjam_worker.wire.sockets import Dealer
+def connect(*arguments):
     {end}
-Node.connect = connect
-welcome = dict(node="n", workers=1, keys=None, lease=15.0)
+Dealer.connect = connect
+welcome = dict(node="n", workers=1, keys=None, heartbeat_timeout=15.0)
 stdio_node.become_node(dict(welcome=welcome, stdio=True), sys.stdin.buffer, os.dup(1), [], made)
 """
 

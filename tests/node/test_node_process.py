@@ -161,7 +161,7 @@ def test_the_end_of_stdin_ends_the_node_also_while_user_code_runs(tmp_path: Path
             gate.heard()
         node = made.nodes["a"]
         started = descendants(node.pid)
-        assert len(started) == 3  # the warm parent and two workers
+        assert len(started) == 3  # the fork server and two workers
         assert node.stdin is not None
         node.stdin.close()
         assert all_end(started)

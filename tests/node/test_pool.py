@@ -14,31 +14,35 @@ from qjam_worker.ipc.mailbox import ONE, counter
 from qjam_worker.node.pool import Pool
 
 
-class Bell:
-    """A worker's channel, of which only the bell is of interest."""
+class WakeOnly:
+    """A worker's channel that only notes whether it was used to wake the worker."""
 
     def __init__(self) -> None:
-        self.rang = False
+        self.woken = False
 
-    def ring(self) -> None:
-        self.rang = True
+    def wake(self) -> None:
+        self.woken = True
 
 
 @pytest.mark.parametrize(
     ("assigned", "workers", "by_broadcast"), [(1, 1, False), (1, 2, False), (2, 2, True), (2, 16, True), (16, 16, True)]
 )
-def test_one_worker_is_called_by_its_bell_and_more_by_the_gong(assigned: int, workers: int, by_broadcast: bool) -> None:
-    handles = [SimpleNamespace(channel=Bell()) for _ in range(workers)]
+def test_one_worker_is_woken_by_its_pipe_and_several_by_the_broadcast(
+    assigned: int, workers: int, by_broadcast: bool
+) -> None:
+    handles = [SimpleNamespace(channel=WakeOnly()) for _ in range(workers)]
     broadcast = counter()
     pool: Any = SimpleNamespace(workers=handles, _assigned=handles[:assigned], _broadcast=broadcast)
     try:
-        os.write(broadcast, ONE)  # that it can be read even if it is not beaten
+        os.write(broadcast, ONE)  # so that it can be read in any case
         Pool.wake(pool)
-        beats = int.from_bytes(os.read(broadcast, 8), "little") - 1
+        writes = int.from_bytes(os.read(broadcast, 8), "little") - 1
     finally:
         os.close(broadcast)
-    assert beats == by_broadcast
-    assert [bell.channel.rang for bell in handles] == [not by_broadcast] * assigned + [False] * (workers - assigned)
+    assert writes == by_broadcast
+    assert [handle.channel.woken for handle in handles] == [not by_broadcast] * assigned + [False] * (
+        workers - assigned
+    )
     assert pool._assigned == []
 
 

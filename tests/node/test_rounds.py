@@ -9,13 +9,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE, Held, NodeJob, NodeRound, take_block
+from qjam_worker.node.results import Held
+from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE, NodeJob, NodeRound, take_block
 from qjam_worker.values.reduction import Span
+from refs_as_text import ref, refs
 
 
 def job(*indices: int, nslices: int | None = None, data: bool = True, user_reduce: bool = False) -> NodeJob:
-    made = NodeJob(1, {}, nslices or len(indices), user_reduce)
-    made.add({index: f"ref{index}" if data else None for index in indices})
+    made = NodeJob(1, {"code": None}, nslices or len(indices), user_reduce)
+    made.add({index: ref(f"ref{index}") if data else None for index in indices})
     return made
 
 
@@ -86,9 +88,9 @@ def map_all(round_: NodeRound, worker: int = 0) -> None:
 
 def test_a_job_keeps_its_slices_in_order() -> None:
     made = job(5, 1, nslices=8)
-    made.add({3: "ref3"})
+    made.add({3: ref("ref3")})
     assert made.order == [1, 3, 5]
-    assert made.refs == {1: "ref1", 3: "ref3", 5: "ref5"}
+    assert made.refs == {1: ref("ref1"), 3: ref("ref3"), 5: ref("ref5")}
 
 
 def test_a_job_has_data_when_its_slices_have_refs() -> None:
@@ -138,45 +140,45 @@ def test_there_is_nothing_to_take_when_nothing_is_ready() -> None:
 
 
 def test_a_slice_that_is_on_its_way_is_not_taken_before_it_is_here() -> None:
-    round_ = begun(2, 0, 1, missing=["ref1"])
-    assert round_.missing == ["ref1"]
+    round_ = begun(2, 0, 1, missing=refs(["ref1"]))
+    assert round_.missing == refs(["ref1"])
     assert take_map(round_, 0) == [0]
     assert take_map(round_, 1) == []
-    round_.arrived("ref1")
-    assert round_.missing == []
+    round_.arrived(ref("ref1"))
+    assert round_.missing == refs([])
     assert take_map(round_, 1) == [1]
 
 
 def test_slices_with_the_same_content_arrive_together() -> None:
-    made = NodeJob(1, {}, 3, False)
-    made.add({0: "same", 1: "other", 2: "same"})
+    made = NodeJob(1, {"code": None}, 3, False)
+    made.add({0: ref("same"), 1: ref("other"), 2: ref("same")})
     round_ = NodeRound(1, made, 1)
-    round_.add([0, 1, 2], ["same"])
+    round_.add([0, 1, 2], refs(["same"]))
     assert round_.ready == [1]
-    round_.arrived("same")
+    round_.arrived(ref("same"))
     assert round_.ready == [0, 1, 2]
 
 
 def test_what_arrives_for_another_round_changes_nothing() -> None:
     round_ = begun(1, 0)
-    round_.arrived("ref7")
+    round_.arrived(ref("ref7"))
     assert round_.ready == [0]
 
 
 def test_nothing_can_start_without_code_and_params() -> None:
     round_ = begun(1, 0)
-    round_.lacking.update(["code:1", "params:1"])
-    round_.arrived("code:1")
+    round_.lacking.update(refs(["code:1", "params:1"]))
+    round_.arrived(ref("code:1"))
     assert not round_.has_work
-    assert round_.missing == ["params:1"]
-    round_.arrived("params:1")
+    assert round_.missing == refs(["params:1"])
+    round_.arrived(ref("params:1"))
     assert round_.has_work
 
 
 def test_code_and_params_are_asked_for_before_slices() -> None:
-    round_ = begun(1, 0, 1, missing=["ref0", "ref1"])
-    round_.lacking.add("code:1")
-    assert round_.missing == ["code:1", "ref0", "ref1"]
+    round_ = begun(1, 0, 1, missing=refs(["ref0", "ref1"]))
+    round_.lacking.add(ref("code:1"))
+    assert round_.missing == refs(["code:1", "ref0", "ref1"])
 
 
 def test_without_data_each_worker_maps_its_own_slice_alone() -> None:
@@ -203,19 +205,19 @@ def test_without_data_a_node_that_took_over_slices_runs_them_all() -> None:
 
 
 def test_slices_that_are_given_again_while_they_are_owed_are_not_mapped_twice() -> None:
-    round_ = begun(2, 0, 1, 2, 3, missing=["ref3"])
+    round_ = begun(2, 0, 1, 2, 3, missing=refs(["ref3"]))
     block = take_map(round_, 0)
     round_.add([0, 1, 2, 3], ())
     assert sorted([*block, *round_.ready]) == [0, 1, 2]
-    assert round_.waiting == {"ref3": [3]}
+    assert round_.waiting == {ref("ref3"): [3]}
 
 
 def test_slices_that_come_later_take_their_place_among_the_others() -> None:
     round_ = begun(1, 1, 3, nslices=6)
-    round_.job.add({0: "ref0", 2: "ref2", 5: "ref5"})
-    round_.add([0, 2, 5], ["ref5"])
+    round_.job.add({0: ref("ref0"), 2: ref("ref2"), 5: ref("ref5")})
+    round_.add([0, 2, 5], refs(["ref5"]))
     assert round_.ready == [0, 1, 2, 3]
-    round_.arrived("ref5")
+    round_.arrived(ref("ref5"))
     assert round_.ready == [0, 1, 2, 3, 5]
 
 
@@ -267,7 +269,7 @@ def test_nothing_is_folded_while_slices_are_ready_or_being_mapped() -> None:
 
 
 def test_nothing_is_folded_while_a_slice_is_on_its_way() -> None:
-    round_ = begun(1, 0, 1, 2, missing=["ref2"])
+    round_ = begun(1, 0, 1, 2, missing=refs(["ref2"]))
     map_all(round_)
     assert take_fold(round_, 0) == []
     assert not round_.has_work
@@ -360,24 +362,24 @@ def test_an_idle_worker_that_is_lost_changes_nothing() -> None:
 
 
 def test_slices_that_are_done_elsewhere_are_not_mapped_here() -> None:
-    round_ = begun(1, 0, 1, 2, 3, missing=["ref2", "ref3"])
+    round_ = begun(1, 0, 1, 2, 3, missing=refs(["ref2", "ref3"]))
     assert round_.drop([1, 2]) == []
     assert round_.ready == [0]
-    assert round_.waiting == {"ref3": [3]}
-    assert round_.missing == ["ref3"]
-    round_.arrived("ref2")
+    assert round_.waiting == {ref("ref3"): [3]}
+    assert round_.missing == refs(["ref3"])
+    round_.arrived(ref("ref2"))
     assert round_.ready == [0]
     assert round_.owed == {0, 3}
 
 
 def test_slices_with_the_same_content_are_done_elsewhere_one_by_one() -> None:
-    made = NodeJob(1, {}, 2, False)
-    made.add({0: "same", 1: "same"})
+    made = NodeJob(1, {"code": None}, 2, False)
+    made.add({0: ref("same"), 1: ref("same")})
     round_ = NodeRound(1, made, 1)
-    round_.add([0, 1], ["same"])
+    round_.add([0, 1], refs(["same"]))
     round_.drop([0])
-    assert round_.missing == ["same"]
-    round_.arrived("same")
+    assert round_.missing == refs(["same"])
+    round_.arrived(ref("same"))
     assert round_.ready == [1]
 
 
@@ -635,9 +637,9 @@ def test_the_last_slices_that_nobody_has_begun_are_shared() -> None:
 
 
 def test_slices_whose_data_is_not_here_yet_are_shared_first() -> None:
-    round_ = begun(1, *range(4), missing=["ref0", "ref1"])
+    round_ = begun(1, *range(4), missing=refs(["ref0", "ref1"]))
     assert round_.share(3, None, True, 0.0) == [0, 1, 3]
-    round_.arrived("ref0")
+    round_.arrived(ref("ref0"))
     assert 0 in round_.ready
 
 
@@ -702,9 +704,9 @@ def test_a_lost_worker_leaves_a_slice_that_is_lent_to_those_that_have_it() -> No
 
 
 def test_what_is_given_away_is_not_mapped_here() -> None:
-    round_ = begun(1, *range(4), missing=["ref0"])
+    round_ = begun(1, *range(4), missing=refs(["ref0"]))
     assert round_.share(2, 0.001, False, 1000.0) == [0, 3]
-    assert round_.missing == []
+    assert round_.missing == refs([])
     assert round_.ready == [1, 2]
     assert round_.owed == {1, 2}
     assert round_.offered == []
@@ -748,7 +750,7 @@ def test_a_round_whose_results_have_no_sibling_here_is_settled() -> None:
 def test_a_settled_round_that_is_given_more_is_not_settled() -> None:
     round_ = begun(1, 0, nslices=2)
     map_all(round_)
-    round_.job.add({1: "ref1"})
+    round_.job.add({1: ref("ref1")})
     round_.add([1], ())
     assert not round_.settled
     assert round_.has_work
@@ -762,7 +764,7 @@ def test_there_is_work_while_slices_are_ready() -> None:
 
 
 def test_the_repr_tells_what_is_left() -> None:
-    round_ = begun(1, 0, 1, 2, 3, 4, 5, nslices=8, missing=["ref5"])
+    round_ = begun(1, 0, 1, 2, 3, 4, 5, nslices=8, missing=refs(["ref5"]))
     take_map(round_, 0)
     assert repr(round_) == "<NodeRound 1: 3 ready, 1 refs on their way, at work {0: <map [0, 1]>}, holds []>"
     answer(round_, 0)

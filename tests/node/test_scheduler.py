@@ -13,11 +13,13 @@ from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE
 from qjam_worker.node.scheduler import CHECK, Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref
+from refs_as_text import ref, text
 
 T = TypeVar("T")
 
 
-class SliceIndex:
+class Refs:
     """A store without bytes: what is here, whole or in part, and how often it is pinned."""
 
     def __init__(self) -> None:
@@ -25,18 +27,18 @@ class SliceIndex:
         self.parts: dict[str, int] = {}
         self.pins: Counter[str] = Counter()
 
-    def __contains__(self, ref: str) -> bool:
-        return ref in self.here
+    def __contains__(self, ref: Ref) -> bool:
+        return text(ref) in self.here
 
-    def have(self, ref: str) -> int:
-        return self.parts.get(ref, 0)
+    def have(self, ref: Ref) -> int:
+        return self.parts.get(text(ref), 0)
 
-    def pin(self, ref: str) -> None:
-        self.pins[ref] += 1
+    def pin(self, ref: Ref) -> None:
+        self.pins[text(ref)] += 1
 
-    def unpin(self, ref: str) -> None:
-        self.pins[ref] -= 1
-        assert self.pins[ref] >= 0
+    def unpin(self, ref: Ref) -> None:
+        self.pins[text(ref)] -= 1
+        assert self.pins[text(ref)] >= 0
 
     @property
     def pinned(self) -> set[str]:
@@ -64,7 +66,7 @@ def large() -> Held:
 
 def with_ready(workers: int, *, speculation: bool = True) -> Scheduler:
     """A scheduler whose workers wait for work."""
-    made = Scheduler(workers, SliceIndex())
+    made = Scheduler(workers, Refs())
     made.on_welcome({"node": "node", "speculation": speculation})
     for worker in range(workers):
         assert made.on_ready(worker, 0.0) == []
@@ -106,8 +108,8 @@ def with_all_here(workers: int, *indices: int, speculation: bool = True, **more:
     return to
 
 
-def refs_of(of: Scheduler) -> SliceIndex:
-    assert isinstance(of.refs, SliceIndex)
+def refs_of(of: Scheduler) -> Refs:
+    assert isinstance(of.refs, Refs)
     return of.refs
 
 
@@ -142,7 +144,8 @@ def told(commands: list[Command], kind: Kind) -> list[dict[str, Any]]:
 
 def asked_for(commands: list[Command]) -> list[list[Any]]:
     """The refs that the master is told to be missing, each with the bytes that are here."""
-    return [ref for state in told(commands, Kind.STATE) if state["state"] == "blocked" for ref in state["missing"]]
+    blocked = [state for state in told(commands, Kind.STATE) if state["state"] == "blocked"]
+    return [[text(ref), here] for state in blocked for ref, here in state["missing"]]
 
 
 def roots(commands: list[Command]) -> list[tuple[int, int]]:
@@ -160,7 +163,7 @@ def test_every_idle_worker_is_given_its_part() -> None:
 
 
 def test_a_worker_that_is_not_ready_is_given_nothing_before_it_is() -> None:
-    to = Scheduler(2, SliceIndex())
+    to = Scheduler(2, Refs())
     assert to.on_ready(1, 0.0) == []
     refs_of(to).here.update(["ref0", "ref1"])
     assert list(given(task(to, 0, 1))) == [1]
@@ -214,7 +217,7 @@ def test_the_workers_forget_what_the_master_has() -> None:
 
 
 def test_the_repr_tells_who_does_what() -> None:
-    to = Scheduler(3, SliceIndex())
+    to = Scheduler(3, Refs())
     to.on_ready(0, 0.0)
     to.on_ready(1, 0.0)
     refs_of(to).here.add("ref0")
@@ -231,21 +234,21 @@ def test_what_is_missing_is_asked_for_with_what_is_here_of_it() -> None:
     refs_of(to).parts["ref1"] = 40
     commands = task(to, 0, 1)
     (state,) = told(commands, Kind.STATE)
-    assert state == {"state": "blocked", "round": 1, "missing": [["ref1", 40]]}
+    assert state == {"state": "blocked", "round": 1, "missing": [[ref("ref1"), 40]]}
     assert given(commands) == {0: [0]}
 
 
 def test_code_and_params_are_asked_for_first_and_nothing_starts_without_them() -> None:
     to = with_ready(1)
     refs_of(to).here.add("ref0")
-    commands = task(to, 0, 1, code="code:1", params="ref")
+    commands = task(to, 0, 1, code="1", params="ref")
     names = [ref for ref, _ in asked_for(commands)]
     assert (sorted(names[:2]), names[2:]) == (["code:1", "params:1"], ["ref1"])
     assert given(commands) == {}
     refs_of(to).here.add("code:1")
-    assert to.on_arrived("code:1", 0.0) == []
+    assert to.on_arrived(ref("code:1"), 0.0) == []
     refs_of(to).here.add("params:1")
-    assert given(to.on_arrived("params:1", 0.0)) == {0: [0]}
+    assert given(to.on_arrived(ref("params:1"), 0.0)) == {0: [0]}
 
 
 def test_what_was_asked_for_is_not_asked_for_again_before_it_has_come() -> None:
@@ -253,7 +256,7 @@ def test_what_was_asked_for_is_not_asked_for_again_before_it_has_come() -> None:
     assert asked_for(task(to, 0)) == [["ref0", 0]]
     assert asked_for(task(to, 0, number=2)) == []
     refs_of(to).here.add("ref0")
-    assert given(to.on_arrived("ref0", 0.0)) == {0: [0]}
+    assert given(to.on_arrived(ref("ref0"), 0.0)) == {0: [0]}
     refs_of(to).here.discard("ref0")  # it was dropped for want of room
     assert asked_for(task(to, 0, number=3)) == [["ref0", 0]]
 
@@ -262,7 +265,7 @@ def test_what_arrives_is_worked_at_from_then_on() -> None:
     to = with_ready(1)
     task(to, 0)
     refs_of(to).here.add("ref0")
-    assert given(to.on_arrived("ref0", 3.5)) == {0: [0]}
+    assert given(to.on_arrived(ref("ref0"), 3.5)) == {0: [0]}
     assert to.rounds[1].works[0].began == 3.5
 
 
@@ -271,15 +274,15 @@ def test_what_will_not_come_is_asked_for_again_in_the_name_of_who_still_wants_it
     task(to, 0, nslices=2)
     task(to, 0, 1, number=2)
     to.on_cancel({"round": 1}, 0.0)
-    (state,) = told(to.on_gone("ref0"), Kind.STATE)
-    assert (state["round"], state["missing"]) == (2, [["ref0", 0]])
+    (state,) = told(to.on_gone(ref("ref0")), Kind.STATE)
+    assert (state["round"], state["missing"]) == (2, [[ref("ref0"), 0]])
 
 
 def test_what_will_not_come_and_nobody_wants_is_forgotten() -> None:
     to = with_ready(1)
     task(to, 0)
     to.on_cancel({"round": 1}, 0.0)
-    assert to.on_gone("ref0") == []
+    assert to.on_gone(ref("ref0")) == []
     assert to.asked == set()
 
 
@@ -288,41 +291,41 @@ def test_the_end_of_a_round_forgets_what_only_that_one_has_asked_for() -> None:
     task(to, 0, 1)
     task(to, 1, number=2, nslices=2)
     to.on_cancel({"round": 1}, 0.0)
-    assert to.asked == {"ref1"}
+    assert to.asked == {ref("ref1")}
     assert asked_for(task(to, 0, number=3, nslices=2)) == [["ref0", 0]]
 
 
 def test_a_round_keeps_what_it_needs_and_lets_go_of_it_at_its_end() -> None:
     to = with_ready(1)
     refs_of(to).here.update(["code:1", "params:1", "ref0"])
-    task(to, 0, code="code:1", params="ref", nslices=2)
-    task(to, 1, code="code:1", params="ref", nslices=2)
+    task(to, 0, code="1", params="ref", nslices=2)
+    task(to, 1, code="1", params="ref", nslices=2)
     assert refs_of(to).pins == Counter(["code:1", "params:1", "ref0", "ref1"])
-    assert to.wanting("code:1") == to.wanting("ref1") == [1]
+    assert to.wanting(ref("code:1")) == to.wanting(ref("ref1")) == [1]
     to.on_cancel({"round": 1}, 0.0)
     assert refs_of(to).pinned == set()
-    assert to.wanting("code:1") == []
+    assert to.wanting(ref("code:1")) == []
 
 
 def test_what_two_rounds_need_is_kept_for_the_second() -> None:
     to = with_all_here(1, 0)
     task(to, 0, number=2)
-    assert to.wanting("ref0") == [1, 2]
+    assert to.wanting(ref("ref0")) == [1, 2]
     done(to, 0)
     assert refs_of(to).pinned == {"ref0"}
 
 
 def test_a_module_that_user_code_wants_is_asked_for_once_in_the_name_of_its_round() -> None:
     to = with_all_here(2, 0, 1)
-    (state,) = told(to.on_import(0, "module:1:text"), Kind.STATE)
-    assert state == {"state": "blocked", "round": 1, "missing": [["module:1:text", 0]]}
-    assert to.on_import(1, "module:1:text") == []
-    assert to.on_arrived("module:1:text", 0.0) == []
-    assert asked_for(to.on_import(1, "module:1:text")) == [["module:1:text", 0]]
+    (state,) = told(to.on_import(0, ref("module:1:text")), Kind.STATE)
+    assert state == {"state": "blocked", "round": 1, "missing": [[ref("module:1:text"), 0]]}
+    assert to.on_import(1, ref("module:1:text")) == []
+    assert to.on_arrived(ref("module:1:text"), 0.0) == []
+    assert asked_for(to.on_import(1, ref("module:1:text"))) == [["module:1:text", 0]]
 
 
 def test_a_module_that_a_thread_wants_whose_round_is_over_is_asked_for_all_the_same() -> None:
-    (state,) = told(with_ready(1).on_import(0, "module:1:text"), Kind.STATE)
+    (state,) = told(with_ready(1).on_import(0, ref("module:1:text")), Kind.STATE)
     assert state["round"] is None
 
 
@@ -796,7 +799,7 @@ def test_an_attempt_that_lost_is_stopped_once() -> None:
 def test_the_worker_of_an_attempt_that_lost_is_given_more_when_it_has_answered() -> None:
     worker, to = late_answer(with_more())
     refs_of(to).here.add("ref2")
-    assert given(to.on_arrived("ref2", 4.0)) == {1: [2]}
+    assert given(to.on_arrived(ref("ref2"), 4.0)) == {1: [2]}
     refs_of(to).here.add("ref3")
     task(to, 3, number=2, job=2, nslices=4)
     assert given(to.on_cancelled(worker, 5.0)) == {0: [3]}

@@ -62,6 +62,7 @@ USERS = {
     "xxhash": "qjam",
     "cloudpickle": "qjam qjam_worker.values",
     "msgpack": "qjam qjam_worker",
+    "msgpack_numpy": "qjam_worker.values.numpy_payload",
     "numpy": "qjam qjam_worker qjam_bench",
 }
 RIVALS = {"dask", "distributed", "ipyparallel", "joblib", "mpi4py", "ray"}

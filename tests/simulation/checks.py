@@ -12,6 +12,7 @@ from qjam.dispatch.states import COMING, DONE, PRESENT, QUEUED, SENT, NodeState
 from qjam_worker.node.rounds import NodeRound
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import MODULE
 
 from .world import Broken
 
@@ -195,7 +196,7 @@ def check_node(node: Node) -> None:
     if paths != node.files.data.keys():
         raise Broken(f"{node.name} keeps {list(node.files.data)} and needs {paths}")
     for ref in scheduler.asked:
-        if ref not in wanted and not ref.startswith("module:"):
+        if ref not in wanted and ref.kind != MODULE:
             raise Broken(f"{node.name} waits for {ref}, which no round wants")
     hold(node.refs.pins.keys() == wanted, f"{node.name} has pinned", node.refs.pins)
 
@@ -229,7 +230,7 @@ def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
         own = set(round_.job.order[idle[0] :: round_.workers])
         if round_.offered or (round_.ready and (round_.job.has_data or not own.isdisjoint(round_.ready))):
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is work: {round_}")
-        if not round_.owed and round_.tree.pairs() and not round_.unfoldable:
+        if not round_.owed and round_.tree.pairs() and not round_.folds.unfoldable:
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is something to fold: {round_}")
     if round_.settled and round_.tree.values:
         raise Broken(f"{node.name} keeps the roots of round {number} to itself")

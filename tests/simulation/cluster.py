@@ -16,6 +16,7 @@ from qjam.dispatch.states import DONE, NodeState
 from qjam_worker.node import results
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref
 
 from . import checks, usercode
 from .master import Master
@@ -198,7 +199,7 @@ class Cluster(World):
             key = plan.job, nslices
         else:
             refs = [f"d{job.data}-{0 if job.alike and index % 3 else index}" for index in range(nslices)]
-        entry = {"code": f"code:{plan.job}" if job.code else None, "reduce": job.kind == "text", "epoch": 1,
+        entry = {"code": str(plan.job) if job.code else None, "reduce": job.kind == "text", "epoch": 1,
                  "job": plan.job}  # fmt: skip
         run = self.runs[number] = Run(number, plan, job, nslices, self.now)
         self.watch.rounds = max(self.watch.rounds, sum(run.end is None for run in self.runs.values()))
@@ -276,26 +277,25 @@ class Cluster(World):
             return True
         return False
 
-    def size(self, ref: str) -> int:
+    def size(self, ref: Ref) -> int:
         """The bytes of a ref."""
-        kind, _, rest = ref.partition(":")
-        drawn = zlib.crc32(ref.encode()) / (1 << 32)
-        if kind == "params":
-            return self.runs[int(rest)].plan.params
-        if kind in ("code", "module"):
+        drawn = zlib.crc32(ref.key.encode()) / (1 << 32)
+        if ref.kind == PARAMS:
+            return self.runs[int(ref.key)].plan.params
+        if ref.kind in (CODE, MODULE):
             return 10_000
-        data = int(ref[1:].partition("-")[0])
+        data = int(ref.key[1:].partition("-")[0])
         most = max([100, *(job.size for job in self.plan.jobs if job.data == data)])
         return 1 + int(2 * most * drawn)
 
-    def content(self, number: int, ref: str) -> tuple[int, Failure | None]:
+    def content(self, number: int, ref: Ref) -> tuple[int, Failure | None]:
         run = self.runs.get(number)
-        if ref.startswith("module:"):
-            lacks = self.noise(zlib.crc32(ref.encode())) < 0.2
+        if ref.kind == MODULE:
+            lacks = self.noise(zlib.crc32(str(ref).encode())) < 0.2
             return 10_000, Failure("load", "no such module") if lacks else None
         if run is None or run.end is not None:
             return 0, Failure("load", "it is wanted for a round that is over")
-        if run.job.unloadable and ":" not in ref:
+        if run.job.unloadable and ref.kind == SLICE:
             self.counts["fault: slice cannot be made"] += 1
             return 0, Failure("load", "the slice cannot be made")
         return self.size(ref), None

@@ -12,6 +12,7 @@ from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import COMING, NodeState
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref, of_params
 
 from . import checks
 from .plans import HostPlan
@@ -49,7 +50,7 @@ class Master(Process):
         self.cluster = cluster
         self.dispatch = Dispatch(speculation=cluster.plan.speculation)
         self.members: dict[str, Member] = {}
-        self.blobs: dict[str, set[str]] = {}
+        self.blobs: dict[str, set[Ref]] = {}
         self.leaving_nodes: set[str] = set()
         self.leaving = False
         self.loader_free = 0.0
@@ -136,7 +137,9 @@ class Master(Process):
             return self.dispatch.on_shared(name, header)
         if header["state"] == "lost":
             return self.dispatch.on_worker_lost(name, header)
-        return self.dispatch.on_missing(name, header["round"], [(ref, offset) for ref, offset in header["missing"]])
+        return self.dispatch.on_missing(
+            name, header["round"], [(Ref(*ref), offset) for ref, offset in header["missing"]]
+        )
 
     def _send(self, command: Send) -> None:
         if not self.is_there(command.node):
@@ -149,7 +152,7 @@ class Master(Process):
             self.cluster.say("master", f"-> {command.node}: {told(command.kind, command.header)}")
         header, buffers = command.header, list(command.buffers)
         if command.kind is Kind.TASK and header["params"] == "send":
-            large = self.cluster.size(f"params:{header['round']}") > INLINE
+            large = self.cluster.size(of_params(header["round"])) > INLINE
             header, buffers = {**header, "params": "ref" if large else "inline"}, [] if large else [b"params"]
         self._deliver(node, Message(command.kind, header, buffers), 100)
 
@@ -166,7 +169,7 @@ class Master(Process):
         self.loader_free = max(self.world.now, self.loader_free) + 1e-4 + size / 2e9
         self.world.at(self.loader_free, self, self._loaded, node, ref, size, failure)
 
-    def _loaded(self, node: str, ref: str, size: int, failure: Failure | None) -> None:
+    def _loaded(self, node: str, ref: Ref, size: int, failure: Failure | None) -> None:
         if node not in self.dispatch.nodes:
             return
         if failure is not None:

@@ -23,7 +23,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
-SCHEDULER, ROUNDS, REDUCTION = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.values.reduction"
+SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
+REDUCTION = "qjam_worker.values.reduction"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
 
@@ -108,7 +109,7 @@ MUTATIONS = [
     Mutation("goes on sending what only an ended round wanted", DISPATCH,
              "            if self.nodes[name].transfers:\n", "            if False:\n"),
     Mutation("does not answer who asks in the name of an ended round", DISPATCH,
-             "return [*(gone(name, ref) for ref, _ in wanted if not is_module(ref)), *", "return [*"),
+             "return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *", "return [*"),
     Mutation("loses credit", DISPATCH, "return self.nodes[name].transfers.taken(granted)",
              "return self.nodes[name].transfers.taken(granted - 1)"),
     Mutation("leaves a failed load as it is", DISPATCH,
@@ -186,26 +187,26 @@ MUTATIONS = [
              "                self.tree.take(part).release()\n", "                pass\n", "late"),
     Mutation("node: keeps at work who can bring nothing new", ROUNDS,
              "return self._supersede() if self._contested else []", "return []"),
-    Mutation("node: keeps what was folded", ROUNDS,
+    Mutation("node: keeps what was folded", FOLDS,
              "        for held in fold.values():\n            held.release()\n", ""),
-    Mutation("node: gives a part of a sum for the whole", ROUNDS, "        if fold.left:\n            return\n", ""),
-    Mutation("node: forgets the part that a lost worker was at", ROUNDS,
-             "                    work.fold.todo.append(work.part)\n", "                    pass\n"),
+    Mutation("node: gives a part of a sum for the whole", FOLDS, "        if fold.left:\n            return\n", ""),
+    Mutation("node: forgets the part that a lost worker was at", FOLDS,
+             "            fold.todo.append(part)\n", "            pass\n"),
     Mutation("node: forgets where the parts of a sum went", ROUNDS,
              "*folding, *(fold.out for fold in folds if fold.out is not None)]", "*folding]"),
-    Mutation("node: loses what a lost worker was folding", ROUNDS,
-             "                for span, held in work.fold.items():\n                    self.tree.add(span, held)\n",
-             "                pass\n"),
+    Mutation("node: loses what a lost worker was folding", FOLDS,
+             "            for span, held in fold.items():\n                self._tree.add(span, held)\n",
+             "            pass\n"),
     Mutation("node: waits for what others have done", ROUNDS,
              "        self.owed -= gone\n", ""),
     Mutation("node: sends what it could fold", ROUNDS,
-             "return not (self.owed or self.works or self.fold is not None or self.tree.pairs())",
+             "return not (self.owed or self.works or self.folds.in_parts is not None or self.tree.pairs())",
              "return not (self.owed or self.works)"),
     # Defects that were found
     Mutation("found: tries a slice again that has raised, as often as it can before the round ends", SCHEDULER,
              "failed = slices if at is None else [at]", "failed: list[int] = []"),
-    Mutation("found: folds again what has raised", ROUNDS,
-             "[] if self.owed or self.unfoldable else", "[] if self.owed else"),
+    Mutation("found: folds again what has raised", FOLDS,
+             "        if self.unfoldable:\n            return None\n", ""),
     Mutation("found: an error ends a round although the slice is done", DISPATCH,
              'if round_.states[header["slice"]] == DONE:', "if False:", "late"),
     Mutation("found: a module for which there was no room is waited for for ever", SCHEDULER,

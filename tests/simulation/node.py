@@ -10,14 +10,16 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qjam_worker.ipc.files import Mapped, NoRoom
+from qjam_worker.node.folds import Fold
 from qjam_worker.node.module_cache import ModuleCache
 from qjam_worker.node.pool import GRACE
 from qjam_worker.node.results import Held
-from qjam_worker.node.rounds import Fold, NodeRound, Work
+from qjam_worker.node.rounds import NodeRound, Work
 from qjam_worker.node.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref, of_params
 
 from . import checks
 from .plans import MIB, HostPlan
@@ -39,34 +41,34 @@ class Refs:
         self.limit = limit
         self.room = room
         self.bytes = 0
-        self.entries: OrderedDict[str, list[int]] = OrderedDict()  # ref -> bytes here, bytes in all
+        self.entries: OrderedDict[Ref, list[int]] = OrderedDict()  # ref -> bytes here, bytes in all
         self.pins: dict[str, int] = {}
         self._allocate = allocate
 
-    def __contains__(self, ref: str) -> bool:
+    def __contains__(self, ref: Ref) -> bool:
         entry = self.entries.get(ref)
         return entry is not None and entry[0] == entry[1]
 
-    def have(self, ref: str) -> int:
+    def have(self, ref: Ref) -> int:
         return self.entries[ref][0] if ref in self.entries else 0
 
-    def pin(self, ref: str) -> None:
+    def pin(self, ref: Ref) -> None:
         self.pins[ref] = self.pins.get(ref, 0) + 1
 
-    def unpin(self, ref: str) -> None:
+    def unpin(self, ref: Ref) -> None:
         left = self.pins.pop(ref) - 1
         if left:
             self.pins[ref] = left
 
-    def use(self, ref: str) -> None:
+    def use(self, ref: Ref) -> None:
         self.entries.move_to_end(ref)
 
-    def drop(self, ref: str) -> None:
+    def drop(self, ref: Ref) -> None:
         entry = self.entries.pop(ref, None)
         if entry is not None:
             self.bytes -= entry[1]
 
-    def write(self, ref: str, offset: int, total: int, size: int) -> None:
+    def write(self, ref: Ref, offset: int, total: int, size: int) -> None:
         entry = self.entries.get(ref)
         if entry is None:
             while self.bytes + total > self.limit:
@@ -317,7 +319,7 @@ class Node(Process):
         self.scheduler = Scheduler(plan.workers, self.refs)
         self.workers = [Worker(self, index) for index in range(plan.workers)]
         self.imports = ModuleCache(self)  # type: ignore[arg-type]
-        self.params: dict[int, str | None] = {}
+        self.params: dict[int, Ref | None] = {}
         self.files = Files(self)
         self._commands: deque[Command] = deque()
         self._acting = False
@@ -343,9 +345,7 @@ class Node(Process):
 
     def start(self) -> None:
         """Report to the master; the workers come a little later."""
-        self.send(Kind.HELLO, {"version": "1", "python": "3", "pid": 1, "host": self.name, "cores": 1, "memory": 1,
-                               "workers": [worker.index for worker in self.workers], "held": [],
-                               "credit": CREDIT})  # fmt: skip
+        self.send(Kind.HELLO, {"workers": len(self.workers), "credit": CREDIT})
         self.world.at(self.world.now + 0.1 + 0.2 * self.world.noise(self.link.key, 3), self, self._on_pool_ready)
 
     def _on_pool_ready(self) -> None:
@@ -438,7 +438,7 @@ class Node(Process):
             except NoRoom as error:
                 self.act([refusal(number, str(error))])
                 return
-            self.params[number] = f"params:{number}" if header["params"] == "ref" else None
+            self.params[number] = of_params(number) if header["params"] == "ref" else None
         self.act(self.scheduler.on_task(header, self.world.now))
 
     def _release(self, number: int) -> None:
@@ -447,7 +447,7 @@ class Node(Process):
             self.refs.drop(ref)
 
     def _on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:
-        ref = header["ref"]
+        ref = Ref(*header["ref"])
         if header.get("gone"):
             self.imports.refuse(ref)
             self.act(self.scheduler.on_gone(ref))
@@ -492,8 +492,8 @@ class Node(Process):
                 return
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
-            if job.entry["code"] is not None:
-                self._look_up(job.entry["code"])
+            if job.code is not None:
+                self._look_up(job.code)
         worker.ring(round_, work, items)
 
     def _fold_items(self, fold: Fold) -> list[tuple[Span, bytes]]:
@@ -508,7 +508,7 @@ class Node(Process):
             self.cluster.read(str(fold.out.path))  # it is there
         return items
 
-    def _look_up(self, ref: str) -> None:
+    def _look_up(self, ref: Ref) -> None:
         if ref not in self.refs:
             raise Broken(f"{ref} is not here, and a worker is to map it")
         self.refs.use(ref)

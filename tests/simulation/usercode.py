@@ -63,7 +63,7 @@ def serial(kind: str, number: int, nslices: int) -> Any:
 def packed(value: Any) -> tuple[bytes, bool]:
     """The flat bytes of a value, and whether they are without pickles."""
     encoded = codec.encode(value)
-    return b"".join(flat.segments(encoded)), encoded.plain
+    return b"".join(flat.pieces(encoded)), encoded.plain
 
 
 def unpacked(data: Any) -> Any:

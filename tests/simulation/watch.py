@@ -10,6 +10,7 @@ from qjam.dispatch.liveness import LOST_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.dispatch.rounds import Round
 from qjam.dispatch.states import PRESENT, NodeState
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref
 
 from .checks import hold
 from .node import CREDIT, Node
@@ -129,10 +130,10 @@ class Watch:
         credit += sum(m.buffers[0] for m in chunks if not m.header.get("gone"))
         hold(credit + record.credit == CREDIT, f"credit of {node.name} is lost: {credit} + {record.credit}")
         missing = {ref for round_ in node.scheduler.rounds.values() for ref in round_.missing}
-        coming = {transfer.ref for transfer in record.transfers}.union(m.header["ref"] for m in chunks)
+        coming = {transfer.ref for transfer in record.transfers}.union(Ref(*m.header["ref"]) for m in chunks)
         for m in up:
             if m.kind is Kind.STATE and m.header["state"] == "blocked":
-                coming |= {ref for ref, _ in m.header["missing"]}
+                coming |= {Ref(*ref) for ref, _ in m.header["missing"]}
         hold(missing <= coming, f"{node.name} waits for what does not come:", missing - coming)
         known = record.jobs.keys() | {*record.forget}
         known.update(job for m in down if m.kind is Kind.JOB for job in (*m.header["forget"], m.header["job"]))

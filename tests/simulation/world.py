@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from qjam_worker.wire.frames import Kind, pack, unpack
+from qjam_worker.wire.refs import Ref, is_ref
 
 from .plans import Plan
 from .usercode import noise
@@ -193,5 +194,9 @@ def told(kind: Kind, header: dict[str, Any]) -> str:
     """A message in a few words."""
     keys = ("state", "round", "job", "indices", "slices", "slice", "what", "roots", "missing", "for", "count", "ref",
             "offset", "gone", "bytes", "worker", "forget", "reason")  # fmt: skip
-    words = [f"{key} {header[key]}" for key in keys if header.get(key) not in (None, [])]
+    words = [f"{key} {_short(header[key])}" for key in keys if header.get(key) not in (None, [])]
     return " ".join([kind.name, *words])
+
+
+def _short(value: Any) -> Any:
+    return str(Ref(*value)) if is_ref(value, 1000) else value

@@ -21,7 +21,7 @@ def take_a_while(params, part):
 
 
 def linger_elsewhere(params, part):
-    """Gives the sum where the master has started the warm parent; elsewhere it says that it is there, and stays."""
+    """Gives the sum where the master has started the fork server; elsewhere it says that it is there, and stays."""
     gate, master = params
     with open(f"/proc/{os.getppid()}/stat") as file:
         if int(file.read().rpartition(")")[2].split()[1]) == master:

@@ -71,7 +71,7 @@ class Soak:
             "several workers killed": lambda: _each(send, [(self._a_worker(), signal.SIGKILL) for _ in range(3)]),
             "worker stopped": self._stop_worker,
             "node killed": lambda: send(self._host().node, signal.SIGKILL),
-            "warm parent killed": lambda: self._kill_warm_parent(),
+            "fork server killed": lambda: self._kill_warm_parent(),
             "sshd session killed": lambda: _each(
                 send, [(pid, signal.SIGKILL) for pid in sessions_of(self._host().sshd)]
             ),

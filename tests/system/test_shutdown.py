@@ -38,7 +38,7 @@ def test_close_leaves_nothing():
     master = Master(2)
     master.run(usercode.add_up, 1, [1, 2, 3])
     left = traces(os.getpid())
-    assert len(left.processes) == 3  # two workers and their warm parent
+    assert len(left.processes) == 3  # two workers and their fork server
     master.close()
     assert left.are_gone()
     assert threading.active_count() == threads

@@ -21,18 +21,35 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
+import msgpack_numpy
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from qjam_worker.values import codec
+from qjam_worker.values import numpy_payload
 from qjam_worker.values.codec import CodecError, decode, encode
+from qjam_worker.values.flat import pieces as flat_pieces
 from qjam_worker.values.flat import read as read_flat
-from qjam_worker.values.flat import segments as flat_segments
 from qjam_worker.values.flat import size as flat_size
 from qjam_worker.values.flat import write as write_flat
+from qjam_worker.values.header import (
+    ARRAY,
+    BODY,
+    BUFFER_ARRAY,
+    BYTES,
+    COMPLEX,
+    DICT,
+    OBJECT,
+    SCALAR,
+    SET,
+    TAGGED,
+    TUPLE,
+)
+from qjam_worker.values.header import (
+    PICKLED as HAS_PICKLE,
+)
 
 
 class Colour(enum.Enum):
@@ -114,7 +131,7 @@ def back(value: Any, inline: int = 1024, copy: bool = False, **options: Any) -> 
 
 
 def back_flat(value: Any, inline: int = 1024) -> Any:
-    return decode(*read_flat(b"".join(flat_segments(encode(value, inline=inline)))))
+    return decode(*read_flat(b"".join(flat_pieces(encode(value, inline=inline)))))
 
 
 # ---- values that msgpack and ext types carry --------------------------------------------------------------
@@ -180,6 +197,7 @@ def test_longlong_and_long_stay_apart_though_they_are_equal() -> None:
     for char in "lqLQ":
         assert back(np.zeros(3, char)).dtype.char == char
         assert type(back(np.dtype(char).type(1))) is np.dtype(char).type
+        assert back(np.zeros(3, [("a", char)])).dtype["a"].char == char
 
 
 STRUCTURED = [
@@ -447,6 +465,103 @@ def test_a_pickle_is_refused_where_it_is_not_allowed(value: Any) -> None:
 def test_a_value_that_looks_like_a_mark_comes_back(value: Any) -> None:
     assert exactly(back(value), value)
     assert exactly(back([value, (1,)]), [value, (1,)])
+
+
+# ---- msgpack-numpy ----------------------------------------------------------------------------------------
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("msgpack-numpy is not to pickle")
+
+
+@pytest.fixture
+def no_pickle_in_msgpack_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msgpack_numpy, "pickle", None)
+    ndarray_to_bytes = msgpack_numpy.ndarray_to_bytes
+    monkeypatch.setattr(
+        msgpack_numpy, "ndarray_to_bytes", lambda array: (refuse if array.dtype.hasobject else ndarray_to_bytes)(array)
+    )
+
+
+@pytest.mark.parametrize("dtype", ["?", "<i4", "<f8", ">f8", "<c16", "S3", "<U2"])
+def test_the_payload_of_an_array_is_what_msgpack_numpy_packs(dtype: str) -> None:
+    array = np.ones((2, 3), dtype)
+    for _ in range(2):  # the second time it is remembered
+        assert numpy_payload.pack(array) == msgpack_numpy.packb(array)
+        assert exactly(numpy_payload.unpack(msgpack_numpy.packb(array)), array)
+
+
+def test_the_payload_of_a_scalar_is_what_msgpack_numpy_makes_of_it() -> None:
+    for value in (np.float64(1.5), np.bool_(True), np.complex64(1j), np.uint8(3)):
+        packed = msgpack.packb(msgpack_numpy.encode(value))  # its packb takes a float64 for a float
+        for _ in range(2):
+            assert numpy_payload.pack(value) == packed
+            assert exactly(numpy_payload.unpack(packed)[()], value)
+
+
+def test_a_dict_that_msgpack_numpy_would_take_for_an_array_stays_a_dict() -> None:
+    for value in (msgpack_numpy.encode(np.arange(3.0)), msgpack_numpy.encode(np.float32(1)), {b"nd": [b"nd"]}):
+        mine = {key: bytes(item) if isinstance(item, memoryview) else item for key, item in value.items()}
+        for inline in (0, 1024):
+            assert exactly(back(mine, inline), mine)
+            assert exactly(back([mine, (mine,)], inline), [mine, (mine,)])
+    key = {b"nd": 1, (b"nd",): b"nd"}
+    assert exactly(back(key), key)
+
+
+EXPLODED: list[int] = []
+
+
+def explode() -> None:
+    EXPLODED.append(1)
+
+
+class Exploding:
+    def __reduce__(self) -> Any:
+        return explode, ()
+
+
+@pytest.mark.parametrize("code", [ARRAY, SCALAR, BUFFER_ARRAY])
+@pytest.mark.parametrize("dtype", ["|O", "<f8"])
+def test_a_payload_of_the_kind_of_objects_is_refused_before_its_pickle_is_opened(code: int, dtype: str) -> None:
+    pickled = pickle.dumps(Exploding())
+    data = 0 if code == BUFFER_ARRAY else pickled
+    tree = array_ext(dtype, 1, code=code, kind=b"O", data=data)
+    buffers = [pickled] if code == BUFFER_ARRAY else []
+    for allow_pickle in (True, False):
+        with pytest.raises(CodecError, match="kind b'O'"):
+            decode(sealed(0, len(buffers), tree), buffers, allow_pickle=allow_pickle)
+    assert not EXPLODED
+    pickle.loads(pickled)  # it would have told
+    assert EXPLODED.pop() == 1
+
+
+@pytest.mark.usefixtures("no_pickle_in_msgpack_numpy")
+@pytest.mark.parametrize("inline", [0, 1024])
+def test_arrays_of_objects_go_by_the_codecs_own_pickle(inline: int) -> None:
+    for value in (
+        np.array([None, "a"]),
+        np.array(None),
+        np.zeros((0, 2), object),
+        np.array([(1, [2])], dtype=[("a", "i4"), ("b", "O")]),
+        np.zeros((), [("b", "O")])[()],
+    ):
+        encoded = encode(value, inline=inline)
+        assert not encoded.plain
+        assert str(back(value, inline)) == str(value)
+
+
+def test_a_dimension_that_looks_like_the_key_of_the_bytes_misleads_nobody() -> None:
+    array: Any = np.ndarray((0xC4, 4, *b"data", 0), "f8", b"")
+    for _ in range(3):
+        assert exactly(back(array), array)
+        assert exactly(back(np.zeros((2, 3))), np.zeros((2, 3)))
+
+
+def test_more_shapes_than_are_remembered_come_back() -> None:
+    for size in range(1, 3000):
+        array = np.full((size % 50, size), 1, "u1") if size < 100 else np.empty((0, size))
+        assert exactly(back(array), array)
 
 
 # ---- memory: whose, and who may write ---------------------------------------------------------------------
@@ -763,9 +878,11 @@ def test_what_is_not_bytes_is_refused() -> None:
             decode(header, buffers)  # type: ignore[arg-type]
 
 
-def array_ext(token: bytes, *shape: int, place: int = 0, data: bytes = b"", ndim: int | None = None) -> bytes:
-    layout = struct.pack(f"<BBII{len(shape)}Q", len(shape) if ndim is None else ndim, 0, len(token), place, *shape)
-    return msgpack.packb(msgpack.ExtType(codec._ARRAY, layout + token + data))
+def array_ext(dtype: Any, *shape: int, code: int = ARRAY, data: Any = b"12345678", **others: Any) -> bytes:
+    """An ext type with what msgpack-numpy would make of such an array, whether there can be one or not."""
+    encoding = {b"nd": True, b"type": dtype, b"kind": b"", b"shape": shape}
+    encoding.update({key.encode(): value for key, value in others.items()})
+    return msgpack.packb(msgpack.ExtType(code, msgpack.packb({**encoding, b"data": data})))
 
 
 BAD_TREES = {
@@ -782,42 +899,50 @@ BAD_TREES = {
     "not utf-8": b"\xa1\xff",
     "unknown ext": msgpack.packb(msgpack.ExtType(99, b"")),
     "timestamp": b"\xd6\xff\0\0\0\0",
-    "object not there": msgpack.packb(msgpack.ExtType(codec._OBJECT, b"\5\0\0\0")),
-    "short object": msgpack.packb(msgpack.ExtType(codec._OBJECT, b"")),
-    "bare mark": msgpack.packb(msgpack.ExtType(codec._TUPLE, b"")),
-    "mark in a list": msgpack.packb([1, msgpack.ExtType(codec._TUPLE, b"")]),
-    "mark in a tuple": msgpack.packb([msgpack.ExtType(codec._TUPLE, b""), msgpack.ExtType(codec._SET, b"")]),
-    "mark in a set": msgpack.packb([msgpack.ExtType(codec._SET, b""), msgpack.ExtType(codec._SET, b"")]),
-    "mark in a dict": msgpack.packb({"a": msgpack.ExtType(codec._SET, b"")}),
-    "mark as a key": msgpack.packb({msgpack.ExtType(codec._SET, b""): (1,)}),
-    "key without a value": msgpack.packb([msgpack.ExtType(codec._DICT, b""), 1, 2, 3]),
-    "dict with a list for key": msgpack.packb([msgpack.ExtType(codec._DICT, b""), [], 1]),
-    "set of lists": msgpack.packb([msgpack.ExtType(codec._SET, b""), []]),
-    "set of bytes": msgpack.packb([msgpack.ExtType(codec._SET, b""), b"abc"]),
-    "short complex": msgpack.packb(msgpack.ExtType(codec._COMPLEX, b"abc")),
-    "bytes of no kind": msgpack.packb(msgpack.ExtType(codec._BYTES, struct.pack("<BIQ", 9, 0, 0))),
-    "bytes of no buffer": msgpack.packb(msgpack.ExtType(codec._BYTES, struct.pack("<BIQ", 0, 7, 1))),
-    "short scalar": msgpack.packb(msgpack.ExtType(codec._SCALAR, struct.pack("<I", 3) + b"<f8" + b"1234")),
-    "array without ndim": msgpack.packb(msgpack.ExtType(codec._ARRAY, b"")),
-    "array of 99 dimensions": array_ext(b"<f8", 1, ndim=99),
-    "array of no dtype": array_ext(b"", 1, data=b"12345678"),
-    "array of a wrong dtype": array_ext(b"what", 1, data=b"12345678"),
-    "array of fields by name": array_ext(b"i4,i4", 1, data=b"12345678"),
-    "array of objects": array_ext(b"|O", 1, data=b"12345678"),
-    "array of python's objects": array_ext(b"object", 1, data=b"12345678"),
-    "array of fields of objects": array_ext(
-        b"\0" + msgpack.packb({"names": ["a"], "formats": ["|O"], "offsets": [0], "itemsize": 8}),
-        1,
-        data=b"12345678",
-    ),
-    "array of a bad structure": array_ext(b"\0" + msgpack.packb({"names": 1}), 1, data=b"12345678"),
-    "array of itself": array_ext(b"\0" + msgpack.packb([["<f8", [-1]], [2**40]]), 1, data=b"12345678"),
-    "array too large": array_ext(b"<f8", 2**40, data=b"12345678"),
-    "array too large to count": array_ext(b"<f8", 2**63, 2**63, 2, data=b"12345678"),
-    "empty array with a large side": array_ext(b"<f8", 0, 2**64 - 1),
-    "array too short": array_ext(b"<f8", 2, data=b"12345678"),
-    "array too long": array_ext(b"<f8", 1, data=b"123456789"),
-    "array of no buffer": array_ext(b"<f8", 1, place=3),
+    "object not there": msgpack.packb(msgpack.ExtType(OBJECT, b"\5\0\0\0")),
+    "short object": msgpack.packb(msgpack.ExtType(OBJECT, b"")),
+    "bare mark": msgpack.packb(msgpack.ExtType(TUPLE, b"")),
+    "mark in a list": msgpack.packb([1, msgpack.ExtType(TUPLE, b"")]),
+    "mark in a tuple": msgpack.packb([msgpack.ExtType(TUPLE, b""), msgpack.ExtType(SET, b"")]),
+    "mark in a set": msgpack.packb([msgpack.ExtType(SET, b""), msgpack.ExtType(SET, b"")]),
+    "mark in a dict": msgpack.packb({"a": msgpack.ExtType(SET, b"")}),
+    "mark as a key": msgpack.packb({msgpack.ExtType(SET, b""): (1,)}),
+    "key without a value": msgpack.packb([msgpack.ExtType(DICT, b""), 1, 2, 3]),
+    "dict with a list for key": msgpack.packb([msgpack.ExtType(DICT, b""), [], 1]),
+    "set of lists": msgpack.packb([msgpack.ExtType(SET, b""), []]),
+    "set of bytes": msgpack.packb([msgpack.ExtType(SET, b""), b"abc"]),
+    "short complex": msgpack.packb(msgpack.ExtType(COMPLEX, b"abc")),
+    "bytes of no kind": msgpack.packb(msgpack.ExtType(BYTES, struct.pack("<BIQ", 9, 0, 0))),
+    "bytes of no buffer": msgpack.packb(msgpack.ExtType(BYTES, struct.pack("<BIQ", 0, 7, 1))),
+    "short scalar": array_ext("<f8", nd=False, code=SCALAR, data=b"1234"),
+    "long scalar": array_ext("<f8", nd=False, code=SCALAR, data=b"1234567890123456"),
+    "array of nothing": msgpack.packb(msgpack.ExtType(ARRAY, b"")),
+    "array of a list": msgpack.packb(msgpack.ExtType(ARRAY, b"\x90")),
+    "array of an empty dict": msgpack.packb(msgpack.ExtType(ARRAY, b"\x80")),
+    "array of a complex": msgpack.packb(msgpack.ExtType(ARRAY, msgpack.packb({b"complex": True, b"data": "1j"}))),
+    "array of 99 dimensions": array_ext("<f8", *[1] * 99),
+    "array of no dtype": array_ext("", 1),
+    "array of no dtype at all": array_ext(None, 1),
+    "array of a wrong dtype": array_ext("what", 1),
+    "array of fields by name": array_ext("i4,i4", 1),
+    "array of objects": array_ext("|O", 1),
+    "array of python's objects": array_ext("object", 1),
+    "array of fields of objects": array_ext({"names": ["a"], "formats": ["|O"], "offsets": [0], "itemsize": 8}, 1),
+    "array of msgpack-numpy's fields": array_ext([["a", "<f8"]], 1, kind=b"V"),
+    "array of msgpack-numpy's objects": array_ext("|O", 1, kind=b"O"),
+    "array of a bad structure": array_ext({"names": 1}, 1),
+    "array of fields outside": array_ext({"names": ["a"], "formats": ["<f8"], "offsets": [8], "itemsize": 8}, 1),
+    "array of itself": array_ext([["<f8", [-1]], [2**40]], 1),
+    "array of a huge item": array_ext({"names": ["a"], "formats": [["<f8", [2**40]]]}, 1),
+    "array too large": array_ext("<f8", 2**40),
+    "array too large to count": array_ext("<f8", 2**63, 2**63, 2),
+    "empty array with a large side": array_ext("<f8", 0, 2**64 - 1),
+    "array too short": array_ext("<f8", 2),
+    "array too long": array_ext("<f8", 1, data=b"123456789"),
+    "array of no shape": array_ext("<f8", shape=None),
+    "array of a text": array_ext("<f8", 1, data="12345678"),
+    "array of no buffer": array_ext("<f8", 1, code=BUFFER_ARRAY, data=3),
+    "array of bytes for a buffer": array_ext("<f8", 1, code=BUFFER_ARRAY),
 }
 
 
@@ -827,7 +952,7 @@ def test_a_forged_tree_with_a_right_checksum_is_refused_or_harmless(name: str) -
         value_or_codec_error(sealed(flags, 0, BAD_TREES[name]), [])
     if name not in ("timestamp", "nested 1,000 deep"):
         with pytest.raises(CodecError):
-            decode(sealed(codec._TAGGED, 0, BAD_TREES[name]), [])
+            decode(sealed(TAGGED, 0, BAD_TREES[name]), [])
 
 
 def test_forged_sizes_of_the_pickle_are_refused() -> None:
@@ -837,8 +962,8 @@ def test_forged_sizes_of_the_pickle_are_refused() -> None:
         (b"N.", b"\x90"),
         (pickle.dumps([1]), b"\x91\x92\5\1"),
     ):
-        value_or_codec_error(sealed(codec._PICKLED, 0, b"\1", pickled, places), [])
-    rest = struct.pack("<BIQQ", codec._PICKLED, 0, 2**63, 2**63) + b"\1"
+        value_or_codec_error(sealed(HAS_PICKLE, 0, b"\1", pickled, places), [])
+    rest = struct.pack("<BIQQ", HAS_PICKLE, 0, 2**63, 2**63) + b"\1"
     with pytest.raises(CodecError):
         decode(struct.pack("<I", zlib.crc32(rest)) + rest, [])
 
@@ -847,7 +972,7 @@ def test_forged_sizes_of_the_pickle_are_refused() -> None:
 @given(st.data())
 def test_mutated_trees_with_a_right_checksum_give_a_value_or_a_codec_error(data: st.DataObject) -> None:
     header, buffers, _ = encode(SAMPLE)
-    tree = bytearray(header[codec._BODY :])
+    tree = bytearray(header[BODY:])
     for _ in range(data.draw(st.integers(1, 4))):
         lo = data.draw(st.integers(0, len(tree)))
         tree[lo : lo + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=6))
@@ -872,9 +997,9 @@ def test_random_bytes_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", [None, SAMPLE, np.arange(1000.0), [Record("a", np.arange(500))], {"a": 1}])
-def test_the_flat_form_is_its_segments_in_order_with_aligned_buffers(value: Any) -> None:
+def test_the_flat_form_is_its_pieces_in_order_with_aligned_buffers(value: Any) -> None:
     encoded = encode(value)
-    joined = b"".join(flat_segments(encoded))
+    joined = b"".join(flat_pieces(encoded))
     assert len(joined) == flat_size(encoded)
     out = memoryview(bytearray(b"?" * (len(joined) + 100)))
     assert write_flat(encoded, out) == len(joined)
@@ -888,9 +1013,9 @@ def test_the_flat_form_is_its_segments_in_order_with_aligned_buffers(value: Any)
         assert (np.frombuffer(buffer, "u1").ctypes.data - base) % 64 == 0
 
 
-def test_the_buffers_in_the_segments_are_the_users_memory() -> None:
+def test_the_buffers_in_the_pieces_are_the_users_memory() -> None:
     array = np.arange(1000.0)
-    assert any(np.shares_memory(np.frombuffer(s, "u1"), array) for s in flat_segments(encode(array)))
+    assert any(np.shares_memory(np.frombuffer(s, "u1"), array) for s in flat_pieces(encode(array)))
 
 
 def test_a_flat_value_is_read_where_it_lies() -> None:
@@ -909,7 +1034,7 @@ def test_writing_where_there_is_no_room_is_a_codec_error() -> None:
 
 
 def test_every_cut_of_a_flat_form_is_seen() -> None:
-    flat = b"".join(flat_segments(encode([np.arange(200.0), (1, np.arange(150.0))])))
+    flat = b"".join(flat_pieces(encode([np.arange(200.0), (1, np.arange(150.0))])))
     for end in range(len(flat)):
         with pytest.raises(CodecError):
             read_flat(flat[:end])
@@ -918,7 +1043,7 @@ def test_every_cut_of_a_flat_form_is_seen() -> None:
 @settings(max_examples=300)
 @given(st.data())
 def test_a_mutated_flat_form_gives_views_or_a_codec_error(data: st.DataObject) -> None:
-    flat = bytearray(b"".join(flat_segments(encode(SAMPLE))))
+    flat = bytearray(b"".join(flat_pieces(encode(SAMPLE))))
     for _ in range(data.draw(st.integers(1, 4))):
         flat[data.draw(st.integers(0, 40))] = data.draw(st.integers(0, 255))
     try:

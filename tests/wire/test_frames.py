@@ -24,8 +24,7 @@ LOST = {"state": "lost", "worker": 1, "how": "was killed", "pid": 77, "round": 3
 # Of each kind headers that are right, and how many buffers go with them.
 SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
     Kind.HELLO: [
-        ({"version": "1", "python": "3.11.2", "pid": 7, "host": "node1", "cores": 8, "memory": 1 << 34,
-          "workers": [0, 1], "held": ["ref"], "credit": 1 << 24}, 0),
+        ({"workers": 2, "credit": 1 << 24}, 0),
     ],
     Kind.WELCOME: [({"node": "a/1", "speculation": True}, 0)],
     Kind.JOB: [
@@ -38,11 +37,14 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
         ({"state": "replaced", "worker": 1, "pid": 79}, 0),
         (LOST, 0),
         ({key: LOST[key] for key in ("state", "worker", "how", "pid")}, 0),
-        ({"state": "blocked", "round": None, "missing": [["module:1:m", 0]]}, 0),
+        ({"state": "blocked", "round": None, "missing": [[["module", "1:m"], 0]]}, 0),
         ({"state": "shared", "round": 1, "for": "b/1", "indices": []}, 0),
         ({"state": "note", "text": "t"}, 0),
     ],
-    Kind.REFS: [({"ref": "r", "offset": 0, "total": 3}, 1), ({"ref": "r", "offset": 0, "total": 0, "gone": True}, 1)],
+    Kind.REFS: [
+        ({"ref": ["slice", "r"], "offset": 0, "total": 3}, 1),
+        ({"ref": ["params", "1"], "offset": 0, "total": 0, "gone": True}, 1),
+    ],
     Kind.CREDIT: [({"bytes": 100}, 0)],
     Kind.RESULT: [(RESULT, 2)],
     Kind.ERROR: [
@@ -61,7 +63,7 @@ CASES = [(kind, header, count) for kind, cases in SAMPLES.items() for header, co
 # What each kind refuses: the header that is right, but for these fields.
 WRONG: dict[Kind, list[dict[str, Any]]] = {
     Kind.HELLO: [
-        {"credit": -1}, {"credit": 1.5}, {"workers": []}, {"workers": [True]}, {"held": [1]}, {"host": "x" * 5000},
+        {"credit": -1}, {"credit": 1.5}, {"workers": []}, {"workers": True}, {"workers": 0}, {"workers": 1 << 17},
     ],
     Kind.WELCOME: [{"speculation": 1}, {"node": b"a"}],
     Kind.JOB: [
@@ -73,7 +75,10 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
         {"indices": [0, "1"]}, {"indices": [-1]}, {"indices": {}}, {"params": 1}, {"params": None},
         {"params": "params:2"}, {"round": -1}, {"round": 1 << 60},
     ],
-    Kind.REFS: [{"offset": -1}, {"total": 1 << 60}, {"gone": 1}, {"ref": None}],
+    Kind.REFS: [
+        {"offset": -1}, {"total": 1 << 60}, {"gone": 1}, {"ref": None}, {"ref": "r"}, {"ref": ["r"]},
+        {"ref": ["stone", "r"]}, {"ref": ["slice", 1]}, {"ref": ["slice", "x" * 5000]},
+    ],
     Kind.CREDIT: [{"bytes": -1}, {"bytes": 1 << 63}, {"bytes": 0.5}],
     Kind.RESULT: [
         {"seconds": math.nan}, {"seconds": math.inf}, {"seconds": -1}, {"roots": []}, {"roots": [[0, 1]]},
@@ -101,9 +106,10 @@ WRONG_STATES: list[dict[str, Any]] = [
     {**LOST, "slice": "3"},
     {**LOST, "how": 9},
     {"state": "blocked", "round": 1, "missing": []},
-    {"state": "blocked", "round": 1, "missing": [["ref", -1]]},
-    {"state": "blocked", "round": 1, "missing": [["x" * 5000, 0]]},
-    {"state": "blocked", "round": 1, "missing": [["ref", 0, 0]]},
+    {"state": "blocked", "round": 1, "missing": [[["slice", "r"], -1]]},
+    {"state": "blocked", "round": 1, "missing": [[["slice", "x" * 5000], 0]]},
+    {"state": "blocked", "round": 1, "missing": [[["slice", "r"], 0, 0]]},
+    {"state": "blocked", "round": 1, "missing": [["slice:r", 0]]},
     {"state": "shared", "round": 1, "for": "b", "indices": [0.0]},
     {"state": "note", "text": None},
 ]

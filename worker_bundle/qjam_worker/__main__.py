@@ -13,16 +13,22 @@ import zmq
 from .ipc import huge_pages
 from .node.fork_server_client import ForkServer
 from .node.node import Node
+from .node.options import NodeOptions
 from .wire import heartbeat
+from .wire.sockets import Dealer
 
 
 def serve(
-    welcome: dict[str, Any], read_fd: int, write_fd: int, paths: Sequence[str] = (), warm: Optional[ForkServer] = None
+    welcome: dict[str, Any],
+    read_fd: int,
+    write_fd: int,
+    paths: Sequence[str] = (),
+    fork_server: Optional[ForkServer] = None,
 ) -> None:
-    """Be the node that the welcome describes: {"endpoint", "node", "workers"} and, where the link is encrypted, "keys"
-    as in `Node.connect`. "memory_limit" are the bytes that each worker may take for itself, "keep_data" those
-    of slices that may be kept on disk. "heartbeat_timeout" are the seconds for
-    which `read_fd` may be silent; it may be so for ever without.
+    """Be the node that the welcome describes.
+
+    "endpoint", "node" and "keys" are as in `Dealer.connect`; "workers", "memory_limit" and "keep_data" as in
+    `NodeOptions`; "heartbeat_timeout" are the seconds that `read_fd` may be silent, for ever without it.
     """
     ended, end = os.pipe()
     whys: list[str] = []
@@ -32,19 +38,10 @@ def serve(
         os.write(end, b"!")
 
     huge_pages.keep_freed()
+    options = NodeOptions(welcome["workers"], welcome.get("memory_limit"), welcome.get("keep_data"), paths)
     context = zmq.Context()
-    node = Node.connect(
-        context,
-        welcome["endpoint"],
-        welcome["node"],
-        welcome["workers"],
-        keys=welcome.get("keys"),
-        watch={ended: lambda: node.leave(whys[0])},
-        paths=paths,
-        warm=warm,
-        memory_limit=welcome.get("memory_limit"),
-        keep_data=welcome.get("keep_data"),
-    )
+    uplink = Dealer.connect(context, welcome["endpoint"], welcome["node"], welcome["keys"])
+    node = Node(uplink, options, watch={ended: lambda: node.leave(whys[0])}, fork_server=fork_server)
     heartbeat.hold(read_fd, write_fd, welcome.get("heartbeat_timeout"), on_end)
     node.run()
     if "heartbeat_timeout" in welcome and node.leaving is not None:
@@ -53,7 +50,7 @@ def serve(
 
 
 def main() -> None:
-    """The welcome is one line of JSON. Whoever holds stdin open holds the lease."""
+    """The welcome is one line of JSON. The node lives as long as its stdin is open."""
     serve(json.loads(sys.stdin.readline()), 0, 1)
 
 

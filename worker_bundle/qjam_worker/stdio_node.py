@@ -26,14 +26,18 @@ ALIVE = 1.0  # seconds; whatever comes from the master is a beat to the node, no
 
 
 def become_node(
-    answer: dict[str, Any], read: BufferedReader, write: int, paths: Sequence[str], warm: Optional[ForkServer] = None
+    answer: dict[str, Any],
+    read: BufferedReader,
+    write: int,
+    paths: Sequence[str],
+    fork_server: Optional[ForkServer] = None,
 ) -> None:
     """Be the node; where the master has said so, one that a relay stands before. `read` and `write` lead there."""
     from .__main__ import serve
 
     welcome = answer["welcome"]
     if not answer["stdio"]:
-        serve(welcome, read.fileno(), write, paths, warm)
+        serve(welcome, read.fileno(), write, paths, fork_server)
         return
     folder = tempfile.mkdtemp(prefix="qjam-relay-")
     try:
@@ -46,8 +50,8 @@ def become_node(
             try:
                 os.close(beats)
                 os.close(echo)
-                if warm is not None:
-                    warm.forget()
+                if fork_server is not None:
+                    fork_server.forget()
                 # Or the node has ended.
                 came, _, _ = select.select([listener.fileno(), echoes], [], [], CONNECT_TIMEOUT)
                 if listener.fileno() in came:
@@ -60,7 +64,7 @@ def become_node(
         for fd in (beat, echoes, write, listener.detach()):
             os.close(fd)
         os.dup2(os.open(os.devnull, os.O_RDONLY), read.fileno())
-        serve({**welcome, "endpoint": f"ipc://{place}"}, beats, echo, paths, warm)
+        serve({**welcome, "endpoint": f"ipc://{place}"}, beats, echo, paths, fork_server)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

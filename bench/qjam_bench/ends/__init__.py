@@ -1,4 +1,4 @@
-"""The far ends of the rivals: programs, and modules of these, that import nothing of qjam, so that they start fast."""
+"""Programs that run at the far end of a rival, and their modules. They import nothing of qjam, to start fast."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 CHECKOUT = FOLDER.parents[2]  # in a checkout: it has examples/ and tests/
-STOP_S = 5.0  # what a child gets to leave by itself
+STOP_S = 5.0  # seconds that a child has to end by itself
 
 
 def prepare() -> None:
-    """Let this process and all that it starts import the work of all parties, and the examples of a checkout."""
+    """Let this process and its children import what the parties compute, and the examples of a checkout."""
     folders = [str(FOLDER), str(CHECKOUT / "bench"), str(CHECKOUT)]
     sys.path += [folder for folder in folders if folder not in sys.path]
     paths = [*folders, str(CHECKOUT / "worker_bundle"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -25,7 +25,7 @@ def prepare() -> None:
 
 
 def work(name: str) -> Callable[[Any, Any], Any]:
-    """Give one function of qjam_bench_work, from a module that any process below this one can import by name."""
+    """Give one function of qjam_bench_work, a module that every child of this process can import by name."""
     found: Callable[[Any, Any], Any] = getattr(importlib.import_module("qjam_bench_work"), name)
     return found
 
@@ -37,12 +37,12 @@ def program(name: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def child(command: Sequence[str]) -> Iterator[None]:
-    """Holds a child process that is gone when the block ends: by itself, or else killed."""
-    # A session of its own keeps the terminal's Ctrl-C from it: it would only print a traceback.
+    """Run a child process during the block, then wait `STOP_S` for it to end, then kill it."""
+    # In a session of its own the child does not get the terminal's Ctrl-C, on which it would print a traceback.
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
         yield
         process.wait(STOP_S)
     finally:
-        process.kill()  # nothing, once it has been waited for
+        process.kill()  # does nothing once wait() has returned
         process.wait()

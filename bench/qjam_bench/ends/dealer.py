@@ -1,4 +1,7 @@
-"""One worker of raw-zmq: dealer.py ADDRESS PARENT FUNCTION LARGE."""
+"""One worker of raw-zmq: dealer.py ADDRESS PARENT FUNCTION LARGE.
+
+PARENT is the pid of its parent; messages of LARGE bytes or more are not copied.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import numpy as np
 import qjam_bench_work
 import zmq
 
-ORPHAN_MS = 2_000  # how often an idle worker looks whether its parent still lives
+ORPHAN_MS = 2_000  # an idle worker checks this often that its parent still lives
 
 
 def main(address: str, parent: str, name: str, bytes_not_to_copy: str) -> None:
-    """Answer params with what the function gives; an empty message comes before a slice, or is the end."""
+    """Answer params with the function's result. An empty frame announces a slice; an empty message is the end."""
     function = getattr(qjam_bench_work, name)
     part = None
     large = False

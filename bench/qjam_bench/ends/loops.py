@@ -1,4 +1,4 @@
-"""The loops that are measured. They run where a party's rounds start: here, or for MPI in the process of rank 0."""
+"""The loops that the experiments measure. A loop runs where the party's rounds start; with MPI that is rank 0."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Round = Callable[[Any], Any]
-"""One round of one party: params in, the sum over its workers out."""
+"""One round of one party: takes params, returns the sum over its workers."""
 
-FEWEST = 1  # rounds that count of every batch, however slow
+FEWEST = 1  # counted rounds of a batch at least, however slow they are
 
 
 def timed_rounds(play: Round, params: Any, expected: Any, settle: int, most: int, budget: float) -> list[float]:
-    """Give the seconds of each of some rounds, `most` or as many as begin within `budget` seconds.
+    """Give the seconds of each counted round: at most `most`, or as many as begin within `budget` seconds.
 
-    The first `settle` are not counted: caches and sleeping processes come back. Raises ArithmeticError for a wrong sum.
+    The first `settle` rounds do not count: they fill caches and wake processes. Raises ArithmeticError for a wrong sum.
     """
     taken: list[float] = []
     stop = time.perf_counter() + budget
@@ -36,14 +36,14 @@ def once(play: Round, params: Any) -> Any:
 
 
 def timed_once(play: Round, params: Any) -> float:
-    """Give the seconds of one round, whatever it answers."""
+    """Give the seconds of one round; its answer is not checked."""
     began = time.perf_counter()
     play(params)
     return time.perf_counter() - began
 
 
 class Learnt(NamedTuple):
-    """What one run of L-BFGS took; `rounds` has the seconds of each evaluation of the cost."""
+    """One run of L-BFGS. `seconds`: of the run; `rounds`: the seconds of each evaluation of the cost."""
 
     cost: float
     iterations: int
@@ -52,9 +52,9 @@ class Learnt(NamedTuple):
 
 
 def learn(play: Round, theta: Any, patches: int, pixels: int, iterations: int) -> Learnt:
-    """Minimise the cost of the autoencoder from `theta` on by so many iterations of L-BFGS.
+    """Minimise the autoencoder's cost from `theta` on, by `iterations` of L-BFGS as in examples/sparse_autoencoder.py.
 
-    As examples/sparse_autoencoder.py does it; `patches` is the number of them, `pixels` that of one.
+    `patches`: how many there are. `pixels`: how many a patch has.
     """
     from scipy.optimize import minimize
 
@@ -69,9 +69,9 @@ def learn(play: Round, theta: Any, patches: int, pixels: int, iterations: int) -
         decay, decay_gradient = saecost.weight_decay(theta, pixels)
         return answer[0] / patches + decay, answer[1:] / patches + decay_gradient
 
-    # Tolerances of 0: it is the number of iterations that ends it, the same for whoever computes the cost.
+    # Tolerances of 0: L-BFGS ends after `iterations`, the same number for every party.
     options = {"maxiter": iterations, "maxfun": 10 * iterations, "maxcor": 20, "ftol": 0, "gtol": 0}
-    play(theta)  # not counted: all is there and awake
+    play(theta)  # not counted: it wakes processes and brings the slices
     began = time.perf_counter()
     found = minimize(objective, theta, jac=True, method="L-BFGS-B", options=options)
     return Learnt(float(found.fun), int(found.nit), time.perf_counter() - began, rounds)

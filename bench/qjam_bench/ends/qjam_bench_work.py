@@ -1,4 +1,4 @@
-"""What the workers of every party compute: f(params, slice) -> float64 array, so that all results simply add up."""
+"""Functions that the workers of every party compute: f(params, slice) -> float64 array. Their results are added."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 
 
 def one(params: Any, part: Any) -> Any:
-    """Give 1: the shortest first answer there is."""
+    """Give 1: the shortest answer, for measuring a start."""
     return np.ones(1)
 
 
 def scale(params: Any, part: Any) -> Any:
-    """Give as many numbers as came."""
+    """Give params times 1.0: as many numbers as came."""
     return params * 1.0
 
 
 def touch(params: Any, part: Any) -> Any:
-    """Give one number that needs a byte of every page of the params: they are here, all of them."""
+    """Give one number that depends on every page of the params, so that all of them must have arrived."""
     return np.array([params[:: 4096 // params.itemsize].sum()])
 
 
 def look(params: Any, part: Any) -> Any:
-    """Give the sum of the slice where params[0] says so, else of its first and last row: it is here."""
+    """Give the sum of the whole slice if params[0] is not 0, else that of its first and last row: both have arrived."""
     return np.array([part.sum() if params[0] else part[0].sum() + part[-1].sum()])
 
 

@@ -1,7 +1,7 @@
 """The MPI program: mpiexec -n W python ranks.py ADDRESS FUNCTION. Rank 0 is both the root and a worker.
 
-Between loops every rank sleeps at a socket of its own, since waiting inside MPI burns a core. What is timed is
-timed by rank 0 and holds the collectives and the function alone.
+Between loops every rank sleeps at a socket of its own, since a rank that waits inside MPI occupies a core. Rank 0
+measures the time, which is that of the collectives and of the function alone.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ RANK = COMM.Get_rank()
 
 
 class Rank:
-    """What a rank does when it is told to; each method is called in all ranks at once."""
+    """What a rank can do. All ranks call the same method at the same time."""
 
     def __init__(self, name: str) -> None:
-        """`name`: that of the function in qjam_bench_work."""
+        """`name`: of a function in qjam_bench_work."""
         self.function = getattr(qjam_bench_work, name)
         self.part: Any = None
         self.total = np.empty(0)
 
     def load(self, shape: tuple[int, int], data: Any) -> float:
-        """Scatter the rows of an array that rank 0 has; gives the seconds until all have theirs."""
+        """Scatter the rows of an array that rank 0 has; gives the seconds until every rank has its rows."""
         rows = [len(part) for part in np.array_split(np.empty((shape[0], 0)), COMM.Get_size())]
         counts = np.array(rows) * shape[1]
         COMM.Barrier()
@@ -41,7 +41,7 @@ class Rank:
         return time.perf_counter() - began
 
     def drive(self, loop: str, size: int, *arguments: Any) -> Any:
-        """Run a loop in rank 0, over rounds with `size` params; the others take part until they are told the end."""
+        """Run a loop in rank 0, over rounds with `size` params; the other ranks take part until they receive NaN."""
         if RANK == 0:
             try:
                 return getattr(loops, loop)(self.play, *arguments)
@@ -55,7 +55,7 @@ class Rank:
             COMM.Reduce(self.function(params, self.part), None)
 
     def play(self, params: Any) -> Any:
-        """One round: the sum is in a buffer that the next one uses again."""
+        """Play one round and give the sum, in a buffer that the next round overwrites."""
         COMM.Bcast(params)
         result = self.function(params, self.part)
         if self.total.shape != result.shape:
@@ -65,7 +65,7 @@ class Rank:
 
 
 def main(address: str, name: str) -> None:
-    """Do what the socket says until it closes; rank 0 answers with what it got, or an error."""
+    """Call the methods that come over the socket until it closes; rank 0 sends back the answer, or the error."""
     rank = Rank(name)
     with Client(address, "AF_UNIX") as connection:
         connection.send(RANK)

@@ -1,4 +1,4 @@
-"""One process that takes bulk data in and adds it up: sinks.py tcp PORT, or sinks.py zmq ADDRESS PARENT [KEY...]."""
+"""One process that receives bulk data and adds it up: sinks.py tcp PORT, or sinks.py zmq ADDRESS PARENT [KEY...]."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import zmq
 
-ORPHAN_MS = 2_000  # how often an idle one looks whether its parent still lives
+ORPHAN_MS = 2_000  # an idle process checks this often that its parent still lives
 
 
 def tcp(port: str) -> None:
-    """Be the other end of raw-tcp."""
+    """The far end of raw-tcp: receive the data, acknowledge it, answer with its sum."""
     with socket.create_connection(("127.0.0.1", int(port))) as sock, sock.makefile("rb") as file:
         buffer = bytearray()
         while size := int.from_bytes(file.read(8), "big"):
@@ -26,7 +26,7 @@ def tcp(port: str) -> None:
 
 
 def frames(address: str, parent: str, *keys: str) -> None:
-    """Be the other end of raw-zmq: keep what comes, say so, add it up when an empty message comes."""
+    """The far end of raw-zmq: keep and acknowledge each frame; on an empty message answer with the sum of all."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as sock:
         sock.linger = 0
         sock.rcvtimeo = ORPHAN_MS

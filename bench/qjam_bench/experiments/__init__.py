@@ -1,1 +1,1 @@
-"""One module for each thing that is measured."""
+"""One module for each subcommand, with `links` and `footprint`, which run as programs of their own."""

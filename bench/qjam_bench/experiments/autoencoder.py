@@ -1,4 +1,4 @@
-"""The paper's table: a sparse autoencoder on patches of photographs by L-BFGS, its cost computed by the workers."""
+"""The paper's table: L-BFGS trains a sparse autoencoder on patches of photographs; the workers compute the cost."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from . import report
 
 SERIAL = "serial"
 APART = "apart"
-SAME_COST = 1e-3  # relative: sums in another order, and so another line search late in a run, but the same minimum
+SAME_COST = 1e-3  # relative: sums in another order lead to another line search late in a run, but to the same minimum
 
 
 class Serial(Party):
-    """No workers: the slices are computed here, one after the other. What it takes is pure compute."""
+    """Compute the slices in this process, one after the other, without workers: pure computing."""
 
     def __init__(self, workers: int) -> None:
-        """`workers`: into how many slices data is cut."""
+        """`workers`: the number of slices."""
         self._function = work("autoencoder")
         self._workers = workers
         self._slices: list[Any] = []
@@ -46,23 +46,23 @@ class Serial(Party):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--patches", type=options.counts, default="1000,10000,100000", metavar="N,N", help="of 8x8 pixels"
+        "--patches", type=options.counts, default="1000,10000,100000", metavar="N,N", help="patches of 8x8 pixels"
     )
     parser.add_argument(
-        "--workers", type=options.counts, default="1,2,4,8,16", metavar="N,N", help="default 1,2,4,8,16"
+        "--workers", type=options.counts, default="1,2,4,8,16", metavar="N,N", help="workers (1,2,4,8,16)"
     )
-    parser.add_argument("--iterations", type=options.count, default=20, metavar="N", help="of each run (20)")
-    parser.add_argument("--runs", type=options.count, default=3, metavar="N", help="counted, of each party (3)")
+    parser.add_argument("--iterations", type=options.count, default=20, metavar="N", help="iterations per run (20)")
+    parser.add_argument("--runs", type=options.count, default=3, metavar="N", help="counted runs of each party (3)")
     rivals.add_against(parser)
     options.add_output(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure and tell; gives the exit status."""
+    """Measure and print; gives the exit status."""
     figures, lines = measure(arguments)
-    options.say(f"qjam, {arguments.iterations} iterations of L-BFGS; mean seconds an iteration, beside the paper's\n")
+    options.say(f"qjam, {arguments.iterations} iterations of L-BFGS; mean seconds per iteration, and the paper's\n")
     options.say(text(lines))
-    options.say("\nmean milliseconds an iteration, the median of all runs, beside whom it was measured against\n")
+    options.say("\nmean milliseconds per iteration (median of all runs) of every party\n")
     plot, arguments.plot = arguments.plot, None
     status = report.finish(arguments, figures, "", {"lines": [line.row() for line in lines]})
     if plot:
@@ -88,7 +88,7 @@ def text(lines: Sequence[Line]) -> str:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[list[Figure], list[Line]]:
-    """Give a figure for each number of patches and workers and each party, and qjam's lines of the paper's table."""
+    """Give one figure per number of patches, number of workers and party, and qjam's lines of the paper's table."""
     options.checkout("autoencoder")
     from examples import saecost
     from examples.patches import SIDE, natural_patches
@@ -119,12 +119,12 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Figure], list[Line]]:
 
 
 def _same(runs: dict[str, list[loops.Learnt]]) -> None:
-    """Raise BenchError unless all runs have come to the same cost."""
+    """Raise BenchError unless all runs ended with the same cost."""
     cost = runs[SERIAL][0].cost
     for name, taken in runs.items():
         for run in taken:
             if not np.isclose(run.cost, cost, rtol=SAME_COST):
-                raise BenchError(f"{name} came to a cost of {run.cost}, not {cost}")
+                raise BenchError(f"{name} ended with a cost of {run.cost}, not {cost}")
 
 
 def _figure(what: str, name: str, runs: Sequence[loops.Learnt]) -> Figure:
@@ -155,9 +155,9 @@ def _line(patches: int, workers: int, runs: dict[str, list[loops.Learnt]], apart
 
 
 def computed_apart(theta: Any, slices: Sequence[Any], rounds: int) -> float:
-    """Give the seconds of a round whose slices a process a core computes, without a word between them.
+    """Give the seconds of a round in which one process per core computes its share, without talking to the others.
 
-    It is what the machine gives when all cores are busy: less than each gives when the others are idle.
+    It shows what the machine gives while all cores are busy: each is slower then than while the others are idle.
     """
     cores = min(len(slices), _cores())
     context = get_context("fork")

@@ -1,4 +1,4 @@
-"""Large params: to all workers of this machine, and as much back from each, summed."""
+"""Send large params to all workers of this machine; in a second experiment get as much back from each, summed."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from qjam_bench.rivals import turns
 from . import report
 
 MIB = 1 << 20
-THINGS = {"broadcast": "touch", "broadcast, map, reduce": "scale"}  # and what the workers compute
+THINGS = {"broadcast": "touch", "broadcast, map, reduce": "scale"}  # each with the function that the workers compute
 BATCH = turns.Batches(1, most=3, settle=1, budget=1.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--workers", type=options.count, default=8, metavar="N", help="default 8")
+    parser.add_argument("--workers", type=options.count, default=8, metavar="N", help="workers (8)")
     parser.add_argument("--megabytes", type=options.count, default=64, metavar="N", help="MiB of the params (64)")
     parser.add_argument(
-        "--rounds", type=options.count, default=30, metavar="N", help="of a quick party; a slow one plays fewer (30)"
+        "--rounds", type=options.count, default=30, metavar="N", help="of a fast party; a slow one plays fewer (30)"
     )
     rivals.add_against(parser)
     options.add_output(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure and tell; gives the exit status."""
-    options.say(f"{arguments.megabytes} MiB of params to {arguments.workers} workers: broadcast gives back a number")
-    options.say("from each, which needs every page of them; broadcast, map, reduce as much as came, summed\n")
+    """Measure and print; gives the exit status."""
+    options.say(f"{arguments.megabytes} MiB of params to {arguments.workers} workers. broadcast: each returns a number")
+    options.say("that needs every page of them; broadcast, map, reduce: each returns as much as came, summed\n")
     return report.finish(arguments, measure(arguments), f"{arguments.megabytes} MiB to {arguments.workers} workers")
 
 

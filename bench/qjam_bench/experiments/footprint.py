@@ -1,6 +1,6 @@
-"""What one data set costs in memory, in a process that is the master's own: footprint.py's `of` gives it.
+"""Measure how much memory one data set takes, in a process that has nothing but the master in it.
 
-python -m qjam_bench.experiments.footprint ROUTE WORKERS MEGABYTES prints it as JSON.
+python -m qjam_bench.experiments.footprint ROUTE WORKERS MEGABYTES prints what `of` gives, as JSON.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ OURS = re.compile(r"(/\S*/qjam-(?!bench)[^/\s]+)/\S*$", re.MULTILINE)  # folders
 
 
 def of(route: str, workers: int, megabytes: int) -> dict[str, Any]:
-    """Give what grows while the slices of an array, already in memory here, become known to all workers, in bytes.
+    """Send the slices of an array that is in memory here to all workers; give how much memory grows, in bytes.
 
-    master: the peak of this process's resident memory over what it was before. relay: the same of the processes that
-    hold its ssh connections. everything: what all processes and the nodes' files use, each page counted once.
+    bytes: the size of the array. sent: how much of it went to nodes. master: the peak of this process's resident memory
+    minus what it was before. relay: the same for the process that holds the ssh connection. everything: what all
+    processes and the nodes' files use, each page counted once, after minus before.
     """
     data = np.random.default_rng(0).integers(0, 1 << 20, megabytes * MIB // 8).astype(np.float64).reshape(-1, COLUMNS)
     with shipped() as module, hosts.pool(workers, route) as master:
-        master.run(module.look, SUM, np.ones((4 * workers, COLUMNS)))  # all is there but the data
+        master.run(module.look, SUM, np.ones((4 * workers, COLUMNS)))  # starts everything; only the data is missing
         leases = [pid for pid in below(os.getpid()) if "qjam.launch.host_process" in proc_text(pid, "cmdline")]
         for pid in (os.getpid(), *leases):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")  # the peak starts anew
+            Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets the peak
         before = {pid: _status(pid, "VmRSS") for pid in (os.getpid(), *leases)}
         whole, sent = _everything(), master.stats().dataset_sent
         total = master.run(module.look, SUM, DataSet(data))[0]
@@ -54,9 +55,9 @@ def of(route: str, workers: int, megabytes: int) -> dict[str, Any]:
 
 
 def _everything() -> int:
-    """Bytes that this process and all below it use, each page counted once, with all that nodes have in files.
+    """Give the bytes that this process, its descendants and the nodes' files use, each page counted once.
 
-    Pages of programs and libraries do not count: their share (Pss_File) falls whenever a stranger maps the same ones.
+    Pages of programs and libraries do not count: their share (Pss_File) falls when any other process maps them too.
     """
     pids = {os.getpid(), *below(os.getpid())}
     used = 0

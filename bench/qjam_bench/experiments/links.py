@@ -1,7 +1,7 @@
-"""What a real link costs the master, for the arithmetic of docs/scale.md: `python -m qjam_bench.experiments.links`.
+"""Measure what a real link costs the master, for docs/scale.md: `python -m qjam_bench.experiments.links`.
 
-CPU of a TASK to a node and its RESULT back (3,934 float64 each way, TCP and CURVE, libzmq's thread included), memory
-and descriptors of an idle link, and CPU to decode a root and to add it to another one.
+The figures are the CPU of a TASK to a node and its RESULT back (3,934 float64 each way, TCP and CURVE, libzmq's thread
+included), memory and descriptors of an idle link, and the CPU to decode a root and to add it to another one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from qjam_worker.values.reduction import default_reduce
 from qjam_worker.wire.frames import Buffer, Kind, pack
 
 VALUES = 3934  # float64
-PATIENCE = 60.0  # seconds for all links to be there
+PATIENCE = 60.0  # seconds for all nodes to answer
 
 
 def _echo(endpoint: str, keys: dict[str, Keys]) -> None:
-    """In a process of its own: nodes that send back what they get, until they are killed."""
+    """Play all nodes, in a process of its own: send back every message, until killed."""
     context = zmq.Context()
     context.set(zmq.MAX_SOCKETS, len(keys) + 16)
     poller = zmq.Poller()
@@ -44,7 +44,7 @@ def _echo(endpoint: str, keys: dict[str, Keys]) -> None:
 
 
 def measure(nodes: int, rounds: int) -> dict[str, float]:
-    """Gives each constant by what it is."""
+    """Give the figures by name."""
     router = Router()
     endpoint = router.bind("127.0.0.1")
     before = _resident(), _descriptors()
@@ -68,12 +68,12 @@ def measure(nodes: int, rounds: int) -> dict[str, float]:
         process.join()
         router.close()
     return {
-        "us of CPU for a TASK out and as much back": 1e6 * spent / (rounds * nodes),
-        "us of wall clock for the same, the nodes' end on another core": 1e6 * took / (rounds * nodes),
-        "bytes of memory for an idle link": held / nodes,
-        "descriptors for a link": opened / nodes,
-        "us to decode a root": _each(lambda: codec.decode(value.header, value.buffers, copy=True)),
-        "us to add two roots": _each(lambda: default_reduce(sums, sums)),
+        "us of CPU to send a TASK and receive as much": 1e6 * spent / (rounds * nodes),
+        "us of wall clock for the same, with the nodes on another core": 1e6 * took / (rounds * nodes),
+        "bytes of memory per idle link": held / nodes,
+        "descriptors per link": opened / nodes,
+        "us of CPU to decode a root": _each(lambda: codec.decode(value.header, value.buffers, copy=True)),
+        "us of CPU to add two roots": _each(lambda: default_reduce(sums, sums)),
     }
 
 
@@ -108,7 +108,7 @@ def _descriptors() -> int:
 
 
 def main() -> int:
-    """Measure and tell; gives the exit status."""
+    """Measure and print; gives the exit status."""
     parser = argparse.ArgumentParser(prog="python -m qjam_bench.experiments.links", description=__doc__)
     parser.add_argument("--nodes", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=50)

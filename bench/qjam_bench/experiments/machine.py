@@ -1,4 +1,4 @@
-"""What a reader needs to know to compare figures from elsewhere."""
+"""Facts about the machine, for whoever compares figures from different machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qjam_bench.rivals import PARTIES
 
 
 def facts() -> dict[str, Any]:
-    """Give the machine, the versions of python and of every party that is installed, and the commit."""
+    """Give facts about the machine, the versions of python and of all installed parties, and the commit."""
     return {
         "platform": platform.platform(),
         "kernel": platform.release(),
@@ -38,7 +38,7 @@ def facts() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of what the parties are made of, as far as it is installed."""
+    """Give the versions of the parties' packages that are installed."""
     found = {}
     for name in (name for rival in PARTIES.values() for name in rival.distributions):
         try:
@@ -57,7 +57,7 @@ def _cpu() -> str:
 
 
 def _first_line(*command: str) -> str:
-    """Give the first line that a program prints; "" where it is not here or fails."""
+    """Give the first line that a program prints; "" if it is not installed or fails."""
     try:
         done = subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):

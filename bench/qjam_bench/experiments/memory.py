@@ -1,4 +1,4 @@
-"""What a large data set costs in memory: the master while it sends, a host however many workers it has, a .npy file."""
+"""Measure how much memory a large data set takes in master and host, and how much of a .npy file is sent."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.routes,
         default="local,direct",
         metavar="R,R",
-        help=f"of {', '.join(hosts.ROUTES)}; default local,direct",
+        help=f"routes, from {', '.join(hosts.ROUTES)} (local,direct)",
     )
     options.add_output(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure and tell; gives the exit status."""
-    options.say(f"{arguments.megabytes} MiB, in the master's memory before; in MiB:")
-    options.say("  sent: of the data set, to nodes; master: its peak over what it used before; relay: the same of the")
+    """Measure and print; gives the exit status."""
+    options.say(f"A data set of {arguments.megabytes} MiB, in the master's memory from the start. In MiB:")
+    options.say("  sent: how much of it went to nodes; master: the master's peak minus what it used before; relay: the")
     options.say(
-        "  process that holds the ssh connection; everything: what all processes and nodes' files use more after\n"
+        "  same for the process that holds the ssh connection; everything: all processes and the nodes' files, after\n"
+        "  minus before. copies: everything / size of the data set\n"
     )
     options.say(f"{'route':<8} {'workers':>7} " + " ".join(f"{name:>10}" for name in SHOWN) + "  copies")
     rows = []
@@ -52,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
             rows.append({"route": route, "workers": workers, **_measured(route, workers, arguments.megabytes)})
             shown = " ".join(f"{rows[-1][name] / MIB:>10.1f}" for name in SHOWN)
             options.say(f"{route:<8} {workers:>7} {shown}  {rows[-1]['everything'] / rows[-1]['bytes']:.2f}")
-    options.say("\na .npy file that the host sees at the same path, in MiB:\n")
+    options.say("\nA .npy file that the host sees at the same path, in MiB:\n")
     options.say(f"{'route':<8} {'workers':>7} {'size':>10} {'sent':>10}")
     files = []
     for route in arguments.route:
@@ -68,7 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _measured(route: str, workers: int, megabytes: int) -> dict[str, Any]:
-    """Give the footprint, taken in a process of its own: peaks do not come down."""
+    """Give the footprint, measured in a new process, because a peak does not come down again."""
     turns.progress(f"{route}, {workers} workers")
     command = [sys.executable, "-m", "qjam_bench.experiments.footprint", route, str(workers), str(megabytes)]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -80,13 +81,13 @@ def _measured(route: str, workers: int, megabytes: int) -> dict[str, Any]:
 
 
 def of_file(route: str, workers: int, megabytes: int) -> dict[str, Any]:
-    """Give the bytes of a .npy file, and those of it that were sent when all workers have read their slices."""
+    """Give the size of a .npy file, and how many of its bytes are sent until all workers have read their slices."""
     with tempfile.TemporaryDirectory(prefix="qjam-bench-") as folder:
         path = Path(folder, "data.npy")
         array = np.lib.format.open_memmap(
             path, "w+", np.float64, (megabytes * MIB // 8 // footprint.COLUMNS, footprint.COLUMNS)
         )
-        array[:] = np.arange(float(len(array)))[:, None]  # whole numbers: sums are exact; no two slices are the same
+        array[:] = np.arange(float(len(array)))[:, None]  # whole numbers, so sums are exact; no two slices are equal
         array.flush()
         with shipped() as module, hosts.pool(workers, route) as master:
             total = master.run(module.look, footprint.SUM, NumpyMatrixFileDataSet(path))[0]

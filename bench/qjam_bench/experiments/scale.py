@@ -1,8 +1,8 @@
-"""The real dispatcher with many simulated nodes: CPU of each task event, how it grows, memory of an idle node.
+"""Measure the real dispatcher with many simulated nodes: CPU per task event, its growth, memory per idle node.
 
-A task event is one slice given out or one slice's result taken. What is counted is the CPU of everything that the
-engine has Dispatch do: joins, rounds, results, losses, timers; `next_deadline` is asked after every message, as the
-engine does. Packing and unpacking of the same messages is measured apart (column `wire`). docs/scale.md has figures.
+A task event is one slice given out, or one slice's result taken. The CPU includes all calls that the engine makes to
+Dispatch: joins, rounds, results, losses, timers, and `next_deadline` after every message. The time to pack and unpack
+the same messages is measured separately (after the +). docs/scale.md has figures.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .swarm import ENTRY, Swarm
 
 SIZES = (10, 100, 1_000, 10_000)
 WORKERS = 16
-IN_FLIGHT = 8  # rounds at the same time
-TOOK = 0.1  # seconds of simulated time in which a result of every slice comes, whatever the number of nodes
-LOST, LATE = 0.02, 0.1  # parts of the nodes that are lost in a round; that do not answer
-MAX_TASK_SECONDS = 20e-6  # seconds for a task event: the goal
+IN_FLIGHT = 8  # rounds that run at the same time
+TOOK = 0.1  # seconds of simulated time in which the results of all slices come, for any number of nodes
+LOST, LATE = 0.02, 0.1  # part of the nodes that is lost during a round; that does not answer or is late
+MAX_TASK_SECONDS = 20e-6  # CPU per task event: the goal
 
 
 @dataclass
 class Figure:
-    """What one kind of play has cost; seconds are of CPU."""
+    """What one play took; seconds are of CPU."""
 
     nodes: int
     what: str
@@ -48,7 +48,7 @@ class Figure:
     wire_seconds: float
 
     def each(self, seconds: float) -> float:
-        """Microseconds for an event, or for a message where there are no events."""
+        """Give microseconds per task event, or per message if there were no events."""
         return 1e6 * seconds / max(1, self.events or self.messages)
 
 
@@ -56,7 +56,7 @@ Play = Callable[[Swarm, JobSpec], None]
 
 
 def job(nodes: int, key: str = "data") -> JobSpec:
-    """One slice a worker."""
+    """Give a job with one slice per worker."""
     nslices = nodes * WORKERS
     return JobSpec(key, ENTRY, [f"{index:032x}" for index in range(nslices)], nslices)
 
@@ -75,7 +75,7 @@ def _several(swarm: Swarm, spec: JobSpec) -> None:
 
 
 def _churn(swarm: Swarm, spec: JobSpec) -> None:
-    """Nodes are lost and others join, one by one, while a round runs."""
+    """While a round runs, nodes are lost and others join, one by one."""
     swarm.submit(spec)
     names = [name for name, _ in swarm.tasks]
     random.Random(2).shuffle(names)
@@ -89,7 +89,7 @@ def _churn(swarm: Swarm, spec: JobSpec) -> None:
 
 
 def _stragglers(swarm: Swarm, spec: JobSpec) -> None:
-    """Some do not answer: they are asked to share, then doubted, and others do their slices."""
+    """Some nodes do not answer: the master asks them to share, then suspects them, and others do their slices."""
     number = swarm.submit(spec)
     names = [name for name, _ in swarm.tasks]
     late = set(random.Random(3).sample(names, max(1, int(LATE * len(names)))))
@@ -102,7 +102,7 @@ def _stragglers(swarm: Swarm, spec: JobSpec) -> None:
 
 
 def _at_it(swarm: Swarm, spec: JobSpec) -> None:
-    """Some are late and have nothing to share, and all others ask them."""
+    """Some nodes are late and have nothing to share; the master asks them on behalf of every idle node."""
     swarm.submit(spec)
     names = [name for name, _ in swarm.tasks]
     late = set(random.Random(4).sample(names, max(1, int(LATE * len(names)))))
@@ -115,7 +115,7 @@ def _at_it(swarm: Swarm, spec: JobSpec) -> None:
 
 
 def _liveness(swarm: Swarm, spec: JobSpec) -> None:
-    """Everybody is at work and answers when asked for a sign of life, for three seconds."""
+    """All nodes work for three seconds, and answer each PING."""
     swarm.submit(spec)
     swarm.wait(3.0)
     swarm.deliver(swarm.results())
@@ -128,14 +128,15 @@ PLAYS: dict[str, Play] = {
     f"{IN_FLIGHT} rounds in flight": _several,
     f"{LOST:.0%} lost, as many join": _churn,
     f"{LATE:.0%} do not answer": _stragglers,
-    f"{LATE:.0%} are late, share nothing": _at_it,
+    f"{LATE:.0%} are late, nothing to share": _at_it,
     "at work for 3 s": _liveness,
 }
 
 
 def play(nodes: int, repeats: int, tell: Callable[[str], None]) -> Iterator[Figure]:
-    """Yields the figures of so many nodes: each kind of play, the median of `repeats`. Each has a job of its own, which
-    the nodes know: what is done elsewhere in one stays there.
+    """Yield the figures of every play with `nodes` nodes, each the median of `repeats`.
+
+    Each repeat has a job of its own, which the nodes already know: where slices end up in one does not change the next.
     """
     swarm = Swarm(WORKERS, moment=TOOK / (nodes * WORKERS), wire=True)
     tell(f"{nodes} nodes: joins")
@@ -151,7 +152,7 @@ def play(nodes: int, repeats: int, tell: Callable[[str], None]) -> Iterator[Figu
         yield _median(found)
     yield _median(first)
     if swarm.failed or swarm.dispatch.rounds:
-        raise RuntimeError(f"rounds have not ended well: {swarm.failed[:1]} {swarm.dispatch.rounds}")
+        raise RuntimeError(f"some rounds failed or did not end: {swarm.failed[:1]} {swarm.dispatch.rounds}")
 
 
 def _median(figures: list[Figure]) -> Figure:
@@ -168,7 +169,7 @@ def _measured(swarm: Swarm, nodes: int, what: str, call: Callable[[], Any]) -> F
 
 
 def memory(nodes: int) -> dict[str, float]:
-    """Bytes of dispatch for each node: idle, and with one job that has been run."""
+    """Give bytes of Dispatch per node: of an idle one, and of one that has run one job."""
     tracemalloc.start()
     try:
         swarm, before = Swarm(WORKERS), tracemalloc.get_traced_memory()[0]
@@ -188,7 +189,7 @@ def memory(nodes: int) -> dict[str, float]:
 
 
 def growth(figures: Iterable[Figure]) -> dict[int, float]:
-    """Seconds of all plays over n log2 n by number of nodes, n the task events; the smallest size is 1."""
+    """Give seconds of all plays / (n log2 n), n the task events, by number of nodes; relative to the fewest nodes."""
     totals: dict[int, tuple[int, float]] = {}
     for figure in figures:
         if figure.events:
@@ -206,14 +207,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--nodes", type=_numbers, default=SIZES, metavar="N,N", help="default 10,100,1000,10000")
     parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="of each kind of play; the median counts (3)"
+        "--repeats", type=int, default=3, metavar="N", help="repeats of each play; the median counts (3)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep every figure, with machine facts")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure and facts about the machine")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures (PNG)")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure and tell; gives the exit status: 1 where a task event takes longer than 20 us."""
+    """Measure and print; gives the exit status: 1 if a task event takes longer than 20 us."""
     figures: list[Figure] = []
     held: dict[int, dict[str, float]] = {}
     with _progress() as tell:
@@ -232,15 +233,15 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def table(figures: list[Figure], held: dict[int, dict[str, float]]) -> str:
-    """The figures, a line a kind of play, a column a number of nodes: us an event, and + for the wire."""
+    """Give the figures with one line per play and one column per number of nodes: us per event, + those of the wire."""
     sizes = list(held)
     by = {(one.nodes, one.what): one for one in figures}
-    rows = [["us of CPU a task event, + wire", *(f"{nodes:,} nodes" for nodes in sizes)]]
+    rows = [["us of CPU per task event, + wire", *(f"{nodes:,} nodes" for nodes in sizes)]]
     for what in dict.fromkeys(one.what for one in figures):
         ours = [by[nodes, what] for nodes in sizes]
-        unit = "" if ours[0].events else " (a message)"
+        unit = "" if ours[0].events else " (per message)"
         rows.append([what + unit, *(f"{one.each(one.seconds):.2f} + {one.each(one.wire_seconds):.2f}" for one in ours)])
-    rows.append(["all, over n log n, first is 1", *(f"{value:.2f}" for value in growth(figures).values())])
+    rows.append(["all / (n log n), first is 1", *(f"{value:.2f}" for value in growth(figures).values())])
     rows += [[f"bytes a node, {what}", *(f"{held[nodes][what]:,.0f}" for nodes in sizes)] for what in held[sizes[0]]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
@@ -248,7 +249,7 @@ def table(figures: list[Figure], held: dict[int, dict[str, float]]) -> str:
 
 
 def plot(path: Path, figures: list[Figure]) -> None:
-    """Draw the microseconds of an event over the number of nodes, a line a kind of play."""
+    """Draw microseconds per event over the number of nodes, one line per play."""
     from matplotlib.figure import Figure as Picture
 
     picture = Picture(figsize=(8, 4.5), layout="constrained")
@@ -260,7 +261,7 @@ def plot(path: Path, figures: list[Figure]) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(f"nodes of {WORKERS} workers")
-    axes.set_ylabel("us of CPU a task event, without the wire")
+    axes.set_ylabel("us of CPU per task event, without the wire")
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     picture.savefig(path, format="png", dpi=120)
 
@@ -274,7 +275,7 @@ def _numbers(text: str) -> list[int]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """On a terminal: one line that tells what is going on."""
+    """On a terminal, show in one line what is being measured."""
     if not sys.stderr.isatty():
         yield lambda text: None
         return

@@ -1,4 +1,4 @@
-"""From nothing to the first answer: the workers of this machine, and ssh hosts, cold and warm."""
+"""Measure the time from nothing to the first answer: of workers on this machine, and of ssh hosts, cold and warm."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from qjam_bench.rivals.qjam import shipped
 
 from . import report
 
-HOSTS = 8  # that are started in parallel
-CLEAN_PYTHON = "/usr/bin/python3 -I"  # for a cold start: without the user's packages
-BUNDLED = ("numpy", "zmq", "msgpack")  # what a host that has never seen qjam may lack
+HOSTS = 8  # started in parallel
+CLEAN_PYTHON = "/usr/bin/python3 -I"  # for a cold start: it does not see the user's packages
+BUNDLED = ("numpy", "zmq", "msgpack", "msgpack_numpy")  # what qjam sends to a host that lacks it
 ONE = "def mapfunc(params, dataset):\n    return 1\n"
 
 
 class Start(NamedTuple):
-    """One start, in seconds: until the first answer, and what that is made of, where the party tells."""
+    """One start, in seconds: until the first answer, and the parts of that, if the party tells them."""
 
     seconds: float
     parts: dict[str, float]
@@ -45,26 +45,26 @@ class Start(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--workers", type=options.count, default=8, metavar="N", help="of the host (8)")
-    parser.add_argument("--turns", type=options.count, default=5, metavar="N", help="counted, of each party (5)")
+    parser.add_argument("--workers", type=options.count, default=8, metavar="N", help="workers of the host (8)")
+    parser.add_argument("--turns", type=options.count, default=5, metavar="N", help="counted turns of each party (5)")
     parser.add_argument(
-        "--route", choices=("local", "ssh"), default="local", help="this machine beside the rivals (default); ssh hosts"
+        "--route", choices=("local", "ssh"), default="local", help="local (default): beside the rivals; ssh: ssh hosts"
     )
-    parser.add_argument("--host", metavar="HOST", help="[user@]host[:port]; default: private sshds on this machine")
+    parser.add_argument("--host", metavar="HOST", help="[user@]host[:port] (default: private sshds on this machine)")
     parser.add_argument("--ssh-config", type=Path, metavar="FILE", help="to read in place of ~/.ssh/config for --host")
     rivals.add_against(parser)
     options.add_output(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure and tell; gives the exit status."""
+    """Measure and print; gives the exit status."""
     where = arguments.host or ("ssh hosts" if arguments.route == "ssh" else "this machine")
     options.say(f"from nothing to the first answer of {arguments.workers} workers, {where}\n")
     figures = measure(arguments)
     status = report.finish(arguments, figures, f"start, {where}")
     if told := [one for one in figures if one.more.get("parts")]:
         options.say(
-            "\nwhat it is made of, median ms (of several hosts the median one; process: the one that does the ssh)"
+            "\nparts of a start, median ms (of several hosts the median one; process: the start of the host process)"
         )
         for one in told:
             parts = [f"{part} {number(1e3 * Spread.of(seconds).median)}" for part, seconds in one.more["parts"].items()]
@@ -73,9 +73,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
-    """Give a figure for each party or way to start."""
+    """Give one figure per party or way to start."""
     if arguments.ssh_config and not arguments.host:
-        raise BenchError("--ssh-config is for a --host; a private sshd comes with its own")
+        raise BenchError("--ssh-config is for a --host; a private sshd has its own")
     return _ssh(arguments) if arguments.host or arguments.route == "ssh" else _local(arguments)
 
 
@@ -86,7 +86,7 @@ def _local(arguments: argparse.Namespace) -> list[Figure]:
 
 
 def _once(name: str, workers: int) -> Start:
-    """The start of one party in a process that is its own: no other's threads, no memory to be forked."""
+    """Start one party in a process of its own, apart from the threads and the memory of the others."""
     command = [sys.executable, "-m", "qjam_bench.rivals.once", name, str(workers)]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -132,7 +132,7 @@ def _figures(what: str, starts: dict[str, list[Start]], references: dict[str, st
 
 
 def ssh_true(host: Host) -> Start:
-    """What OpenSSH takes to run nothing there."""
+    """Measure how long `ssh HOST true` takes."""
     began = time.perf_counter()
     done = subprocess.run(host.command("true"), check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     seconds = time.perf_counter() - began
@@ -142,7 +142,7 @@ def ssh_true(host: Host) -> Start:
 
 
 def qjam_start(hosts: Sequence[Host], workers: int, module: ModuleType) -> Start:
-    """What a master takes, from nothing to the first answer of `workers` workers on each of these hosts."""
+    """Measure a master from nothing to the first answer of `workers` workers on each of these hosts."""
     specs = [replace(host.spec, workers=workers) for host in hosts]
     began = time.perf_counter()
     with Master(specs, ssh_config=hosts[0].config) as master:
@@ -158,18 +158,18 @@ def qjam_start(hosts: Sequence[Host], workers: int, module: ModuleType) -> Start
 
 
 def cold_start(host: Host, workers: int, module: ModuleType) -> Start:
-    """The start of a host that has never seen qjam."""
+    """Measure the start of a host that has an empty home, and so no part of qjam."""
     assert host.home is not None
     shutil.rmtree(host.home)
     host.home.mkdir()
     taken = qjam_start([host], workers, module)
     if not any(host.home.glob(".cache/qjam/*")):
-        raise BenchError("that was no cold start: the host had qjam's parts outside of its home")
+        raise BenchError("this was no cold start: the host has qjam's parts outside its home")
     return taken
 
 
 def lacks_bundled(python: str) -> bool:
-    """Whether this python, run by a shell, has nothing of what a cold start is to bring."""
+    """Whether this python, as run by a shell, lacks all packages of BUNDLED."""
     program = f"import importlib.util as u, sys; sys.exit(any(u.find_spec(name) for name in {BUNDLED!r}))"
     command = ["/bin/sh", "-c", f"exec {python} -c {shlex.quote(program)}"]
     return not subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True).returncode

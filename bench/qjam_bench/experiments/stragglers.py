@@ -1,4 +1,4 @@
-"""One slow worker, and what it costs a loop, with second attempts and without; on one host, and on two."""
+"""Measure how much one slow worker slows a loop down: with and without second attempts, on one host and on two."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def mapfunc(params, dataset):
 
 
 class Straggling(Party):
-    """Rounds of a master of whose workers the last one may be slow."""
+    """Rounds of a master whose last worker may be slow."""
 
     def __init__(self, master: Master, module: Any, slow: bool, work: tuple[float, bool, int], data: Any) -> None:
-        """`work`: the seconds of a slice, whether they are CPU time, and how many times slower the slow one is."""
+        """`work`: seconds per slice, whether that is CPU time, and how many times slower the slow worker is."""
         self._master = master
         self._module = module
         seconds, cpu, factor = work
@@ -51,27 +51,27 @@ class Straggling(Party):
         self._data = data
 
     def round(self, params: Any) -> Any:
-        """One round; the params are this party's own."""
+        """Play one round with this party's own params; `params` is ignored."""
         return self._master.run(self._module, self._params, self._data)
 
     def _load(self, data: Any) -> None:
-        raise NotImplementedError("the slices come with the first round")
+        raise NotImplementedError("the first round sends the slices")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--workers", type=options.count, default=4, metavar="N", help="of which one is slow (4)")
-    parser.add_argument("--slices", type=options.count, default=4, metavar="N", help="of each worker (4)")
+    parser.add_argument("--workers", type=options.count, default=4, metavar="N", help="workers, one of them slow (4)")
+    parser.add_argument("--slices", type=options.count, default=4, metavar="N", help="slices per worker (4)")
     parser.add_argument(
-        "--factor", type=options.count, default=10, metavar="N", help="how many times slower it is (10)"
+        "--factor", type=options.count, default=10, metavar="N", help="how many times slower the slow worker is (10)"
     )
-    parser.add_argument("--ms", type=options.count, default=20, metavar="N", help="that a slice takes (20)")
+    parser.add_argument("--ms", type=options.count, default=20, metavar="N", help="milliseconds per slice (20)")
     parser.add_argument("--rounds", type=options.count, default=50, metavar="N", help="counted, of each party (50)")
     options.add_output(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure and tell; gives the exit status."""
+    """Measure and print; gives the exit status."""
     workers = arguments.workers
     options.say(f"{workers * arguments.slices} slices of {arguments.ms} ms each on {workers} workers, one of them")
     options.say(f"{arguments.factor} times slower\n")
@@ -79,7 +79,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace) -> list[Figure]:
-    """Give a figure for each kind of work, number of hosts and party."""
+    """Give one figure per kind of work, number of hosts and party."""
     workers, nslices = arguments.workers, arguments.workers * arguments.slices
     array = np.arange(nslices * 1000.0).reshape(nslices, 1000)
     data = DataSet(array, slice_size=1)

@@ -1,4 +1,4 @@
-"""Simulated nodes around a real Dispatch: everything in memory, the time in Dispatch alone counted."""
+"""Simulated nodes around a real Dispatch, all in memory. Only the time in Dispatch counts."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from qjam_worker.wire.frames import Kind, pack, unpack
 PARAMS = (b"header", bytes(3934 * 8))  # as many as the paper's autoencoder has
 CREDIT = 16 * 1024 * 1024
 ENTRY = {"epoch": 1, "reduce": False, "code": None, "module": "work", "function": None}
-AT_A_TIME = 100  # messages
+AT_A_TIME = 100  # messages that are made before the master takes them
 
 Message = tuple[Kind, str, dict[str, Any], list[Any]]
-"""What a node says: kind, its name, header, buffers."""
+"""A message from a node: kind, name of the node, header, buffers."""
 
 
 def nothing(round_: int, lo: int, hi: int) -> list[Any]:
-    """The frames of a result that nobody looks at."""
+    """Give frames for a result that nobody looks at."""
     return [b"result"]
 
 
 @dataclass
 class Swarm:
-    """A master's dispatch and its nodes, which answer when they are let.
+    """A master's dispatch and its nodes, which answer when `deliver`, `settle` or `wait` let them.
 
     Attributes:
-        frames: gives the frames of the result over slices [lo, hi) of a round.
+        frames: called with a round, lo and hi; gives the frames of the result over slices [lo, hi).
         spent: seconds of CPU in Dispatch so far.
-        moment: seconds of simulated time from message to message.
-        shares: whether nodes have something to share when they are asked.
-        wired: seconds of CPU for packing and unpacking messages so far; counted where `wire` is true.
-        given, taken: slices so far that were given out; whose result was taken.
-        messages: that went out or came in so far.
+        moment: seconds of simulated time between messages.
+        shares: whether nodes share slices when the master asks them.
+        wired: seconds of CPU for packing and unpacking messages so far; counted only if `wire` is true.
+        given, taken: slices given out so far; slices whose result was taken so far.
+        messages: number of messages sent or received so far.
     """
 
     workers: int
@@ -59,7 +59,7 @@ class Swarm:
     now: float = 1.0
     done: dict[int, list[tuple[Span, Encoded]]] = field(default_factory=dict)
     failed: list[Fail] = field(default_factory=list)
-    tasks: dict[tuple[str, int], set[int]] = field(default_factory=dict)  # what nodes have been given: by node, round
+    tasks: dict[tuple[str, int], set[int]] = field(default_factory=dict)  # slices that nodes owe, by node and round
     answers: list[Message] = field(default_factory=list)  # to be delivered next
 
     def __post_init__(self) -> None:
@@ -80,10 +80,10 @@ class Swarm:
             Kind.PING: self._pinged,
         }
 
-    # What happens
+    # What a play can do
 
     def join(self, count: int) -> list[str]:
-        """Have so many nodes come; gives their names."""
+        """Let `count` nodes join; gives their names."""
         names = [self._new_name() for _ in range(count)]
         self._count(partial(self._add, names))
         for name in names:
@@ -92,7 +92,7 @@ class Swarm:
         return names
 
     def lose(self, names: Iterable[str]) -> list[str]:
-        """Have nodes end, one after the other, and their hosts start the next ones; gives the names of these."""
+        """Lose nodes, one after the other; their hosts start new ones. Gives the names of the new nodes."""
         successors = []
         for name in names:
             for owner, number in [key for key in self.tasks if key[0] == name]:
@@ -119,8 +119,9 @@ class Swarm:
     def results(
         self, names: Iterable[str] | None = None, *, each: bool = False, order: Random | None = None
     ) -> Iterator[Message]:
-        """What nodes (all) say that have done what they were given: one RESULT a node and round, or each slice; node by
-        node, or in any order.
+        """Give the RESULTs of these nodes (None: of all) for the slices that they owe.
+
+        One RESULT per node and round or, with `each`, per slice; node by node, or shuffled by `order`.
         """
         whose = None if names is None else set(names)
         keys = [key for key in self.tasks if whose is None or key[0] in whose]
@@ -143,8 +144,9 @@ class Swarm:
         return Kind.RESULT, name, header, [frame for its in frames for frame in its]
 
     def deliver(self, messages: Iterable[Message]) -> None:
-        """Have the master hear these, as its engine would: what is due in between is done. They are made a few at a
-        time, for in reality they have just come.
+        """Let the master take these messages, and run its timers in between, as its engine would.
+
+        `messages` is consumed a few at a time, since in reality messages have just arrived and lie in the caches.
         """
         messages = iter(messages)
         while some := list(islice(messages, AT_A_TIME)):
@@ -160,13 +162,13 @@ class Swarm:
                 self.wired += time.process_time() - began
 
     def settle(self) -> None:
-        """Deliver what nodes answer at once (HELLO, PONG, shares), until they have nothing to say."""
+        """Deliver the immediate answers of nodes (HELLO, PONG, shares) until there are none."""
         while self.answers:
             answers, self.answers = self.answers, []
             self.deliver(answers)
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, with every timer at its moment, and nodes that answer at once."""
+        """Let `seconds` of simulated time pass; run every timer at its time, and deliver immediate answers."""
         until = self.now + seconds
         while (due := self.dispatch.next_deadline()) is not None and due <= until:
             self.now = max(self.now, due)
@@ -228,11 +230,7 @@ class Swarm:
         return f"host{self._names:05}/1"
 
     def _say_hello(self, name: str) -> None:
-        header = {
-            "version": "0", "python": "3", "pid": 1, "host": name, "cores": self.workers, "memory": 1, "held": [],
-            "workers": list(range(self.workers)), "credit": CREDIT,
-        }  # fmt: skip
-        self.answers.append((Kind.HELLO, name, header, []))
+        self.answers.append((Kind.HELLO, name, {"workers": self.workers, "credit": CREDIT}, []))
 
     def _welcomed(self, send: Send) -> None:
         pids = list(range(1000, 1000 + self.workers))
@@ -252,7 +250,7 @@ class Swarm:
             self.tasks.pop(key, None)
 
     def _asked(self, send: Send) -> None:
-        """It has begun nothing yet, and shares nothing twice."""
+        """Answer as a node that has begun nothing yet; it shares no slice twice."""
         number, count = send.header["round"], send.header["count"]
         key = send.node, number
         indices = sorted(self.tasks.get(key, set()).difference(self._shared[key]))[-count:] if self.shares else []
@@ -265,7 +263,7 @@ class Swarm:
 
 
 def spans(indices: Iterable[int], nslices: int) -> list[Span]:
-    """The largest nodes of the tree over `nslices` slices that these slices make up."""
+    """Give the largest complete subtrees, in the tree over `nslices` slices, that `indices` make up."""
     held = {(index, index + 1) for index in indices}
     level = held
     while level:
@@ -283,7 +281,7 @@ def _halves(span: Span, nslices: int) -> tuple[Span, Span]:
 
 
 def _as_sent(send: Send) -> tuple[Kind, dict[str, Any], tuple[Any, ...]]:
-    """Kind, header and buffers as the engine sends them: with the params where a node has none."""
+    """Give kind, header and buffers as the engine sends them: with the params if the node lacks them."""
     if send.kind is Kind.TASK and send.header["params"] == "send":
         return send.kind, {**send.header, "params": "inline"}, PARAMS
     return send.kind, send.header, send.buffers

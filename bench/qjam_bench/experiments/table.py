@@ -1,4 +1,4 @@
-"""The table of the README: rounds, bulk, broadcast and start beside all rivals, in markdown."""
+"""Print the README's table in markdown: rounds, bulk, broadcast and start beside all rivals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import report
 
 
 class Part(NamedTuple):
-    """One subcommand's lines of the table: what they are called, its options, and those of a short run."""
+    """One subcommand of the table: the title of its lines, its options, and those for a short run."""
 
     title: str
     options: tuple[str, ...] = ()
@@ -31,13 +31,13 @@ PARTS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--short", action="store_true", help="fewer rounds and turns: minutes, and less certain")
+    parser.add_argument("--short", action="store_true", help="fewer rounds and turns: takes minutes, less precise")
     rivals.add_against(parser)
     options.add_output(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure all four, print them one by one, then the table; gives the exit status."""
+    """Measure all four subcommands, print each one's figures, then the table; gives the exit status."""
     groups: list[tuple[str, list[fig.Figure]]] = []
     drawn: list[fig.Figure] = []
     for name, part in PARTS.items():
@@ -57,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _arguments(name: str, part: Part, ours: argparse.Namespace) -> Any:
-    """Give the arguments of another subcommand, which measures against whom we do."""
+    """Give the arguments for another subcommand, with the same rivals."""
     parser = argparse.ArgumentParser()
     importlib.import_module(f"{__package__}.{name}").add_arguments(parser)
     found = parser.parse_args([*part.options, *(part.short if ours.short else ())])

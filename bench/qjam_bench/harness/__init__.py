@@ -1,1 +1,1 @@
-"""What experiments share: parties, hosts, figures, pictures, options."""
+"""What the experiments share: parties, hosts, figures, plots, options."""

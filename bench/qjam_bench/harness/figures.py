@@ -1,4 +1,4 @@
-"""What was measured, from single figures to a table: spreads, ratios to qjam, text, markdown and JSON."""
+"""Figures and what is made of them: spreads, ratios to qjam, tables as text and markdown, rows for JSON."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ OURS = "qjam"
 
 
 class BenchError(Exception):
-    """What was to be measured cannot be; the text is one line for the user."""
+    """Something cannot be measured; the text is one line for the user."""
 
 
 class Spread(NamedTuple):
-    """The median of many figures, and where the middle half of them lies."""
+    """The median and the quartiles of many figures."""
 
     median: float
     q1: float
@@ -25,34 +25,34 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> Spread:
-        """Give the spread of at least one figure."""
+        """Give the spread of one figure or more."""
         return cls(*(float(q) for q in np.percentile(figures, [50, 25, 75])))
 
 
 class Figure(NamedTuple):
-    """The seconds that one party took for one thing, each time that it did it."""
+    """The seconds that one party took for one thing, one for each time."""
 
     what: str
     party: str
     seconds: list[float]
-    nbytes: int = 0  # that were moved meanwhile, where a rate tells more
-    against: str = OURS  # the party of the same thing that it is compared with
-    more: dict[str, Any] = {}  # noqa: RUF012  # for the JSON alone
+    nbytes: int = 0  # bytes moved in that time, if a rate is to be shown
+    against: str = OURS  # the party to compare it with
+    more: dict[str, Any] = {}  # noqa: RUF012  # for the JSON only
 
     @property
     def spread(self) -> Spread:
-        """Of the seconds."""
+        """The spread of the seconds."""
         return Spread.of(self.seconds)
 
 
 def ratio(figure: Figure, figures: Iterable[Figure]) -> float | None:
-    """Give how many times as long it took as the party that it is compared with; None where that was not measured."""
+    """Give its median divided by that of the party to compare it with; None if that one was not measured."""
     same = [one for one in figures if (one.what, one.party) == (figure.what, figure.against)]
     return figure.spread.median / same[0].spread.median if same else None
 
 
 def row(figure: Figure, figures: Iterable[Figure]) -> dict[str, Any]:
-    """Give what the JSON has of a figure."""
+    """Give the row for the JSON."""
     spread = figure.spread
     found: dict[str, Any] = {"what": figure.what, "party": figure.party, "ms": {}}
     found["ms"] = {name: 1e3 * value for name, value in spread._asdict().items()}
@@ -86,15 +86,15 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def number(value: float) -> str:
-    """Give three digits that count, without an exponent."""
+    """Format a number with three significant digits and without an exponent."""
     digits = max(0, 2 - int(np.floor(np.log10(value)))) if value > 0 else 0
     return f"{value:,.{min(digits, 3)}f}"
 
 
 def markdown(groups: Sequence[tuple[str, Sequence[Figure]]]) -> str:
-    """Give a table in markdown, a line for each thing of each group and a column for each party.
+    """Give a table in markdown with a line for each thing of each group and a column for each party.
 
-    In brackets: how many times what qjam took.
+    The ratio to qjam stands in brackets.
     """
     parties = list(dict.fromkeys(one.party for _, figures in groups for one in figures if one.party != OURS))
     lines = ["| | " + " | ".join([OURS, *parties]) + " |", "|---" * (len(parties) + 2) + "|"]
@@ -113,11 +113,11 @@ def _cell(figure: Figure, figures: Sequence[Figure]) -> str:
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Keep a report."""
+    """Write a report to a file."""
     path.write_text(json.dumps(report) + "\n")
 
 
-# Mean seconds an iteration in the paper of 2010, by patches and workers: ssh pipes, base64 JSON, 16 machines.
+# Mean seconds per iteration in the paper of 2010, by patches and workers: ssh pipes, base64 JSON, 16 machines.
 PAPER = {
     1_000: {1: 0.1458, 2: 0.1752, 4: 0.2634, 8: 0.5339, 16: 0.9969},
     10_000: {1: 0.7310, 2: 0.3321, 4: 0.3360, 8: 0.5251, 16: 1.0186},
@@ -126,34 +126,34 @@ PAPER = {
 
 
 class Line(NamedTuple):
-    """One line of the table: means a round or an iteration in seconds, of the middle one of all runs.
+    """One line of the autoencoder's table: mean seconds per round or iteration, each the median over all runs.
 
-    `efficiency` is ideal / round of one and the same turn, the middle one of all turns: what else the machine does
-    comes and goes in seconds, and has then hit both.
+    `efficiency` is the median over all turns of ideal / round, both from the same turn: other work on the machine comes
+    and goes within seconds, and has then slowed both.
     """
 
     patches: int
     workers: int
     iteration: float
-    total: float  # of all iterations
-    step: float  # of an iteration, the optimiser's own
+    total: float  # seconds of the run
+    step: float  # the optimiser's own part of an iteration
     round: float
-    pure: float  # a round, computed here slice by slice
-    apart: float  # a round, computed by a process a core that all have nothing to do with each other
-    cores: int  # that could be busy at once
+    pure: float  # a round in one process, slice by slice
+    apart: float  # a round in one process per core, which do not talk to each other
+    cores: int  # that the workers can use at once
     efficiency: float
 
     @property
     def what(self) -> str:
-        """What the figures of this line are called."""
+        """The name of this line's figures."""
         return f"{self.patches:,} patches, {self.workers} workers"
 
     @property
     def ideal(self) -> float:
-        """Pure compute, spread evenly over the cores that could be busy, for nothing."""
+        """The seconds of a round whose computing is spread evenly over the cores, without any overhead."""
         return self.pure / self.cores
 
     def row(self) -> dict[str, Any]:
-        """Give what the JSON has of it."""
+        """Give the row for the JSON."""
         overhead = {"ideal": self.ideal, "overhead": self.round - self.ideal}
         return {**self._asdict(), **overhead, "paper": PAPER.get(self.patches, {}).get(self.workers)}

@@ -23,14 +23,14 @@ ROUTES = ("local", "direct", "tunnel", "stdio")
 
 
 class Host(NamedTuple):
-    """An ssh host, and the ssh_config that leads to it. `home` is that of its sessions where it is ours to empty."""
+    """An ssh host and the ssh_config for it. `home`: the home of its sessions, if the benchmark may empty it."""
 
     spec: HostSpec
     config: Path | None
     home: Path | None = None
 
     def command(self, *words: str) -> list[str]:
-        """The command line of OpenSSH that runs `words` there."""
+        """Give the command line of OpenSSH that runs `words` on the host."""
         spec = self.spec
         options = [("-F", self.config), ("-l", spec.user), ("-p", spec.port)]
         return ["ssh", *(str(word) for option in options if option[1] for word in option), spec.host, *words]
@@ -38,7 +38,7 @@ class Host(NamedTuple):
 
 @contextmanager
 def private_hosts(number: int, python: str) -> Iterator[list[Host]]:
-    """Holds so many sshds on this machine, with one empty home for all; `python` is what they run."""
+    """Run `number` sshds on this machine with one empty home for all; `python`: the command of their HostSpecs."""
     sshd = checkout_sshd()
     with tempfile.TemporaryDirectory(prefix="qjam-bench-") as name, ExitStack() as stack:
         folder = Path(name)
@@ -52,7 +52,7 @@ def private_hosts(number: int, python: str) -> Iterator[list[Host]]:
 
 
 def checkout_sshd() -> Any:
-    """Give the module of the private sshd, which only a checkout has."""
+    """Import the module of the private sshd from the checkout. BenchError if there is none or no sshd works."""
     tests = str(CHECKOUT / "tests" / "support")
     sys.path.append(tests)
     try:
@@ -67,7 +67,7 @@ def checkout_sshd() -> Any:
 
 
 def named_host(text: str, config: Path | None) -> Host:
-    """Give the real host that the user has named."""
+    """Give the host that the user has named with --host."""
     try:
         return Host(parse(text), config)
     except ValueError as error:
@@ -75,13 +75,13 @@ def named_host(text: str, config: Path | None) -> Host:
 
 
 def same_python() -> str:
-    """Give the python of this process as the command of a host: the rivals run the same one."""
+    """Give QJAM_REMOTE_PYTHON, or else the python of this process, which the rivals run too."""
     return os.environ.get("QJAM_REMOTE_PYTHON") or shlex.quote(sys.executable)
 
 
 @contextmanager
 def pool(workers: int, route: str) -> Iterator[Master]:
-    """Holds a master with so many workers: `local` ones, or those of a private ssh host that takes this route."""
+    """Run a master with `workers` workers: on this machine for `local`, else on a private ssh host with this route."""
     with ExitStack() as stack:
         if route == "local":
             yield stack.enter_context(Master(workers))

@@ -1,4 +1,4 @@
-"""What the command lines of the subcommands have in common, and where their figures go."""
+"""Options that the subcommands share, and the checks of their values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def routes(text: str, known: Sequence[str] = ROUTES) -> list[str]:
 
 
 def new_file(text: str) -> Path:
-    """Give the path of a file that can be written when all has been measured."""
+    """Give the path of a file that can be written after the measurement."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: not a file name in an existing folder")
@@ -43,7 +43,7 @@ def new_file(text: str) -> Path:
 
 
 def picture(text: str) -> Path:
-    """Give the path of a picture, where there is something to draw it with."""
+    """Give the path of a picture, if matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise argparse.ArgumentTypeError("matplotlib is not installed; ./scripts/bench makes an environment with it")
     return new_file(text)
@@ -51,17 +51,17 @@ def picture(text: str) -> Path:
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Declare --json and --plot."""
-    parser.add_argument("--json", type=new_file, metavar="FILE", help="keep every figure, with machine facts")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write every figure and facts about the machine")
     parser.add_argument("--plot", type=picture, metavar="FILE", help="draw the figures (PNG)")
 
 
 def say(text: str = "") -> None:
-    """Print a line at once."""
+    """Print a line and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def checkout(what: str) -> None:
-    """Raise BenchError where this is no checkout of qjam, which alone has the examples."""
+    """Raise BenchError if there is no checkout of qjam, because only a checkout has the examples."""
     if not (CHECKOUT / "examples" / "saecost.py").is_file():
         raise fig.BenchError(f"{what} needs examples/ of a checkout of qjam")

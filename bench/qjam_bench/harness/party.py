@@ -1,4 +1,4 @@
-"""What is measured: one party with its workers, whoever it is."""
+"""A party: qjam or a rival, with its workers, as the experiments drive it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import numpy as np
 
 from qjam_bench.ends.loops import Round
 
-TRIAL_S = 0.3  # for each way of a party
-TRIAL_ROUNDS = 1, 100  # at least, however long they take, and at most
-HOPELESS = 5  # times as long as another way: no need to see more
+TRIAL_S = 0.3  # seconds for each way of a party
+TRIAL_ROUNDS = 1, 100  # rounds of each way: at least, however long they take; at most
+HOPELESS = 5  # a way whose first round takes this many times the best median is not tried further
 
 
 class Party(ABC):
-    """A party that is ready. All of them cut data by rows into as many slices as there are workers."""
+    """A party that is ready. It cuts data by rows into one slice per worker."""
 
     def load(self, data: Any) -> float:
-        """Put the slices of a (rows, columns) float64 array at the workers, once; give the seconds that took.
+        """Send the slices of a (rows, columns) float64 array to the workers; give the seconds.
 
-        A party may leave some of it to the first round.
+        A party may leave the sending to its first round.
         """
         began = time.perf_counter()
         self._load(data)
         return time.perf_counter() - began
 
     def drive(self, loop: Callable[..., Any], *arguments: Any) -> Any:
-        """Give loop(round, *arguments), a loop of ends/loops.py, called where this party's rounds start.
+        """Call a loop of ends/loops.py with this party's round, where its rounds start; give the result.
 
-        The first argument is params of the size that all its rounds have.
+        The first of `arguments` is params; all rounds of the loop have params of that size.
         """
         return loop(self.round, *arguments)
 
     def first(self, params: Any) -> Any:
-        """Give the first round's answer, without any trial before it."""
+        """Give the answer of a first round, without a trial before it."""
         return self.round(params)
 
     @abstractmethod
@@ -44,17 +44,17 @@ class Party(ABC):
 
     @abstractmethod
     def round(self, params: Any) -> Any:
-        """Give the sum over all workers of f(params, slice); without data the slice is None."""
+        """Give the sum over all workers of f(params, slice); the slice is None if no data was loaded."""
 
 
 class ManyWays(Party):
-    """A party that can do a round in several ways, and does it in the one that a trial has found the fastest.
+    """A party that can do a round in several ways, and uses the fastest one.
 
-    The trial is held anew for params of another size, in the first round with them.
+    The first round with params of a new size holds a trial of all ways.
     """
 
     def __init__(self) -> None:
-        """A subclass has `ways`."""
+        """A subclass defines `ways`."""
         self._best: tuple[int, Round] | None = None
 
     @property
@@ -72,7 +72,7 @@ class ManyWays(Party):
 
 
 def fastest(ways: list[Round], params: Any) -> Round:
-    """Give the way with the smallest median. The first round of each does not count, unless that was far behind."""
+    """Give the way with the smallest median. The first round of a way counts only if it was hopelessly slow."""
     medians: list[float] = []
     for way in ways:
         first = _seconds(way, params)
@@ -97,5 +97,5 @@ def _seconds(way: Round, params: Any) -> float:
 
 
 def parts(data: Any, workers: int) -> list[Any]:
-    """Give views of the slices of `data`, one a worker."""
+    """Cut `data` by rows into one view per worker."""
     return np.array_split(data, workers)

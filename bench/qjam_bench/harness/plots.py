@@ -1,4 +1,4 @@
-"""Pictures of the figures."""
+"""Draw the figures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from .figures import OURS, Figure, Line
 
-BAR = 0.8  # of the place that a party has
+BAR = 0.8  # the part of a group's width that its bars take
 
 
 def bars(path: Path, title: str, figures: Sequence[Figure]) -> None:
-    """Draw a group of bars for each thing, a bar a party: the median, and where the middle half of the figures lies."""
+    """Draw a group of bars for each thing, with one bar per party: the median, and the quartiles as error bars."""
     from matplotlib.figure import Figure as Picture
 
     things = list(dict.fromkeys(one.what for one in figures))
@@ -46,7 +46,7 @@ def bars(path: Path, title: str, figures: Sequence[Figure]) -> None:
 def iterations(
     path: Path, figures: Sequence[Figure], lines: Sequence[Line], paper: Mapping[int, Mapping[int, float]]
 ) -> None:
-    """Draw seconds an iteration over workers, as the paper does: a panel for each number of patches, a line a party."""
+    """Draw seconds per iteration over workers, as in the paper: a panel per number of patches, a line per party."""
     from matplotlib.figure import Figure as Picture
 
     sizes = list(dict.fromkeys(line.patches for line in lines))
@@ -81,13 +81,13 @@ def iterations(
         axes.set_xticks(workers, [str(number) for number in workers])
         axes.set_xlabel("workers")
         axes.set_title(f"{patches:,} patches")
-    picture.axes[0].set_ylabel("seconds an iteration")
+    picture.axes[0].set_ylabel("seconds per iteration")
     picture.axes[-1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     picture.savefig(path, format="png", dpi=120)
 
 
 def memory(path: Path, rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
-    """Draw a group of bars for each route and number of workers, a bar for each kind of memory, in MiB."""
+    """Draw a group of bars for each route and number of workers, with one bar per kind of memory, in MiB."""
     from matplotlib.figure import Figure as Picture
 
     picture = Picture(figsize=(2 + 1.5 * len(rows), 4.5), layout="constrained")

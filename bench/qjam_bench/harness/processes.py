@@ -1,4 +1,4 @@
-"""Processes as /proc shows them, and what it takes to stop those of a party that is not on turn."""
+"""Find processes in /proc, and stop and continue those of a party."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def proc_text(pid: int, name: str) -> str:
-    """Give a file of a process; "" when it is gone."""
+    """Read /proc/PID/NAME; "" if the process is gone."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text()
     except OSError:
@@ -20,7 +20,7 @@ def proc_text(pid: int, name: str) -> str:
 
 
 def below(pid: int) -> set[int]:
-    """All processes that this one has started, directly or not."""
+    """Give the pids of all descendants of a process."""
     stats = {int(name): proc_text(int(name), "stat") for name in os.listdir("/proc") if name.isdecimal()}
     parents = {one: int(text.rpartition(")")[2].split()[1]) for one, text in stats.items() if text}
     found = {pid}
@@ -30,7 +30,7 @@ def below(pid: int) -> set[int]:
 
 
 def send(number: signal.Signals, pids: Iterable[int]) -> None:
-    """Send a signal to each of these that is still there."""
+    """Send a signal to each of these processes that still exists."""
     for pid in pids:
         try:
             os.kill(pid, number)
@@ -39,5 +39,5 @@ def send(number: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def wake_when_parent_dies() -> None:
-    """Have the kernel continue this process when its parent ends: stopped, it would stay for ever."""
+    """Have the kernel continue this process when its parent ends; otherwise it could stay stopped for ever."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)

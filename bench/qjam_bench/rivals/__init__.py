@@ -1,4 +1,4 @@
-"""The parties: each module here gives `party(function, workers, route)`, a context manager that holds one, ready."""
+"""The parties. Each module here has `party(function, workers, route)`, a context manager that yields a ready Party."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qjam_bench.harness.party import Party
 
 
 class Rival(NamedTuple):
-    """A row of the table below: its module here, and what it cannot be without."""
+    """A row of RIVALS: its module here, and the packages, imports and programs that it needs."""
 
     module: str
     distributions: tuple[str, ...] = ()
@@ -28,12 +28,12 @@ class Rival(NamedTuple):
         return lacks + [name for name in self.programs if shutil.which(name) is None]
 
     def party(self, function: str, workers: int, route: str = "local") -> AbstractContextManager[Party]:
-        """Hold this party, with so many workers that compute this function of qjam_bench_work."""
+        """A context manager that yields this party with `workers` workers. `function`: a name of qjam_bench_work."""
         found: AbstractContextManager[Party] = self.bring_in().party(function, workers, route)
         return found
 
     def bring_in(self) -> ModuleType:
-        """Import what it is made of."""
+        """Import its module, and with it the rival itself."""
         return importlib.import_module(f"{__name__}.{self.module}")
 
 
@@ -51,7 +51,7 @@ PARTIES = {**RIVALS, OURS: Rival("qjam", ("qjam", "numpy", "msgpack"))}
 
 
 def against(text: str) -> list[str]:
-    """Give the rivals of `raw-zmq,ray`, none for `none`; the error that argparse shows for one that is not here."""
+    """Give the rivals of `raw-zmq,ray`; [] for `none`. ArgumentTypeError if one is unknown or not installed."""
     names = [] if text == "none" else text.split(",")
     for name in names:
         if name not in RIVALS:
@@ -65,7 +65,7 @@ def against(text: str) -> list[str]:
 
 
 def installed() -> list[str]:
-    """Give the rivals that are here."""
+    """Give the rivals that are installed."""
     return [name for name, rival in RIVALS.items() if not rival.lacking()]
 
 
@@ -76,10 +76,10 @@ def add_against(parser: argparse.ArgumentParser) -> None:
         type=against,
         default=None,
         metavar="NAME,NAME",
-        help=f"of {', '.join(RIVALS)}, or none (default: those that are installed)",
+        help=f"rivals, from {', '.join(RIVALS)}; or none, for qjam alone (default: all that are installed)",
     )
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """Give the parties to measure, qjam last, for what --against gave."""
+    """Give the parties to measure: those of --against (None: all that are installed), then qjam."""
     return [*(installed() if names is None else names), OURS]

@@ -1,4 +1,4 @@
-"""Dask distributed: a process a worker with one thread, slices scattered once to the worker that each is pinned to."""
+"""Dask distributed: one process with one thread per worker; each slice is scattered once and pinned to its worker."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from qjam_bench import ends
 from qjam_bench.ends.loops import Round
 from qjam_bench.harness.party import ManyWays, Party, parts
 
-# What a worker does when it has nothing to do: with 16 of them 45 % of a core, and its own rounds are no better for it.
+# Less work for idle workers: 16 of them took 45 % of a core, which made their own rounds no faster.
 QUIET = {
     "distributed.admin.tick.interval": "1 s",
     "distributed.admin.system-monitor.interval": "10 s",
     "distributed.worker.profile.enabled": False,
 }
-LARGE = 4 << 20  # bytes of params that Dask warns of in a task
+LARGE = 4 << 20  # bytes of params in a task from which Dask warns
 
 
 class Dask(ManyWays):
-    """A client and the addresses of its workers."""
+    """A Dask client and the addresses of its workers."""
 
     def __init__(self, client: Any, function: Any) -> None:
-        """Take what has been started."""
+        """`client`: of a running cluster."""
         super().__init__()
         self._client = client
         self._function = function
@@ -48,7 +48,7 @@ class Dask(ManyWays):
         wait(self._slices)
 
     def _embedded(self, params: Any) -> Any:
-        """The params are in each task; where that is no way to go, as they are scattered."""
+        """Put the params into each task; scatter them if they are too large for that."""
         if params.nbytes >= LARGE:
             return self._scattered(params, tree=False)
         return reduce(operator.add, self._gather(self._map(params)))
@@ -73,7 +73,7 @@ class Dask(ManyWays):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds a cluster on this machine, without its web pages."""
+    """Run a cluster on this machine, without its dashboard."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
         stack.enter_context(dask.config.set({"temporary-directory": folder, **QUIET}))

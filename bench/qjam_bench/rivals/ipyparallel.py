@@ -1,4 +1,4 @@
-"""ipyparallel: an engine a worker; slices pushed once, params in an apply to all, directly or by the broadcast view."""
+"""ipyparallel: one engine per worker. Slices are pushed once; params go to all by the direct or the broadcast view."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from qjam_bench import ends
 from qjam_bench.ends.loops import Round
 from qjam_bench.harness.party import ManyWays, Party, parts
 
-PART = "part"  # what an engine calls its slice
+PART = "part"  # the name of its slice in an engine
 
 
 class Ipyparallel(ManyWays):
     """A client of all engines."""
 
     def __init__(self, client: Any, function: Any) -> None:
-        """Take what has been started."""
+        """`client`: of a running cluster."""
         super().__init__()
         self._client = client
         self._function = function
@@ -46,13 +46,13 @@ class Ipyparallel(ManyWays):
     def _play(self, view: Any, params: Any) -> Any:
         answer = view.apply_async(self._function, params, ipyparallel.Reference(PART))
         results = answer.get()
-        self._client.purge_local_results(answer)  # else the client keeps all that it ever got
+        self._client.purge_local_results(answer)  # else the client keeps every result
         return reduce(operator.add, results)
 
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds a controller and its engines."""
+    """Run a controller and its engines."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
         cluster = ipyparallel.Cluster(n=workers, profile_dir=folder, log_level=logging.ERROR)

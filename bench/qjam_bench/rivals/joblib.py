@@ -1,6 +1,6 @@
-"""joblib with loky: slices dumped once and mapped by the workers, one pool for all rounds, sums in order of arrival.
+"""joblib with loky: one pool for all rounds; slices are dumped once to /dev/shm, and the workers map them.
 
-Params above 1 MB joblib itself dumps into /dev/shm and lets the workers map.
+joblib itself dumps params above 1 MB to /dev/shm and lets the workers map them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHARED_MEMORY = "/dev/shm"
 
 
 class Joblib(ManyWays):
-    """Two joblib.Parallel over one pool of processes: results in a list, or one by one as they come."""
+    """Two joblib.Parallel over one pool: the first gives results as a list, the second in order of arrival."""
 
     def __init__(self, function: Any, workers: int, folder: Path, stack: ExitStack) -> None:
         """Start the pool."""
@@ -52,7 +52,7 @@ class Joblib(ManyWays):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds loky's processes."""
+    """Run loky's processes."""
     from joblib.externals.loky import get_reusable_executor
 
     with ExitStack() as stack:

@@ -1,5 +1,6 @@
-"""mpi4py: Bcast and Reduce of buffers, among as many ranks as there are workers, of which rank 0 is both the root
-and a worker. The loop itself runs in rank 0: what is timed are the collectives, and no pipe. See ends/ranks.py.
+"""mpi4py: Bcast and Reduce of buffers among as many ranks as there are workers; rank 0 is both root and worker.
+
+The loop runs in rank 0, so that its times hold the collectives and no pipe. See ends/ranks.py.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from qjam_bench import ends
 from qjam_bench.ends import loops
 from qjam_bench.harness.party import Party
 
-# More ranks than cores: Open MPI then yields the core in its waiting loops.
+# Allow more ranks than cores: Open MPI then yields the core while it waits.
 MPIEXEC = ("mpiexec", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none")
-START_S = 60.0
+START_S = 60.0  # seconds for a rank to connect
 
 
 class Mpi(Party):
-    """The sockets of the ranks, rank 0's first."""
+    """An MPI program, driven over one socket per rank."""
 
     def __init__(self, ranks: list[Any]) -> None:
-        """Take what has been started."""
+        """`ranks`: their connections, rank 0's first."""
         self._ranks = ranks
 
     def load(self, data: Any) -> float:
@@ -43,7 +44,7 @@ class Mpi(Party):
         self.load(data)
 
     def _all(self, method: str, *arguments: Any) -> Any:
-        """Give what rank 0 answers; arrays among the arguments are sent to rank 0 alone."""
+        """Call a method in all ranks and give rank 0's answer; only rank 0 gets the arrays among the arguments."""
         small = [None if isinstance(argument, np.ndarray) else argument for argument in arguments]
         for rank in self._ranks[1:]:
             rank.send((method, small))
@@ -56,7 +57,7 @@ class Mpi(Party):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds an MPI program with so many ranks."""
+    """Run an MPI program with `workers` ranks."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
         address = os.path.join(folder, "mpi")

@@ -1,4 +1,4 @@
-"""One start of one party, in a process of its own: python -m qjam_bench.rivals.once NAME WORKERS prints the seconds."""
+"""python -m qjam_bench.rivals.once NAME WORKERS starts one party once and prints the seconds of that as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import PARTIES
 
 
 def main(name: str, workers: int) -> dict[str, float]:
-    """Give the seconds of its imports, and from nothing to the first answer of all workers."""
+    """Give the seconds of its imports, and of its start: from then until all workers have given their first answer."""
     ends.prepare()
     began = time.perf_counter()
     rival = PARTIES[name]

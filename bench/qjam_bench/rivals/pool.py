@@ -1,4 +1,4 @@
-"""multiprocessing.Pool, forked: slices in shared memory, one task a slice; params and results there too, or piped."""
+"""multiprocessing.Pool, forked: slices in shared memory, one task per slice; params and results there or in pipes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ class Shared(NamedTuple):
 
 
 class Pool(ManyWays):
-    """A pool, and the shared memory that it has been given."""
+    """A pool and its shared memory."""
 
     def __init__(self, pool: Processes, workers: int, stack: ExitStack) -> None:
-        """Take what has been started; the stack ends the shared memory."""
+        """`stack`: removes the shared memory when it closes."""
         super().__init__()
         self._pool = pool
         self._stack = stack
         self._slices: list[Shared | None] = [None] * workers
         self._blocks: dict[str, SharedMemory] = {}
-        self._result: tuple[int, ...] | None = None  # the shape, once one has come
+        self._result: tuple[int, ...] | None = None  # the shape of a result, once one has come
 
     @property
     def ways(self) -> list[Round]:
@@ -73,7 +73,7 @@ class Pool(ManyWays):
         return total
 
     def _block(self, purpose: str, shape: tuple[int, ...]) -> Shared:
-        """Give shared memory for an array; the same one again for the same purpose and size."""
+        """Give shared memory for an array; the same memory again for the same purpose while the array fits."""
         size = 8 * math.prod(shape)
         if purpose not in self._blocks or self._blocks[purpose].size < size:
             self._blocks[purpose] = SharedMemory(create=True, size=size)
@@ -109,8 +109,8 @@ def _array(shared: Shared) -> Any:
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds a pool of so many processes."""
-    resource_tracker.ensure_running()  # one for all processes, or each would miss what another has removed
+    """Run a pool of `workers` processes."""
+    resource_tracker.ensure_running()  # one for all processes: separate ones would miss what another process removes
     with ExitStack() as stack:
         pool = stack.enter_context(get_context("fork").Pool(workers, _begin, (function,)))
         yield Pool(pool, workers, stack)

@@ -1,4 +1,4 @@
-"""qjam itself: `master.run(module.function, params, dataset)`, added up by default_reduce."""
+"""qjam itself: `master.run(module.function, params, dataset)`, which adds up the results by default_reduce."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qjam_bench.harness.party import Party
 
 
 class Qjam(Party):
-    """A master, and the function that it runs. The first round after `load` ships the slices."""
+    """A master and the function that it runs. The first round after `load` sends the slices."""
 
     def __init__(self, master: qjam.Master, function: Any) -> None:
-        """Take what has been started."""
+        """`function`: of user code, f(params, slice)."""
         self.master = master
         self._function = function
         self._data: qjam.BaseDataSet | None = None
@@ -34,14 +34,14 @@ class Qjam(Party):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds a master with so many workers: of this machine, or of a private ssh host that takes this route."""
+    """Run a master with `workers` workers: on this machine, or on a private ssh host that takes this route."""
     with shipped() as module, hosts.pool(workers, route) as master:
         yield Qjam(master, getattr(module, function))
 
 
 @contextmanager
 def shipped(source: str | None = None) -> Iterator[Any]:
-    """Yields a module of user code, by default that of all parties, where masters find it to be the user's own."""
+    """Yield a module of this source (default: qjam_bench_work), which qjam sends to workers as the user's own code."""
     text = source or (ends.FOLDER / "qjam_bench_work.py").read_text()
     with tempfile.TemporaryDirectory(prefix="qjam-bench-") as folder, ExitStack() as stack:
         Path(folder, "qjam_bench_user.py").write_text(text)

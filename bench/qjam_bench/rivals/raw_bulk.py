@@ -1,4 +1,4 @@
-"""Bytes to one process over loopback: a plain socket, and plain pyzmq in frames, with CURVE and without."""
+"""Send bytes to one process over loopback: by a plain socket, or by plain pyzmq in frames, with CURVE or without."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from qjam_bench.harness.party import Party
 
 from .raw_zmq import ANSWER_MS
 
-FRAME = 4 * 1024 * 1024  # bytes of one send, as qjam cuts it
-CREDIT = 4  # such frames that may be on their way over pyzmq, as many as qjam allows
+FRAME = 4 * 1024 * 1024  # bytes of one send; a block of qjam has as many
+CREDIT = 4  # unacknowledged frames that pyzmq may have sent; qjam allows as many
 
 
 class RawTcp(Party):
-    """A connected socket."""
+    """A socket that is connected to ends/sinks.py."""
 
     def __init__(self, sock: socket.socket) -> None:
-        """Take what has been started."""
+        """`sock`: connected."""
         self._sock = sock
 
     def _load(self, data: Any) -> None:
@@ -35,15 +35,15 @@ class RawTcp(Party):
         self._sock.recv(1)
 
     def round(self, params: Any) -> Any:
-        """The sum of the data where params[0] asks for it."""
+        """Give the sum of the data if params[0] is not 0, else params."""
         return np.frombuffer(self._sock.recv(8)) if params[0] else params
 
 
 class RawZmq(Party):
-    """A ROUTER and the name of the process that has said hello to it."""
+    """A ROUTER that is connected to ends/sinks.py."""
 
     def __init__(self, router: zmq.Socket[bytes], name: bytes) -> None:
-        """Take what has been started."""
+        """`name`: the identity of that process."""
         self._router = router
         self._name = name
 
@@ -59,7 +59,7 @@ class RawZmq(Party):
             self._router.recv_multipart()
 
     def round(self, params: Any) -> Any:
-        """The sum of the data that have come since the last one where params[0] asks for it."""
+        """Give the sum of the data sent since the last sum if params[0] is not 0, else params."""
         if not params[0]:
             return params
         self._router.send_multipart([self._name, b""])
@@ -68,7 +68,7 @@ class RawZmq(Party):
 
 @contextmanager
 def raw_tcp() -> Iterator[Party]:
-    """Holds a plain socket over loopback to another process."""
+    """Run another process, with a plain socket over loopback to it."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.settimeout(ANSWER_MS / 1e3)
@@ -80,7 +80,7 @@ def raw_tcp() -> Iterator[Party]:
 
 @contextmanager
 def raw_zmq(curve: bool) -> Iterator[Party]:
-    """Holds plain pyzmq over loopback to another process."""
+    """Run another process, with plain pyzmq over loopback to it."""
     with ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
         router = stack.enter_context(context.socket(zmq.ROUTER))

@@ -1,9 +1,9 @@
-"""Plain pyzmq: a ROUTER in the caller's thread, a DEALER process a worker; over ipc, or where qjam uses ssh over tcp.
+"""Plain pyzmq: a ROUTER in the caller's thread, one DEALER process per worker; over ipc, or over TCP if qjam uses ssh.
 
-No framing, no serialisation, sums in order of arrival. The sixteen ways to copy or not at the four ends lay within
-10 % of each other with 31 KB at 8 and 16 workers on 2 cores, within 20 % at 2, and copies on receipt and in the
-worker were never clearly behind. How the caller sends (a zero-copy frame that all workers share, or a copy to each)
-is left to a trial.
+No framing, no serialisation; results are added in order of arrival. Sending and receiving can copy or not at each of
+the four ends. With 31 KB on 2 cores, all sixteen combinations lay within 10 % of each other for 8 and 16 workers and
+within 20 % for 2; to copy on receipt and in the worker was never clearly slower. A trial decides how the caller sends:
+a zero-copy frame that all workers share, or a copy for each.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from qjam_bench import ends
 from qjam_bench.ends.loops import Round
 from qjam_bench.harness.party import ManyWays, Party, parts
 
-LARGE = 1 << 20  # bytes from which a copy on receipt costs more than what pyzmq does to avoid it
-ANSWER_MS = 30_000  # a worker that says nothing for this long is gone
+LARGE = 1 << 20  # bytes from which a copy on receipt takes longer than what pyzmq does to avoid it
+ANSWER_MS = 30_000  # a worker that does not answer within this time is taken for dead
 
 
 class RawZmq(ManyWays):
-    """A ROUTER and the names of the workers that have said hello to it."""
+    """A ROUTER and the workers that are connected to it."""
 
     def __init__(self, router: zmq.Socket[bytes], names: list[bytes]) -> None:
-        """Take what has been started."""
+        """`names`: the identities of the workers."""
         super().__init__()
         self._router = router
         self._names = names
@@ -64,7 +64,7 @@ class RawZmq(ManyWays):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds the ROUTER and its worker processes."""
+    """Run the ROUTER and its worker processes."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
         context = stack.enter_context(zmq.Context())

@@ -1,4 +1,4 @@
-"""Ray: an actor a worker, which keeps its slice; params by ray.put into the shared object store, or in the call."""
+"""Ray: one actor per worker, which keeps its slice; params go by ray.put to the object store, or in the call."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from qjam_bench.harness.party import ManyWays, Party, parts
 
 
 class Worker:
-    """What becomes an actor."""
+    """The class of the actors."""
 
     def __init__(self, function: Any) -> None:
-        """Take the function that all its rounds call."""
+        """`function`: f(params, slice), called in every round."""
         self._function = function
         self._part: Any = None
 
     def load(self, part: Any) -> None:
-        """Keep a slice: a view of the object store."""
+        """Keep a slice, which is a view of the object store."""
         self._part = part
 
     def round(self, params: Any) -> Any:
-        """One task."""
+        """Compute one slice's result."""
         return self._function(params, self._part)
 
     def add(self, one: Any, other: Any) -> Any:
-        """Add up two results of two actors."""
+        """Add the results of two actors."""
         return one + other
 
 
 class Ray(ManyWays):
-    """The handles of the actors."""
+    """The actors, one per worker."""
 
     def __init__(self, actors: list[Any]) -> None:
-        """Take what has been started."""
+        """`actors`: their handles."""
         super().__init__()
         self._actors = actors
 
@@ -68,7 +68,7 @@ class Ray(ManyWays):
         return total
 
     def _tree(self, refs: list[Any]) -> Any:
-        """The actors add up in pairs, over the object store."""
+        """Have the actors add up results in pairs, through the object store."""
         actors = self._actors
         while len(refs) > 1:
             pairs = zip(refs[::2], refs[1::2], strict=False)
@@ -79,9 +79,9 @@ class Ray(ManyWays):
 
 @contextmanager
 def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Holds a Ray of this machine alone, and its actors."""
+    """Run Ray on this machine alone, and its actors."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # says what the default will be, without a warning
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # the future default; set here, it saves a warning
     with ExitStack() as stack:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
         stack.callback(ray.shutdown)

@@ -1,6 +1,6 @@
-"""A party in a process of its own: no other's threads, no memory to be forked, and what it prints is out of the way.
+"""A party in a process of its own, apart from the threads and the memory of the others; its output goes to a file.
 
-python -m qjam_bench.rivals.seat NAME FUNCTION WORKERS ROUTE FD is that process. It does what it is told over a socket.
+python -m qjam_bench.rivals.seat NAME FUNCTION WORKERS ROUTE FD is that process. It takes its orders from the socket FD.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from qjam_bench.harness.processes import below, send, wake_when_parent_dies
 
 from . import PARTIES
 
-STOP_S = 30.0  # Ray takes some seconds to end
-SAID = 2000  # characters at the end of what a party complained of are shown
+STOP_S = 30.0  # seconds to end; Ray takes some
+SAID = 2000  # characters shown of the end of a failed party's output
 
 
 class Seated(Party):
-    """A party that is held by another process, where its rounds start and are timed."""
+    """A party in another process, which starts its rounds and times them."""
 
     def __init__(
         self, name: str, connection: Any, process: subprocess.Popen[bytes], log: IO[bytes], rests: bool
     ) -> None:
-        """Take what has been started, and wait until it is ready."""
+        """Wait until the process is ready. `log`: its output; `rests`: see `seated`."""
         self._name = name
         self._connection = connection
         self._process = process
@@ -53,12 +53,12 @@ class Seated(Party):
         return self.drive(loops.once, params)
 
     def _rest(self) -> None:
-        """Stop all processes of this party until it is asked for something: idle ones take their share of the cores."""
+        """Stop all processes of this party until its next turn: idle ones, too, take time on the cores."""
         self._asleep = {self._process.pid, *below(self._process.pid)}
         send(signal.SIGSTOP, self._asleep)
 
     def wake(self) -> None:
-        """Let them go on."""
+        """Let the processes of this party go on."""
         send(signal.SIGCONT, self._asleep)
         self._asleep = set()
 
@@ -74,10 +74,10 @@ class Seated(Party):
         try:
             error, answer = self._connection.recv()
         except EOFError:
-            self._process.wait(STOP_S)  # it has said all it has to say
+            self._process.wait(STOP_S)  # then its output is complete
             self._log.seek(0)
             said = self._log.read().decode(errors="replace")[-SAID:]
-            raise BenchError(f"{self._name} has ended: {said.strip() or 'without a word'}") from None
+            raise BenchError(f"{self._name} has ended: {said.strip() or 'it printed nothing'}") from None
         if self._rests:
             self._rest()
         if error:
@@ -87,10 +87,10 @@ class Seated(Party):
 
 @contextmanager
 def seated(name: str, function: str, workers: int, route: str = "local", *, rests: bool = False) -> Iterator[Party]:
-    """Holds a party in a process of its own.
+    """Run a party in a process of its own.
 
-    `rests`: whether all its processes are stopped whenever it is not on turn. Nobody may take that silence for the
-    end, as a host at the other end of an ssh connection does.
+    `rests`: whether all its processes are stopped (SIGSTOP) while other parties have their turns. Not for qjam over
+    ssh: its host would take the silence for the end of the master.
     """
     with ExitStack() as stack:
         log = stack.enter_context(tempfile.TemporaryFile())
@@ -106,7 +106,7 @@ def seated(name: str, function: str, workers: int, route: str = "local", *, rest
                 start_new_session=True,
             )
         stack.callback(_end, process)
-        stack.enter_context(ours)  # closed first, which is how the process knows
+        stack.enter_context(ours)  # closed first: that tells the process to end
         party = Seated(name, ours, process, log, rests)
         stack.callback(party.wake)
         yield party
@@ -116,14 +116,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_S)
     finally:
-        process.kill()  # nothing, once it has been waited for
+        process.kill()  # does nothing once wait() has returned
         process.wait()
 
 
 def main(name: str, function: str, workers: str, route: str, descriptor: str) -> None:
-    """Hold the party and do what comes, until the socket closes."""
+    """Start the party and call the methods that come over the socket, until it closes."""
     wake_when_parent_dies()
-    os.set_inheritable(int(descriptor), False)  # whatever outlives this process must not keep it open
+    os.set_inheritable(int(descriptor), False)  # a child that outlives this process must not keep it open
     ends.prepare()
     connection = Connection(int(descriptor))
     with connection, PARTIES[name].party(function, int(workers), route) as party:

@@ -1,4 +1,4 @@
-"""Taking turns: parties are measured in small batches, there and back, so that what else the machine does hits all."""
+"""Measure parties in small batches, in turns, forwards and backwards, so that other work slows all parties alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import seat
 
 
 class Batches(NamedTuple):
-    """How a party's rounds are cut: so many batches of at most so many rounds, or as many as begin in time."""
+    """How a party's rounds are cut: `number` batches of at most `most` counted rounds that begin within `budget`."""
 
     number: int
     most: int = 25
@@ -24,20 +24,20 @@ class Batches(NamedTuple):
 
     @classmethod
     def of(cls, rounds: int) -> Batches:
-        """Give the batches of this many rounds of a quick party."""
+        """Give the batches in which a fast party plays at least `rounds` rounds."""
         most = min(rounds, cls._field_defaults["most"])
         return cls(-(-rounds // most), most)
 
 
 def order(names: Sequence[str], turns: int) -> Iterator[tuple[int, str]]:
-    """Yields (turn, name): each name once a turn, and every second turn backwards, so that neighbours change sides."""
+    """Yield (turn, name): each name once per turn, every second turn backwards. So none always follows another."""
     for turn in range(turns):
         for name in names if turn % 2 == 0 else reversed(names):
             yield turn, name
 
 
 def progress(text: str) -> None:
-    """Show on a terminal what is being done now, in the place of what was shown before; nothing elsewhere."""
+    """On a terminal, show what is being done, in place of the text before; elsewhere show nothing."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
@@ -46,7 +46,7 @@ def progress(text: str) -> None:
 def started(
     stack: ExitStack, names: Sequence[str], function: str, workers: int, route: str = "local"
 ) -> dict[str, Party]:
-    """Start these parties, each in a process of its own, to be ended with the stack."""
+    """Start these parties, each in a process of its own; closing the stack ends them."""
     parties = {}
     for name in names:
         progress(f"starting {name} with {workers} workers")
@@ -56,7 +56,7 @@ def started(
 
 
 def interleave(parties: Mapping[str, Party], batches: Batches, params: Any, expected: Any) -> dict[str, list[float]]:
-    """Give the seconds of the counted rounds of each party; all sums are checked."""
+    """Let the parties take turns; give the seconds of each one's counted rounds. Checks every sum."""
     seconds: dict[str, list[float]] = {name: [] for name in parties}
     for turn, name in order(list(parties), batches.number):
         progress(f"batch {turn + 1} of {batches.number}: {name}")
@@ -64,14 +64,14 @@ def interleave(parties: Mapping[str, Party], batches: Batches, params: Any, expe
             seconds[name] += parties[name].drive(
                 loops.timed_rounds, params, expected, batches.settle, batches.most, batches.budget
             )
-        except ArithmeticError as error:  # of a party that is in this process
+        except ArithmeticError as error:  # only parties of this process raise it
             raise BenchError(f"{name}: {error}") from error
     progress("")
     return seconds
 
 
 def take_turns(parties: Mapping[str, Callable[[], Any]], turns: int, warm: int = 1) -> dict[str, list[Any]]:
-    """Call each party `turns` times, and `warm` times before that do not count; give what they gave."""
+    """Call each party `warm` times uncounted, then `turns` times; give the results of the latter."""
     given: dict[str, list[Any]] = {name: [] for name in parties}
     for turn, name in order(list(parties), warm + turns):
         progress(f"turn {turn + 1} of {warm + turns}: {name}")

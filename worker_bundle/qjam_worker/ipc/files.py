@@ -108,6 +108,10 @@ class Files:
             f"no room for {size:,} bytes in {' or '.join(map(os.path.dirname, self.directories))}",
         )
 
+    def paths(self, name: str) -> list[str]:
+        """Where a file of this name may be."""
+        return [os.path.join(directory, name) for directory in self.directories]
+
     def lock(self) -> list[int]:
         """Mark the directories as in use for as long as the returned file descriptors are open."""
         locks = [_lock(directory, fcntl.LOCK_SH) for directory in self.directories]

@@ -1,4 +1,15 @@
-"""A worker's page: memory in which a node and a worker leave each other word, so that no bell has to say anything."""
+"""A worker's mailbox: shared memory in which a node and a worker leave each other messages.
+
+It has 64-bit words and two messages. docs/architecture.md draws how they are used.
+
+word        written by   says
+RUNNING     worker       the number of the task that it runs; 0: none
+SLICE       worker       the slice that it maps; -1: none
+CANCELLED   node         the number of the task that the worker shall stop
+TASK        node         the number of the task that lies in the mailbox
+SENT        node         how many messages the worker must have read from its pipe before it does that task
+DONE        worker       the number of the task whose answer lies in the mailbox
+"""
 
 from __future__ import annotations
 
@@ -9,14 +20,12 @@ from typing import Any
 
 import msgpack
 
-# Its 64-bit words. What the worker runs (0: nothing), at which slice, and what it shall stop; the task that was given
-# last and how many messages the worker was sent before that; the task that was answered last.
 RUNNING, SLICE, CANCELLED, TASK, SENT, DONE = range(6)
-_MESSAGES = 8  # from here on three words for each letter: version, size, unused
+_MESSAGES = 8  # from here on three words for each message: version, size, unused
 _WORDS = 128  # bytes
-TEXT = 8192  # bytes of the longest letter; what is longer goes through a pipe
-MAILBOX = _WORDS + 2 * TEXT
-ONE = struct.pack("=Q", 1)  # what adds one to a counter
+TEXT = 8192  # bytes of the longest message; a longer one goes through a pipe
+MAILBOX = _WORDS + 2 * TEXT  # bytes
+ONE = struct.pack("=Q", 1)  # adds one to an eventfd
 
 
 def mailbox_name(worker: int) -> str:
@@ -25,7 +34,7 @@ def mailbox_name(worker: int) -> str:
 
 
 def counter() -> int:
-    """The descriptor of a new eventfd(2), which os.eventfd gives only from python 3.10 on."""
+    """The descriptor of a new eventfd(2), which os.eventfd makes only from python 3.10 on."""
     fd = ctypes.CDLL(None, use_errno=True).eventfd(0, os.O_CLOEXEC)
     if fd < 0:
         number = ctypes.get_errno()
@@ -34,7 +43,7 @@ def counter() -> int:
 
 
 class Message:
-    """A message in a page, packed and read only when it is not the one before: from round to round most are."""
+    """A message in a mailbox. It is packed and read only when it differs from the last one, as it seldom does."""
 
     def __init__(self, words: memoryview, place: int, text: memoryview) -> None:
         self._words = words
@@ -45,7 +54,7 @@ class Message:
         self._read = 0  # the version that was read last
 
     def write(self, message: Any) -> bool:
-        """Leave a message for the other one; False when it is too long. It must not be changed afterwards."""
+        """Leave a message for the other side; False when it is too long. Do not change it afterwards."""
         if message == self._last:
             return True
         packed = self._pack(message)
@@ -58,7 +67,7 @@ class Message:
         return True
 
     def read(self) -> Any:
-        """The message that the other one has left last. ValueError when there is none."""
+        """The message that the other side has left last. ValueError when there is none."""
         version = self._words[self._version]
         if version != self._read:
             size = self._words[self._size]
@@ -68,7 +77,7 @@ class Message:
 
 
 class Mailbox:
-    """The words and the two letters of one worker's page."""
+    """The words and the two messages of one worker's mailbox."""
 
     def __init__(self, view: memoryview) -> None:
         self.words = view[:_WORDS].cast("q")

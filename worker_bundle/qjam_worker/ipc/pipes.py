@@ -13,12 +13,13 @@ MAX_MESSAGE = 256 * 1024 * 1024  # a module's source or a traceback; data lies i
 
 
 class Channel:
-    """One end; a descriptor of -1 stands for a way that is not there.
+    """One end of a pair of pipes; a descriptor of -1 stands for a direction that is not there.
 
-    `send` blocks when the pipe is full, `receive` takes what is there, `wait` blocks for one message.
+    `send` blocks while the pipe is full, `receive` takes what is there, `wait` blocks for one message. EOFError tells
+    that the other process has ended.
 
-    Pipes, because a write to a socket lets the kernel put its reader in the writer's place at once: with 8 workers to
-    ring, one after the other, that took half as long again. The end of the other process shows as EOFError.
+    Pipes and not sockets, because the kernel may run the reader of a socket in the writer's place at once: to wake 8
+    workers one after the other took half as long again.
     """
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
@@ -28,13 +29,13 @@ class Channel:
         self._unpacker = msgpack.Unpacker(
             strict_map_key=False, max_buffer_size=MAX_MESSAGE, unicode_errors="surrogatepass"
         )
-        self._fed = 0  # bytes given to the unpacker
-        self._whole = True  # whether it has no part of a message
+        self._fed = 0  # bytes that the unpacker was given
+        self._whole = True  # whether it holds no part of a message
         self._waiting: list[Any] = []
         self._sending = threading.Lock()  # user code may import in a thread while another answers
 
     def send(self, message: Any) -> None:
-        """Send one message. A peer that is gone is not an error here: reading tells of it."""
+        """Send one message. That the other process has ended is no error here: reading tells it."""
         with self._sending:
             data = self._pack(message)
             try:
@@ -43,7 +44,7 @@ class Channel:
             except BrokenPipeError:
                 pass
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Send a message that says nothing: None."""
         self.send(None)
 
@@ -73,7 +74,7 @@ class Channel:
         return self._waiting.pop(0)
 
     def close(self) -> None:
-        """Close both ways; the other end sees the end."""
+        """Close both pipes; the other side sees their end."""
         for fd in (self.read_fd, self.write_fd):
             if fd >= 0:
                 os.close(fd)

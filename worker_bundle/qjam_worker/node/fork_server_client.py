@@ -1,28 +1,36 @@
-"""The warm parent of a node that has a process to itself: forked from it while it is young.
+"""The node's end of its fork server: the process that forks the workers and reports how they ended.
 
-numpy is then imported once a host and not twice, which is half of what a start costs there (with 8 hosts on 2 cores
-they started in 0.9 s so, and in 1.4 s with a parent that was started as a program of its own). It must happen before
-ZeroMQ is imported, for the workers have none. A node in a user's process cannot do so: what is in there, threads
-above all, is not to be copied.
+A remote node forks it from itself while it is young: numpy is then imported once per host and not twice, which is half
+of what a start costs there (8 hosts on 2 cores start in 0.9 s so, and in 1.4 s with a fork server that is a program of
+its own). It must happen before ZeroMQ is imported, for the workers have none. A node in a user's process cannot do so:
+what is in there, threads above all, must not be copied.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple, NoReturn, Optional
+from typing import NamedTuple, NoReturn, Optional, Union
 
 from qjam_worker.ipc.cores import thread_environment
 from qjam_worker.ipc.files import Files
-from qjam_worker.worker.fork_server import main
+from qjam_worker.worker.fork_server import NEWS, REQUEST, main
+from qjam_worker.worker.memory_limit import HIGHEST
+
+from .worker_handle import send_signal
 
 HIGHEST_FD = 65_536
+SAID = 4096  # bytes of its own output that are kept, to tell why it ended
 
 
 class Forked:
-    """A child process, as far as it need look like a Popen."""
+    """A child process, with as much of Popen's face as is needed."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -36,25 +44,103 @@ class Forked:
         return self._ended
 
 
-class ForkServer(NamedTuple):
-    """A warm parent: its process, the socket that asks it for workers, what it prints, where files are made."""
+class News(NamedTuple):
+    """What the fork server reports: that it has forked a worker, or that one has ended."""
 
-    process: Forked
-    control: socket.socket
-    output: int
-    files: Files
-    locks: list[int]
+    what: int  # FORKED or EXITED
+    worker: int
+    pid: int
+    status: int  # as wait() gives it
 
-    def end(self) -> None:
-        """It will not be needed: have it remove the files and wait until it has gone."""
-        self.forget()
-        self.process.wait()
+
+class ForkServer:
+    """A running fork server. `files` and `locks` are set where it was forked early: the node's directories."""
+
+    def __init__(
+        self,
+        process: Union[Forked, subprocess.Popen[bytes]],
+        control: socket.socket,
+        output: int,
+        files: Optional[Files] = None,
+        locks: Sequence[int] = (),
+    ) -> None:
+        self.process = process
+        self.control = control
+        self.output = output  # what it prints
+        self.files = files
+        self.locks = list(locks)
+        self._said = b""
+
+    @classmethod
+    def start(cls, files: Files, workers: int, paths: Sequence[str]) -> ForkServer:
+        """Start one as a program. `paths`: folders in which workers find packages first."""
+        ours, theirs = socket.socketpair()
+        output, output_end = os.pipe()
+        root = str(Path(__file__).absolute().parents[2])
+        replaced = 0 if sys.flags.isolated else 1  # the folder that it is started in
+        command = (
+            f"import sys; sys.path[:{replaced}] = {[root, *paths]!r}; "
+            f"from qjam_worker.worker.fork_server import main; main({theirs.fileno()}, {files.directories!r})"
+        )
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", command],
+                stdin=subprocess.DEVNULL,
+                stdout=output_end,
+                stderr=output_end,
+                pass_fds=[theirs.fileno()],
+                env=thread_environment(workers),
+                start_new_session=True,
+            )
+        os.close(output_end)
+        return cls(process, ours, output)
+
+    def fork(self, worker: int, memory_limit: Optional[int], fds: list[int]) -> None:
+        """Ask for a worker that has these descriptors."""
+        try:
+            socket.send_fds(self.control, [REQUEST.pack(worker, min(memory_limit or 0, HIGHEST))], fds)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # its socket tells of its end
+
+    def news(self) -> Optional[News]:
+        """The next report; None when it has ended."""
+        try:
+            data = self.control.recv(NEWS.size, socket.MSG_WAITALL)
+        except ConnectionResetError:  # it died with our requests unread
+            data = b""
+        return News(*NEWS.unpack(data)) if data else None
+
+    def take_output(self, data: bytes) -> None:
+        """It has printed this."""
+        self._said = (self._said + data)[-SAID:]
+
+    @property
+    def last_words(self) -> str:
+        """The end of what it has printed."""
+        return self._said.decode(errors="replace").strip()
+
+    def resume(self) -> None:
+        """Wake it up, if user code has stopped it (SIGSTOP)."""
+        send_signal(self.process.pid, signal.SIGCONT)
+
+    def hang_up(self) -> None:
+        """Close the control socket: it kills the workers, removes the files and ends."""
+        try:
+            self.control.shutdown(socket.SHUT_RDWR)  # reaches it also when a fork of the program has copies
+        except OSError:
+            pass  # it has gone first
+        self.control.close()
 
     def forget(self) -> None:
         """In another process than the node's: close the copies of what its end is to be known by."""
         self.control.close()
         for fd in (self.output, *self.locks):
             os.close(fd)
+
+    def end(self) -> None:
+        """No node will use it: have it remove the files, and wait for its end."""
+        self.forget()
+        self.process.wait()
 
 
 def prepare(workers: int) -> None:
@@ -63,9 +149,9 @@ def prepare(workers: int) -> None:
 
 
 def fork() -> ForkServer:
-    """Fork it, from a process that has prepared itself and imported numpy."""
+    """Fork one from this process, which has called `prepare` and imported numpy."""
     files = Files.make()
-    locks = files.lock()  # of the node as well, from now on: nobody sweeps them away when the parent is killed
+    locks = files.lock()  # for the node too: nobody sweeps its files away when the fork server is killed
     ours, theirs = socket.socketpair()
     output, output_end = os.pipe()
     try:
@@ -76,13 +162,13 @@ def fork() -> ForkServer:
             os.close(lock)
         raise
     if pid == 0:
-        _become_parent(theirs.fileno(), output_end, files)
+        _become_fork_server(theirs.fileno(), output_end, files)
     theirs.close()
     os.close(output_end)
     return ForkServer(Forked(pid), ours, output, files, locks)
 
 
-def _become_parent(control: int, output: int, files: Files) -> NoReturn:
+def _become_fork_server(control: int, output: int, files: Files) -> NoReturn:
     try:
         os.setsid()
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -91,7 +177,7 @@ def _become_parent(control: int, output: int, files: Files) -> NoReturn:
         keep = os.dup(control)
         os.closerange(3, keep)
         os.closerange(keep + 1, HIGHEST_FD)
-        sys.modules["__main__"] = ModuleType("__main__")  # what stands there is stage 1
+        sys.modules["__main__"] = ModuleType("__main__")  # the bootstrap stands there
         main(keep, files.directories)
     finally:
         os._exit(1)

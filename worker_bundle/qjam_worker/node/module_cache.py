@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
-from .pool import Pool, WorkerHandle
+from qjam_worker.wire.refs import Ref, module_name, of_module
+
+from .pool import Pool
+from .worker_handle import WorkerHandle
 
 Module = Optional[dict[str, Any]]  # what modules.Ask gives
 
@@ -18,10 +21,10 @@ class ModuleCache:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._epoch = 0
-        self._known: dict[str, Module] = {}
-        self._waiting: dict[str, list[WorkerHandle]] = {}
+        self._known: dict[Ref, Module] = {}
+        self._waiting: dict[Ref, list[WorkerHandle]] = {}
 
-    def __contains__(self, ref: str) -> bool:
+    def __contains__(self, ref: Ref) -> bool:
         """Whether a worker waits for this ref."""
         return ref in self._waiting
 
@@ -31,16 +34,16 @@ class ModuleCache:
             self._epoch = epoch
             self._known.clear()
 
-    def ask(self, worker: WorkerHandle, epoch: int, name: str) -> Optional[str]:
+    def ask(self, worker: WorkerHandle, epoch: int, name: str) -> Optional[Ref]:
         """Answer the worker, or give the ref that has to be fetched first."""
-        ref = f"module:{epoch}:{name}"
+        ref = of_module(epoch, name)
         if ref in self._known or len(name) > MAX_NAME:
             self._answer(worker, ref, self._known.get(ref))
             return None
         self._waiting.setdefault(ref, []).append(worker)
         return ref
 
-    def arrived(self, ref: str, module: Module) -> None:
+    def arrived(self, ref: Ref, module: Module) -> None:
         """The master has answered. ValueError when that is no module."""
         fields = {name: type(value) for name, value in module.items()} if type(module) is dict else None
         if module is not None and fields != FIELDS:
@@ -48,7 +51,7 @@ class ModuleCache:
         self._known[ref] = module
         self.refuse(ref, module)
 
-    def refuse(self, ref: str, module: Module = None) -> None:
+    def refuse(self, ref: Ref, module: Module = None) -> None:
         """Answer those who wait, with nothing unless it is here."""
         for worker in self._waiting.pop(ref, []):
             self._answer(worker, ref, module)
@@ -59,6 +62,6 @@ class ModuleCache:
             while worker in waiting:
                 waiting.remove(worker)
 
-    def _answer(self, worker: WorkerHandle, ref: str, module: Module) -> None:
+    def _answer(self, worker: WorkerHandle, ref: Ref, module: Module) -> None:
         if worker.modules is not None:
-            worker.modules.send({"name": ref.rpartition(":")[2], "module": module})
+            worker.modules.send({"name": module_name(ref), "module": module})

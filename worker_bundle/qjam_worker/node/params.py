@@ -9,6 +9,7 @@ from typing import Any, Optional
 from qjam_worker.ipc.files import Files, remove
 from qjam_worker.ipc.slots import SLOT
 from qjam_worker.values import codec, flat
+from qjam_worker.wire.refs import Ref
 
 from .results import MAX_REUSED_BYTES
 from .store import Store
@@ -21,7 +22,7 @@ class ParamsLocation:
     path: str
     size: int
     view: Optional[memoryview] = None
-    ref: Optional[str] = None
+    ref: Optional[Ref] = None
     held: set[int] = field(default_factory=set)  # workers that may still map the file
 
 
@@ -36,7 +37,7 @@ class ParamsLocations:
         self._spare: Optional[ParamsLocation] = None
         self._made = 0
 
-    def keep(self, number: int, ref: Optional[str], buffers: list[Any]) -> None:
+    def keep(self, number: int, ref: Optional[Ref], buffers: list[Any]) -> None:
         """Lay down what came with the task, or note the ref that is to be pulled. Raises NoRoom."""
         if ref is not None:
             self._places[number] = ParamsLocation("", 0, ref=ref)
@@ -83,7 +84,7 @@ class ParamsLocations:
         """Forget slots whose files user code, or somebody who tidies up, has removed: a new worker cannot map them."""
         self._free = [place for place in self._free if os.path.exists(place.path)]
 
-    def ref(self, number: int) -> Optional[str]:
+    def ref(self, number: int) -> Optional[Ref]:
         """The ref that has the params of a round."""
         return self._places[number].ref
 

@@ -1,4 +1,4 @@
-"""The worker processes of a node: started, assigned, interrupted, replaced when they die, stopped."""
+"""The worker processes of a node: started, given tasks, interrupted, replaced when they die, stopped."""
 
 from __future__ import annotations
 
@@ -6,58 +6,36 @@ import os
 import select
 import selectors
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, Callable, Optional, Protocol, Union
+from typing import Any, Optional, Protocol
 
 from qjam_worker.ipc import at_fork
-from qjam_worker.ipc.cores import thread_environment
 from qjam_worker.ipc.files import Files, Mapped, remove
-from qjam_worker.ipc.mailbox import (
-    CANCELLED,
-    DONE,
-    MAILBOX,
-    ONE,
-    RUNNING,
-    SENT,
-    SLICE,
-    TASK,
-    Mailbox,
-    counter,
-    mailbox_name,
-)
+from qjam_worker.ipc.mailbox import CANCELLED, MAILBOX, ONE, RUNNING, SENT, SLICE, TASK, Mailbox, counter, mailbox_name
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT, SLOTS, out_slot
-from qjam_worker.worker.fork_server import EXITED, FORKED, NEWS, REQUEST
-from qjam_worker.worker.memory_limit import HIGHEST
+from qjam_worker.worker.fork_server import EXITED, FORKED
 
-from .fork_server_client import Forked, ForkServer
+from .fork_server_client import ForkServer
+from .output_pump import OutputPump
 from .results import Slot
+from .worker_handle import WorkerHandle, send_signal
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0
-# Seconds for which somebody may have stopped a worker (SIGSTOP) that has work, before it is killed; twice that at most.
+# A worker that is stopped (SIGSTOP) with a task is killed after this many seconds; after twice that at most.
 STOPPED = 10.0
 # Seconds that idle workers get to leave by themselves when the node stops.
 LEAVE = 0.5
 # A worker that dies this often before it is ready will not come up by trying again.
 START_ATTEMPTS = 3
-OUTPUT_READ = 64 * 1024
-CALLS_READ = 4096  # bytes, one for each answer in a page
-# What is still read of the output of a worker that has ended or is let go. A pipe holds no more, but a process that is
-# left may write to it without end.
-LAST_WORDS = 1024 * 1024
-PARENT = -1  # the "worker" whose output is the warm parent's own
-PARENT_TAIL = 4096  # bytes of it that are kept, to tell why it died
+WAKES_READ = 4096  # bytes, one for each answer in a mailbox
 
 
 class PoolEvents(Protocol):
-    """What the node is told."""
+    """What the pool tells the node."""
 
     def on_pool_ready(self) -> None: ...
     def on_worker_replaced(self, worker: WorkerHandle) -> None: ...
@@ -68,40 +46,11 @@ class PoolEvents(Protocol):
     def on_pool_broken(self, reason: str) -> None: ...
 
 
-class WorkerHandle:
-    """The node's side of one worker: a place in the pool, filled by one process after another."""
-
-    mailbox: Mailbox
-    mailbox_path: str
-    status: memoryview  # the words of its page
-    slot: Slot
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.pid: Optional[int] = None
-        self.channel: Optional[Channel] = None
-        self.modules: Optional[Channel] = None  # where its imports are answered
-        self.reusable_files: list[str] = []  # files of its results that the process may write to again
-        self.lent_files: list[str] = []  # of these, those that it was given with its work
-        self.outbox: list[dict[str, Any]] = []  # what it is told with its next work: a busy one does not read
-        self.sent_count = 0  # messages that the process was sent
-        self.ready = False
-        self.farewell: Optional[dict[str, Any]] = None  # the answer of a process that leaves, until there is another
-        self.failures = 0
-        self.seq = 0  # of the work that it has now; 0 when idle
-        self.jobs: set[int] = set()
-        self.kill_at: Optional[float] = None
-        self.outputs: list[int] = []
-
-    def __repr__(self) -> str:
-        return f"<worker {self.index} pid={self.pid} {'busy' if self.seq else 'idle' if self.ready else 'starting'}>"
-
-    @property
-    def idle(self) -> bool:
-        return self.ready and not self.seq
-
-
 class Pool:
+    """`count` workers. `paths`: folders in which they find packages first. `fork_server`: one that runs already.
+    `memory_limit`: bytes that each worker may allocate.
+    """
+
     def __init__(
         self,
         count: int,
@@ -109,30 +58,23 @@ class Pool:
         selector: selectors.BaseSelector,
         events: PoolEvents,
         paths: Sequence[str] = (),
-        warm: Optional[ForkServer] = None,
+        fork_server: Optional[ForkServer] = None,
         memory_limit: Optional[int] = None,
     ) -> None:
         self.files = files
         self.memory_limit = memory_limit
-        self._warm = warm
         self.paths = list(paths)
         self.selector = selector
         self.events = events
+        self.output = OutputPump(selector)
         self._slots = self.files.create(SLOTS, count * SLOT)
         self.workers = [self._place(index) for index in range(count)]
-        self._assigned: list[WorkerHandle] = []  # that have work in their pages and are not called yet
+        self._assigned: list[WorkerHandle] = []  # that have a task in their mailboxes and are not woken yet
         self._broadcast = counter()
         self._answered, self._answering = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._prints = select.epoll()  # what workers print
         self.selector.register(self._answered, selectors.EVENT_READ, self._on_answers)
-        self.selector.register(self._prints, selectors.EVENT_READ, self._on_prints)
-        self._printers: dict[int, Callable[[], None]] = {}
-        self.process: Union[subprocess.Popen[bytes], Forked, None] = None
-        self.parent: Optional[socket.socket] = None
-        self.parent_output = -1
-        self._parent_said = b""
+        self._server = fork_server
         self._seq = 0
-        self._muted = False
         self._announced = False
         self._interrupted: set[int] = set()  # workers that have a kill_at
         self._look_at: Optional[float] = None  # when to look for stopped workers
@@ -154,77 +96,35 @@ class Pool:
     # Starting
 
     def start(self) -> None:
-        """Have the warm parent, which is started if there is none yet, fork all workers."""
-        if self._warm is None:
-            self._start_parent()
-        else:
-            self._adopt(self._warm.process, self._warm.control, self._warm.output)
+        """Have the fork server, which is started if none runs yet, fork all workers."""
+        self._adopt(self._server or ForkServer.start(self.files, len(self.workers), self.paths))
         for worker in self.workers:
             self._fork(worker)
 
-    def _start_parent(self) -> None:
-        ours, theirs = socket.socketpair()
-        output, output_end = os.pipe()
-        root = str(Path(__file__).absolute().parents[2])
-        replaced = 0 if sys.flags.isolated else 1  # the folder that it is started in
-        command = (
-            f"import sys; sys.path[:{replaced}] = {[root, *self.paths]!r}; "
-            f"from qjam_worker.worker.fork_server import main; main({theirs.fileno()}, {self.files.directories!r})"
-        )
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, *(["-I"] if sys.flags.isolated else []), "-c", command],
-                stdin=subprocess.DEVNULL,
-                stdout=output_end,
-                stderr=output_end,
-                pass_fds=[theirs.fileno()],
-                env=thread_environment(len(self.workers)),
-                start_new_session=True,
-            )
-        os.close(output_end)
-        self._adopt(process, ours, output)
-
-    def _adopt(self, process: Union[subprocess.Popen[bytes], Forked], ours: socket.socket, output: int) -> None:
-        self.process = process
-        self.parent_output = output
-        self.parent = ours
-        self.selector.register(ours, selectors.EVENT_READ, self._on_parent)
-        os.set_blocking(output, False)
-        self._register_output(PARENT, 2, output)
+    def _adopt(self, server: ForkServer) -> None:
+        self._server = server
+        self.selector.register(server.control, selectors.EVENT_READ, self._on_server)
+        self.output.add(server.output, server.take_output, urgent=True)
 
     def _fork(self, worker: WorkerHandle) -> None:
-        assert self.parent is not None
+        assert self._server is not None
         self._see_to_files(worker)
-        # Before there is a process that could take the task of the last one for its own.
-        worker.sent_count = worker.status[TASK] = worker.status[SENT] = worker.status[DONE] = 0
+        worker.forget_task()
         pipes = [os.pipe() for _ in range(5)]
-        (bell_end, bell), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
-        ends = [bell_end, answer_end, modules_end, out_end, err_end]
-        given = [bell_end, self._broadcast, answer_end, self._answering, modules_end, out_end, err_end]
-        try:
-            socket.send_fds(self.parent, [REQUEST.pack(worker.index, min(self.memory_limit or 0, HIGHEST))], given)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the end of the parent is told by its socket
-        for fd in ends:
+        (task_end, task), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
+        fds = [task_end, self._broadcast, answer_end, self._answering, modules_end, out_end, err_end]
+        self._server.fork(worker.index, self.memory_limit, fds)
+        for fd in (task_end, answer_end, modules_end, out_end, err_end):
             os.close(fd)
-        worker.channel = channel = Channel(answer, bell)
-        worker.modules = Channel(-1, modules)
-        worker.outbox.clear()
-        for path in (*worker.reusable_files, *worker.lent_files):
-            remove(path)
-        worker.reusable_files.clear()
-        worker.lent_files = []
-        worker.ready = False
-        worker.pid = None
-        worker.jobs.clear()
+        channel = Channel(answer, task)
+        worker.begin(channel, Channel(-1, modules))
         self.selector.register(answer, selectors.EVENT_READ, partial(self._on_message, worker, channel))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
-            os.set_blocking(fd, False)
-            self._register_output(worker.index, stream, fd)
+            self.output.add(fd, partial(self.events.on_output, worker.index, stream))
 
     def _see_to_files(self, worker: WorkerHandle) -> None:
-        """Make the files of its place anew where user code, or somebody who tidies up, has removed them."""
+        """Make its mailbox and slot anew if user code, or somebody who tidies up, has removed their files."""
         if not (os.path.exists(worker.mailbox_path) and os.path.exists(worker.slot.path)):
             remove(worker.mailbox_path)
             if worker.slot.rows is None:
@@ -232,105 +132,92 @@ class Pool:
             self._lay_out(worker)
             worker.slot = Slot(self.files.create(out_slot(worker.index), SLOT))
 
-    # Events
+    # The fork server
 
-    def _on_parent(self) -> None:
-        assert self.parent is not None
-        try:
-            news = self.parent.recv(NEWS.size, socket.MSG_WAITALL)
-        except ConnectionResetError:  # it died with our requests unread
-            news = b""
-        if not news:
-            self._on_parent_death()
+    def _on_server(self) -> None:
+        assert self._server is not None
+        news = self._server.news()
+        if news is None:
+            self._on_server_death(self._server)
             return
-        what, index, pid, status = NEWS.unpack(news)
-        worker = self.workers[index]
-        if what == FORKED:
-            worker.pid = pid
-        elif pid == worker.pid:
-            self._on_exit(worker, status)
+        worker = self.workers[news.worker]
+        if news.what == FORKED:
+            worker.pid = news.pid
+        elif news.pid == worker.pid:
+            self._on_exit(worker, news.status)
 
-    def _on_parent_death(self) -> None:
-        """Its workers die with it. Killed from outside, it is replaced; if it could not start, that is told."""
-        assert self.process is not None
-        self._on_readable(PARENT, 2, self.parent_output, to_the_end=True)
-        status = self.process.wait()
-        self._forget_parent()
+    def _on_server_death(self, server: ForkServer) -> None:
+        """Its workers die with it. One that was killed from outside is replaced, one that could not start is not."""
+        self.output.drain(server.output)
+        status = server.process.wait()
+        self._forget_server(server)
         if status >= 0 or not self._announced:
-            last = self._parent_said.decode(errors="replace").strip()
-            self.events.on_pool_broken(f"the warm parent of the workers has died{': ' if last else ''}{last}")
+            last = server.last_words
+            self.events.on_pool_broken(f"the fork server of the workers has died{': ' if last else ''}{last}")
             return
         for worker in self.workers:
-            self._kill(worker)
-        self._start_parent()
+            worker.kill()
+        self._adopt(ForkServer.start(self.files, len(self.workers), self.paths))
         for worker in self.workers:
             self._on_exit(worker, signal.SIGKILL)
 
-    def _wake_parent(self) -> None:
-        """User code may have stopped it."""
-        if self.process is not None:
-            _signal(self.process.pid, signal.SIGCONT)
+    def _forget_server(self, server: ForkServer) -> None:
+        self._server = None
+        self._unregister(server.control)
+        server.hang_up()
+        self.output.remove(server.output)
 
-    def _forget_parent(self) -> None:
-        if self.parent is not None:
-            self._unregister(self.parent)
-            try:
-                self.parent.shutdown(socket.SHUT_RDWR)  # reaches it also when a fork of the program has copies
-            except OSError:
-                pass  # it has gone first
-            self.parent.close()
-            self.parent = None
-        self._unregister_output(self.parent_output)
-        os.close(self.parent_output)
+    # Workers
 
     def _on_message(self, worker: WorkerHandle, channel: Channel) -> None:
         if worker.channel is not channel:
-            return  # the last ring of a process that has been replaced in this same turn of the loop
+            return  # the last message of a process that has been replaced in this same turn of the loop
         try:
             messages = channel.receive()
         except EOFError:
-            self.selector.unregister(channel.read_fd)  # the parent tells how it ended
-            self._wake_parent()
+            self.selector.unregister(channel.read_fd)  # the fork server tells how it ended
+            if self._server is not None:
+                self._server.resume()
             return
-        self._on_prints()
+        self.output.read()
         for message in messages:
             if message["op"] == "ready":
                 worker.ready = True
-                worker.pid = message["pid"]  # the parent's news of it may come later
+                worker.pid = message["pid"]  # the fork server's report of it may come later
                 worker.failures = 0
                 if self._announced:
                     self.events.on_worker_replaced(worker)
-                    self._on_farewell(worker)
+                    self._on_last_answer(worker)
                 elif all(other.ready for other in self.workers):
                     self._announced = True
                     self.events.on_pool_ready()
             elif message["op"] == "import" or message["seq"] == worker.seq:
-                if self._muted:
+                if self.output.muted:
                     self._read_out(worker)  # what was printed before the answer comes before it
                 if message.get("leaving"):
-                    worker.farewell = message
+                    worker.last_answer = message
                 else:
                     self.events.on_worker_message(worker, message)
 
-    def _on_farewell(self, worker: WorkerHandle) -> None:
+    def _on_last_answer(self, worker: WorkerHandle) -> None:
         """The last answer of the process before this one counts now, so that nothing was given to it after that."""
-        message, worker.farewell = worker.farewell, None
+        message, worker.last_answer = worker.last_answer, None
         if message is not None:
             self.events.on_worker_message(worker, message)
 
     def _hear_last(self, worker: WorkerHandle) -> None:
         """An answer that was given before the end counts, also when the end is heard of first."""
         try:
-            if worker.seq and worker.status[DONE] == worker.seq:
-                worker.farewell = worker.mailbox.answer.read()
+            if worker.answered():
+                worker.last_answer = worker.mailbox.answer.read()
             elif worker.seq and worker.channel is not None and select.select([worker.channel.read_fd], [], [], 0)[0]:
                 answers = [one for one in worker.channel.receive() if one.get("seq") == worker.seq]
-                worker.farewell = answers[-1] if answers else None
+                worker.last_answer = answers[-1] if answers else None
         except Exception:  # noqa: BLE001, S110  there is none, or user code has written over it
             pass
 
     def _on_exit(self, worker: WorkerHandle, status: int) -> None:
-        if worker.farewell is None:
+        if worker.last_answer is None:
             self._hear_last(worker)
         at = worker.status[SLICE] if worker.status[RUNNING] and worker.status[SLICE] >= 0 else None
         was_ready, pid = worker.ready, worker.pid
@@ -342,7 +229,7 @@ class Pool:
         if worker.failures == START_ATTEMPTS:
             self.events.on_pool_broken(f"worker {worker.index} {how_it_ended(status)} before it was ready")
             return
-        if worker.farewell is not None:
+        if worker.last_answer is not None:
             self._fork(worker)
             return
         worker.seq = 0
@@ -353,8 +240,7 @@ class Pool:
         """Read the last that the worker has printed and close its ends."""
         self._read_out(worker)
         for fd in worker.outputs:
-            self._unregister_output(fd)
-            os.close(fd)
+            self.output.remove(fd)
         worker.outputs = []
         if worker.channel is not None:
             self._unregister(worker.channel.read_fd)
@@ -364,74 +250,29 @@ class Pool:
             worker.modules.close()
             worker.modules = None
 
+    def _read_out(self, worker: WorkerHandle) -> None:
+        for fd in worker.outputs:
+            self.output.drain(fd)
+
     def _unregister(self, file: Any) -> None:
         try:
             self.selector.unregister(file)
         except KeyError:
             pass
 
-    # Output
-
-    def _register_output(self, worker: int, stream: int, fd: int) -> None:
-        if not self._muted:
-            self._prints.register(fd, select.EPOLLIN)
-            self._printers[fd] = partial(self._on_readable, worker, stream, fd)
-
-    def _unregister_output(self, fd: int) -> None:
-        if self._printers.pop(fd, None) is not None:
-            self._prints.unregister(fd)
-
-    def _on_prints(self) -> None:
-        """Read what was printed: all of it that came before an answer, before the answer."""
-        for fd, _ in self._prints.poll(0):
-            printer = self._printers.get(fd)
-            if printer is not None:
-                printer()
-
-    def _on_readable(self, worker: int, stream: int, fd: int, to_the_end: bool = False) -> None:
-        left = LAST_WORDS if to_the_end else 1
-        while left > 0:
-            try:
-                data = os.read(fd, OUTPUT_READ)
-            except BlockingIOError:
-                return
-            if data and worker == PARENT:
-                self._parent_said = (self._parent_said + data)[-PARENT_TAIL:]
-            elif data:
-                self.events.on_output(worker, stream, data)
-            else:
-                self._unregister_output(fd)
-            left -= len(data) or left
-
-    def _read_out(self, worker: WorkerHandle) -> None:
-        for stream, fd in enumerate(worker.outputs, start=1):
-            self._on_readable(worker.index, stream, fd, to_the_end=True)
-
-    def mute(self, muted: bool) -> None:
-        """Stop or go on reading what the workers print; while muted, their prints wait, as on a slow terminal."""
-        if muted == self._muted:
-            return
-        self._muted = muted
-        for worker in self.workers:
-            for stream, fd in enumerate(worker.outputs, start=1):
-                if muted:
-                    self._unregister_output(fd)
-                else:
-                    self._register_output(worker.index, stream, fd)
-
-    # Work
+    # Tasks
 
     def assign(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        """Give work to an idle worker; it begins with the next `call`."""
+        """Give a task to an idle worker; it begins with the next `wake`."""
         assert worker.channel is not None
         worker.slot.clear()
-        if worker.lent_files:
-            self.take_back(worker, [])
+        if worker.files_in_reuse:
+            worker.take_back([])
         if worker.reusable_files and message["op"] == "run":
-            message["reuse"] = worker.lent_files = list(worker.reusable_files)
+            message["reuse"] = worker.files_in_reuse = list(worker.reusable_files)
             worker.reusable_files.clear()
         for earlier in worker.outbox:
-            self._send(worker, earlier)
+            worker.send(earlier)
         worker.outbox.clear()
         self._seq += 1
         worker.seq = self._seq
@@ -440,58 +281,43 @@ class Pool:
             worker.status[TASK] = worker.seq
             self._assigned.append(worker)
         else:
-            self._send(worker, {**message, "seq": worker.seq})
+            worker.send({**message, "seq": worker.seq})
         if self._look_at is None:
             self._look_at = time.monotonic() + STOPPED
 
     def wake(self) -> None:
-        """Wake the workers that have got work: one by its bell, more by one beat of the broadcast, idle ones included.
+        """Wake the workers that have got a task: one by its pipe, several by one write to the eventfd that all watch.
 
-        The system wakes them on all processors so; those that were called one after the other often shared one. 16
-        workers called by 16 doorbell took 0.13 of the 0.52 ms of a round (31 KB each way).
+        The system then wakes them on all cores; workers that were woken one after the other often shared one. To wake
+        16 workers by 16 pipes took 0.13 of the 0.52 ms of a round (31 KB each way).
         """
         assigned, self._assigned = self._assigned, []
         if len(assigned) > 1:
             os.write(self._broadcast, ONE)
         elif assigned and assigned[0].channel is not None:  # else it has ended meanwhile
-            assigned[0].channel.ring()
+            assigned[0].channel.wake()
 
     def tell(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        """Let a worker know, at the latest before its next work."""
+        """Send a worker a message; it reads it before its next task."""
         if worker.idle and worker.channel is not None:
-            self._send(worker, message)
+            worker.send(message)
         else:
             worker.outbox.append(message)
 
-    def _send(self, worker: WorkerHandle, message: dict[str, Any]) -> None:
-        assert worker.channel is not None
-        worker.sent_count += 1
-        worker.channel.send(message)
-
     def _on_answers(self) -> None:
-        """Some workers have left their answers in their pages."""
-        os.read(self._answered, CALLS_READ)
-        answered = [worker for worker in self.workers if worker.seq and worker.status[DONE] == worker.seq]
-        self._on_prints()
+        """Some workers have left their answers in their mailboxes."""
+        os.read(self._answered, WAKES_READ)
+        answered = [worker for worker in self.workers if worker.answered()]
+        self.output.read()
         answers = []
         for worker in answered:
-            if self._muted:
+            if self.output.muted:
                 self._read_out(worker)
             try:
                 answers.append((worker, worker.mailbox.answer.read()))
             except Exception:  # noqa: BLE001  user code has written there
-                self._kill(worker)
+                worker.kill()
         self.events.on_answers(answers)
-
-    def _kill(self, worker: WorkerHandle) -> None:
-        if worker.pid is not None:
-            _signal(worker.pid, signal.SIGKILL)
-
-    def take_back(self, worker: WorkerHandle, used: list[Optional[str]]) -> None:
-        """Remove the files that a worker might have written to again and has not."""
-        for path in set(worker.lent_files).difference(filter(None, used)):
-            remove(path)
-        worker.lent_files = []
 
     def rest(self, worker: WorkerHandle) -> None:
         """The worker has answered."""
@@ -501,93 +327,85 @@ class Pool:
             worker.kill_at = None
 
     def interrupt(self, worker: WorkerHandle, now: float) -> None:
-        """Stop what the worker does: KeyboardInterrupt in user code, SIGKILL if that does not help in time."""
+        """Stop the worker's task: KeyboardInterrupt in user code, SIGKILL if that does not help in time."""
         if worker.seq and worker.kill_at is None and worker.pid is not None:
             worker.status[CANCELLED] = worker.seq
             worker.kill_at = now + GRACE
             self._interrupted.add(worker.index)
-            _signal(worker.pid, signal.SIGINT)
+            worker.kill(signal.SIGINT)
 
     def next_deadline(self) -> Optional[float]:
+        """When `on_timer` is due."""
         if not self._interrupted:
             return self._look_at
         due = [self.workers[index].kill_at or 0.0 for index in self._interrupted]
         return min(due if self._look_at is None else [*due, self._look_at])
 
     def on_timer(self, now: float) -> None:
+        """Kill the workers that have not reacted in time."""
         for worker in [self.workers[index] for index in self._interrupted]:
             if worker.kill_at is not None and worker.kill_at <= now and worker.pid is not None:
                 worker.kill_at = None
                 self._interrupted.discard(worker.index)
-                self._kill(worker)
+                worker.kill()
         if self._look_at is not None and self._look_at <= now:
             self._look_for_stopped(now)
 
     def _look_for_stopped(self, now: float) -> None:
-        """Nobody waits for ever for a worker that somebody has stopped: its work goes to another process."""
+        """Nobody waits for ever for a worker that somebody has stopped: its task goes to another process."""
         busy = [worker.pid for worker in self.workers if worker.seq and worker.pid is not None]
         stopped = {pid for pid in busy if _is_stopped(pid)}
         for pid in stopped & self._stopped:
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         self._stopped = stopped
         self._look_at = now + STOPPED if busy else None
 
     # Stopping
 
     def close(self) -> None:
-        """Stop everything: idle workers by the closed bell, the rest by the parent, which then removes the files."""
+        """Stop everything: idle workers leave when their pipes close, the fork server kills the rest and ends."""
         idle = {worker.pid for worker in self.workers if worker.idle}
         for worker in self.workers:
             self._let_go(worker)
-        if self.parent is not None:
-            self._wake_parent()
-            self._await_exits(self.parent, idle, time.monotonic() + LEAVE)
-            self._forget_parent()
-        if self.process is not None:
-            self.process.wait()
+        server = self._server
+        if server is not None:
+            server.resume()
+            self._await_exits(server, idle, time.monotonic() + LEAVE)
+            self._forget_server(server)
+            server.process.wait()
         for worker in self.workers:
             worker.slot.borrowed.clear()  # they refer to it, and so to its memory
         self.workers.clear()
         self._slots = Mapped("", memoryview(b""))
-        for file in (self._answered, self._prints):
-            self._unregister(file)
-        self._prints.close()
+        self._unregister(self._answered)
+        self.output.close()
         for fd in (self._answered, self._answering, self._broadcast):
             os.close(fd)
         at_fork.discard(self)
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
-        fds = [self._broadcast, self._answered, self._answering, self._prints.fileno(), self.parent_output] + (
-            [self.parent.detach()] if self.parent is not None else []
-        )
+        fds = [self._broadcast, self._answered, self._answering, *self.output.fds()]
+        if self._server is not None:
+            fds.append(self._server.control.detach())
         for worker in self.workers:
-            fds += worker.outputs
             for channel in (worker.channel, worker.modules):
                 fds += [] if channel is None else [channel.read_fd, channel.write_fd]
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
 
-    def _await_exits(self, parent: socket.socket, pids: set[Optional[int]], deadline: float) -> None:
+    def _await_exits(self, server: ForkServer, pids: set[Optional[int]], deadline: float) -> None:
         while pids and (left := deadline - time.monotonic()) > 0:
-            parent.settimeout(left)
+            server.control.settimeout(left)
             try:
-                news = parent.recv(NEWS.size, socket.MSG_WAITALL)
+                news = server.news()
             except OSError:
                 return
-            if not news:
+            if news is None:
                 return
-            what, _, pid, _ = NEWS.unpack(news)
-            if what == EXITED:
-                pids.discard(pid)
-
-
-def _signal(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
+            if news.what == EXITED:
+                pids.discard(news.pid)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -91,7 +91,7 @@ class Held:
     def in_file(self, files: Files, name: str) -> tuple[str, int]:
         """Path and size of a file that holds it flat, for a worker to map; one is made if there is none. NoRoom."""
         if self.path is None:
-            pieces = [self.flat] if self.flat is not None else flat.segments(codec.encode(self.value))
+            pieces = [self.flat] if self.flat is not None else flat.pieces(codec.encode(self.value))
             data = b"".join(pieces)
             mapped = files.create(name, len(data))
             mapped.view[:] = data

@@ -8,10 +8,10 @@ from collections.abc import Collection, Iterable
 from typing import Any, Callable, Optional
 
 from qjam_worker.values.reduction import Span, Tree
+from qjam_worker.wire.refs import Ref, of_code
 
+from .folds import Fold, FoldPlan
 from .results import Held
-
-__all__ = ["Held", "NodeJob", "NodeRound", "Work", "take_block"]
 
 # An attempt is late when it takes this many times as long as the others have, and at least so many seconds.
 LATE, MIN_LATE = 2.0, 0.05
@@ -27,31 +27,16 @@ class NodeJob:
         self.entry = entry
         self.nslices = nslices
         self.user_reduce = user_reduce
-        self.refs: dict[int, Optional[str]] = {}
+        self.code = None if entry["code"] is None else of_code(entry["code"])
+        self.refs: dict[int, Optional[Ref]] = {}
         self.order: list[int] = []  # the indices, sorted
         self.has_data = False
 
-    def add(self, refs: dict[int, Optional[str]]) -> None:
+    def add(self, refs: dict[int, Optional[Ref]]) -> None:
         """Learn of more slices."""
         self.refs.update(refs)
         self.order = sorted(self.refs)
         self.has_data = self.refs[self.order[0]] is not None
-
-
-class Fold(dict[Span, Held]):
-    """Results that are folded into one, as a whole or in several parts: then the parts go to `out`."""
-
-    def __init__(self, items: dict[Span, Held], parts: int = 1) -> None:
-        super().__init__(items)
-        self.parts = parts
-        self.todo = list(range(parts))  # nobody is at these
-        self.left = set(self.todo)
-        self.out: Optional[Held] = None
-
-    @property
-    def root(self) -> Span:
-        """What all of them are together."""
-        return min(self)[0], max(hi for _, hi in self)
 
 
 class Work:
@@ -83,15 +68,14 @@ class NodeRound:
         self.workers = workers
         self.ready: list[int] = []  # slices that can be mapped now, sorted
         self.offered: list[int] = []  # slices that another node tries as well: for when there is nothing else
-        self.waiting: dict[str, list[int]] = {}  # ref on its way -> slices
-        self.lacking: set[str] = set()  # code and params on their way: without them nothing can start
+        self.waiting: dict[Ref, list[int]] = {}  # ref on its way -> slices
+        self.lacking: set[Ref] = set()  # code and params on their way: without them nothing can start
         self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
         self.works: dict[int, Work] = {}  # worker -> what it is at
         self.tree: Tree[Held] = Tree(job.nslices)
-        self.fold: Optional[Fold] = None  # the one in parts
-        self.pinned: set[str] = set()  # refs that the store keeps for it
+        self.folds = FoldPlan(self.tree, workers)
+        self.pinned: set[Ref] = set()  # refs that the store keeps for it
         self.mapped, self.seconds = 0, 0.0  # how many slices, and how long workers have taken for them
-        self.unfoldable = False  # user code has raised over what is here: it is not tried again
         self._shared: set[int] = set()  # slices that another node tries as well
         self._contested = False  # whether somebody else may have done what a worker brings
 
@@ -101,7 +85,7 @@ class NodeRound:
             f"at work {self.works}, holds {self.tree.spans}>"
         )
 
-    def add(self, indices: list[int], missing: Collection[str]) -> None:
+    def add(self, indices: list[int], missing: Collection[Ref]) -> None:
         """Give the node more slices to map; those whose ref is missing wait for it. What it owes or holds already it
         ignores, but for that nobody else tries it any longer.
         """
@@ -123,14 +107,14 @@ class NodeRound:
             else:
                 insort(self.ready, index)
 
-    def arrived(self, ref: str) -> None:
+    def arrived(self, ref: Ref) -> None:
         """A ref is here."""
         self.lacking.discard(ref)
         for index in self.waiting.pop(ref, ()):
             insort(self.ready, index)
 
     @property
-    def missing(self) -> list[str]:
+    def missing(self) -> list[Ref]:
         """What is still on its way, in the order in which it is of use."""
         return [*self.lacking, *self.waiting]
 
@@ -139,7 +123,7 @@ class NodeRound:
         """Whether an idle worker may find something to do."""
         if self.lacking:
             return False
-        if self.ready or self.offered or (self.fold is not None and self.fold.todo):
+        if self.ready or self.offered or self.folds.has_part:
             return True
         return len(self.tree.values) > 1 and not self.owed
 
@@ -157,7 +141,7 @@ class NodeRound:
         if slices:
             work = Work(now, slices)
         else:
-            fold = self._take_fold(together, alike)
+            fold = None if self.owed and not self.folds.has_part else self.folds.take(together, alike)
             if fold is None:
                 return None
             work = Work(now, slices, fold, fold.todo.pop(0))
@@ -179,27 +163,6 @@ class NodeRound:
             start = bisect_left(self.ready, block[0])
             del self.ready[start : start + len(block)]
         return block
-
-    def _take_fold(self, together: Callable[[Held], bool], alike: Callable[[list[Held]], bool]) -> Optional[Fold]:
-        """All small results at once, all of a group that are alike in parts, or one pair; out of the tree until they
-        are put back.
-        """
-        if self.fold is not None and self.fold.todo and not self.unfoldable:
-            return self.fold
-        pairs = [] if self.owed or self.unfoldable else self.tree.pairs()
-        if not pairs:
-            return None
-        if all(together(held) for held in self.tree.values.values()):
-            return self._fold(self.tree.spans)
-        if self.fold is None and self.workers > 1:
-            for group in self.tree.groups():
-                if len(group) > 1 and alike([self.tree.values[span] for span in group]):
-                    self.fold = self._fold(group, self.workers)
-                    return self.fold
-        return self._fold(list(pairs[0]))
-
-    def _fold(self, spans: list[Span], parts: int = 1) -> Fold:
-        return Fold({span: self.tree.take(span) for span in spans}, parts)
 
     # Second attempts
 
@@ -277,25 +240,13 @@ class NodeRound:
         """
         work = self.works.pop(worker)
         if work.fold is not None:
-            self._put_fold(work.fold, work.part, roots)
+            self.folds.put(work.fold, work.part, roots)
             return self._leave([other for other, its in self.works.items() if its.is_like(work)])
         self.mapped += len(work.slices)
         self.seconds += now - work.began
         for span, held in roots:
             self._put(span, held)
         return self._supersede() if self._contested else []
-
-    def _put_fold(self, fold: Fold, part: int, roots: list[tuple[Span, Held]]) -> None:
-        fold.left.discard(part)
-        if fold.left:
-            return
-        if fold.out is not None:
-            self.fold = None
-            roots = [(fold.root, fold.out)]
-        for held in fold.values():
-            held.release()
-        for span, held in roots:
-            self.tree.add(span, held)
 
     def _put(self, span: Span, held: Held) -> None:
         before = len(self.owed)
@@ -330,12 +281,8 @@ class NodeRound:
         if work is None:
             return []
         if work.fold is not None:
-            if work.fold is self.fold:
-                if not any(other.is_like(work) for other in self.works.values()):
-                    work.fold.todo.append(work.part)
-            elif not any(other.is_like(work) for other in self.works.values()):
-                for span, held in work.fold.items():
-                    self.tree.add(span, held)
+            if not any(other.is_like(work) for other in self.works.values()):
+                self.folds.give_back(work.fold, work.part)
             return []
         others = {index for other in self.works.values() for index in other.slices}.union(self.offered)
         return [index for index in work.slices if index in self.owed and index not in others]
@@ -364,7 +311,9 @@ class NodeRound:
     @property
     def _folds(self) -> list[Fold]:
         folds = {id(work.fold): work.fold for work in self.works.values() if work.fold is not None}
-        return [*folds.values()] if self.fold is None else [*{**folds, id(self.fold): self.fold}.values()]
+        if self.folds.in_parts is not None:
+            folds[id(self.folds.in_parts)] = self.folds.in_parts
+        return list(folds.values())
 
     @property
     def held(self) -> list[Held]:
@@ -376,7 +325,7 @@ class NodeRound:
     @property
     def settled(self) -> bool:
         """Whether every slice given to this node is mapped and all that can be folded here is folded."""
-        return not (self.owed or self.works or self.fold is not None or self.tree.pairs())
+        return not (self.owed or self.works or self.folds.in_parts is not None or self.tree.pairs())
 
 
 def take_block(ready: list[int], home: int, workers: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref, of_params, of_slice
 
 from .results import Held, are_alike, fold_rows, fold_small
 from .rounds import MIN_LATE, NodeJob, NodeRound, Work
@@ -59,10 +60,10 @@ Command = Union[Tell, Give, Interrupt, Forget, Ended]
 class RefIndex(Protocol):
     """The store, as far as decisions go by it."""
 
-    def __contains__(self, ref: str) -> bool: ...
-    def have(self, ref: str) -> int: ...
-    def pin(self, ref: str) -> None: ...
-    def unpin(self, ref: str) -> None: ...
+    def __contains__(self, ref: Ref) -> bool: ...
+    def have(self, ref: Ref) -> int: ...
+    def pin(self, ref: Ref) -> None: ...
+    def unpin(self, ref: Ref) -> None: ...
 
 
 class WorkerState:
@@ -88,9 +89,9 @@ class Scheduler:
         self.seats = [WorkerState(index) for index in range(workers)]
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
-        self.asked: set[str] = set()  # refs that the master knows to be missing
+        self.asked: set[Ref] = set()  # refs that the master knows to be missing
         self.speculation = True
-        self._params: dict[int, Optional[str]] = {}  # round -> the ref that its params are in
+        self._params: dict[int, Optional[Ref]] = {}  # round -> the ref that its params are in
         self._check: Optional[tuple[float, int]] = None  # when an attempt may be late, and in which round
 
     def __repr__(self) -> str:
@@ -114,7 +115,7 @@ class Scheduler:
         forgotten: list[Command] = [Forget(old) for old in header.get("forget", ()) if self.jobs.pop(old, None)]
         if number not in self.jobs:
             self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
-        self.jobs[number].add(dict(header["slices"]))
+        self.jobs[number].add(_slices_of(header))
         return forgotten
 
     def on_task(self, header: dict[str, Any], now: float) -> list[Command]:
@@ -123,15 +124,15 @@ class Scheduler:
         round_ = self.rounds.get(number)
         if round_ is None:
             round_ = self.rounds[number] = NodeRound(number, job, len(self.seats), now)
-            self._params[number] = f"params:{number}" if header["params"] == "ref" else None
-        for ref in (job.entry["code"], self._params[number]):
+            self._params[number] = of_params(number) if header["params"] == "ref" else None
+        for ref in (job.code, self._params[number]):
             if ref is not None and not self._pin(round_, ref):
                 round_.lacking.add(ref)
         refs = [job.refs[index] for index in header["indices"]]
         round_.add(header["indices"], {ref for ref in refs if ref is not None and not self._pin(round_, ref)})
         return [*self._ask_for_missing(round_), *self._assign(now)]
 
-    def _pin(self, round_: NodeRound, ref: str) -> bool:
+    def _pin(self, round_: NodeRound, ref: Ref) -> bool:
         """Keep the ref for the round; False when it is not here yet."""
         if ref not in round_.pinned:
             round_.pinned.add(ref)
@@ -144,7 +145,7 @@ class Scheduler:
             return []
         return self._blocked(round_.number, round_.missing)
 
-    def _blocked(self, number: Optional[int], refs: Iterable[str]) -> list[Command]:
+    def _blocked(self, number: Optional[int], refs: Iterable[Ref]) -> list[Command]:
         missing = [ref for ref in refs if ref not in self.asked]
         if not missing:
             return []
@@ -172,20 +173,20 @@ class Scheduler:
         commands: list[Command] = [Tell(Kind.STATE, answer, [])]
         return commands if round_ is None else [*commands, *self._finish(round_), *self._assign(now)]
 
-    def on_arrived(self, ref: str, now: float) -> list[Command]:
+    def on_arrived(self, ref: Ref, now: float) -> list[Command]:
         """All of a ref is here."""
         self.asked.discard(ref)
         for round_ in self.rounds.values():
             round_.arrived(ref)
         return self._assign(now)
 
-    def on_gone(self, ref: str) -> list[Command]:
+    def on_gone(self, ref: Ref) -> list[Command]:
         """The master has dropped it with the round that asked first; another round may still want it."""
         self.asked.discard(ref)
         wanting = [round_ for round_ in self.rounds.values() if ref in round_.pinned]
         return [command for round_ in wanting for command in self._ask_for_missing(round_)]
 
-    def on_import(self, worker: int, ref: str) -> list[Command]:
+    def on_import(self, worker: int, ref: Ref) -> list[Command]:
         """User code wants a module that is not here."""
         return self._blocked(self.seats[worker].round, [ref])
 
@@ -196,7 +197,7 @@ class Scheduler:
 
     def _check_job(self, header: dict[str, Any]) -> None:
         number, entry, nslices = header["job"], header["entry"], header["nslices"]
-        known, slices = self.jobs.get(number), dict(header["slices"])
+        known, slices = self.jobs.get(number), _slices_of(header)
         if known is not None and (known.entry, known.nslices) != (entry, nslices):
             raise ValueError(f"job {number} was another one before")
         if known is not None and any(known.refs.get(index, ref) != ref for index, ref in slices.items()):
@@ -205,8 +206,6 @@ class Scheduler:
             raise ValueError(f"job {number} has {nslices} slices, and not the {max(slices)}-th")
         if len({*(ref is None for ref in slices.values()), *([not known.has_data] if known else [])}) > 1:
             raise ValueError(f"only some slices of job {number} have data")
-        if not all(ref is None or is_slice(ref) for ref in slices.values()):
-            raise ValueError(f"job {number} has slices that are none")
         forgotten = {number, *(round_.job.number for round_ in self.rounds.values())}.intersection(header["forget"])
         if forgotten:
             raise ValueError(f"job {min(forgotten)} is to be forgotten and is in use")
@@ -223,11 +222,11 @@ class Scheduler:
             raise ValueError(f"a task of job {job.number} has slices twice, or such that nobody has told of")
         return job
 
-    def named(self, ref: str) -> bool:
+    def named(self, ref: Ref) -> bool:
         """Whether the master has told of this slice or code, and the job has not been forgotten."""
-        return any(ref == job.entry["code"] or ref in job.refs.values() for job in self.jobs.values())
+        return any(ref == job.code or ref in job.refs.values() for job in self.jobs.values())
 
-    def wanting(self, ref: str) -> list[int]:
+    def wanting(self, ref: Ref) -> list[int]:
         """The rounds that need a ref for which there is no room; nobody waits for it any longer."""
         self.asked.discard(ref)
         return [round_.number for round_ in self.rounds.values() if ref in round_.pinned]
@@ -278,7 +277,7 @@ class Scheduler:
             return self._assign(now)
         at = message["slice"]
         if round_.works[worker].fold is not None:
-            at, round_.unfoldable = None, True
+            at, round_.folds.unfoldable = None, True
         elif at is not None and at not in round_.owed:
             round_.again(round_.abandon(worker))
             return self._assign(now)
@@ -413,9 +412,9 @@ def never(results: list[Held]) -> bool:
     return False
 
 
-def is_slice(ref: str) -> bool:
-    """Whether the ref is a slice: its content hash alone."""
-    return ":" not in ref
+def _slices_of(header: dict[str, Any]) -> dict[int, Optional[Ref]]:
+    """The slices that a JOB names, by index; None where there is no data."""
+    return {index: None if key is None else of_slice(key) for index, key in header["slices"]}
 
 
 def refusal(number: int, text: str) -> Tell:

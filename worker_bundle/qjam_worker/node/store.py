@@ -8,6 +8,7 @@ from typing import Optional
 
 from qjam_worker.ipc import huge_pages
 from qjam_worker.ipc.files import Files, remove
+from qjam_worker.wire.refs import Ref
 
 
 class StoredRef:
@@ -59,53 +60,49 @@ class Store:
         self.files = files
         self.limit = limit
         self.bytes = 0
-        self._entries: OrderedDict[str, StoredRef] = OrderedDict()
-        self._pins: dict[str, int] = {}
+        self._entries: OrderedDict[Ref, StoredRef] = OrderedDict()
+        self._pins: dict[Ref, int] = {}
         self._made = 0
 
-    def __contains__(self, ref: str) -> bool:
+    def __contains__(self, ref: Ref) -> bool:
         entry = self._entries.get(ref)
         return entry is not None and entry.have == entry.size
 
-    def have(self, ref: str) -> int:
+    def have(self, ref: Ref) -> int:
         """How many leading bytes of the ref are here: where a broken transfer resumes."""
         entry = self._entries.get(ref)
         return 0 if entry is None else entry.have
 
-    def refs(self) -> list[str]:
-        """The refs that are here whole, the least recently used first."""
-        return [ref for ref in self._entries if ref in self]
-
-    def path(self, ref: str) -> str:
+    def path(self, ref: Ref) -> str:
         """The file of a ref, which counts as used now."""
         self._entries.move_to_end(ref)
         return self._entries[ref].path
 
-    def size(self, ref: str) -> int:
+    def size(self, ref: Ref) -> int:
         """The bytes of a ref."""
         return self._entries[ref].size
 
-    def read(self, ref: str) -> bytes:
+    def read(self, ref: Ref) -> bytes:
         """A copy of what is here of a ref."""
         entry = self._entries[ref]
         with open(entry.path, "rb") as file:
             return file.read(entry.have)
 
-    def pin(self, ref: str) -> None:
+    def pin(self, ref: Ref) -> None:
         """Keep the ref while a round needs it."""
         self._pins[ref] = self._pins.get(ref, 0) + 1
 
-    def is_pinned(self, ref: str) -> bool:
+    def is_pinned(self, ref: Ref) -> bool:
         """Whether a round needs the ref."""
         return ref in self._pins
 
-    def unpin(self, ref: str) -> None:
+    def unpin(self, ref: Ref) -> None:
         """A round needs it no longer."""
         left = self._pins.pop(ref, 0) - 1
         if left > 0:
             self._pins[ref] = left
 
-    def write(self, ref: str, offset: int, total: int, data: memoryview) -> list[str]:
+    def write(self, ref: Ref, offset: int, total: int, data: memoryview) -> list[str]:
         """Put one chunk in its place; what is here already is dropped (it came twice), and so is what leaves a gap.
 
         Gives the paths of files that had to go to make room. Raises NoRoom, ValueError for impossible offsets.
@@ -127,12 +124,12 @@ class Store:
             entry.write(data[entry.have - offset :])
         return dropped
 
-    def adopt(self, ref: str, path: str, size: int) -> None:
+    def adopt(self, ref: Ref, path: str, size: int) -> None:
         """Take in a file on disk that holds all of a ref. It goes with the ref."""
         self.drop(ref)
         self._entries[ref] = OnDisk(path, size)
 
-    def drop(self, ref: str) -> None:
+    def drop(self, ref: Ref) -> None:
         """Remove a ref; workers that have mapped it keep their map."""
         entry = self._entries.pop(ref, None)
         if entry is not None:
@@ -155,5 +152,5 @@ class Store:
             self.drop(ref)
         return dropped
 
-    def _can_go(self, ref: str) -> bool:
+    def _can_go(self, ref: Ref) -> bool:
         return ref not in self._pins and not isinstance(self._entries[ref], OnDisk)

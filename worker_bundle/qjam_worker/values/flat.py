@@ -7,43 +7,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import codec
-from .codec import Buffer, CodecError, Encoded, bytes_view
+from . import decoder, lone_arrays
+from .header import Buffer, CodecError, Encoded, bytes_view
+from .lone_arrays import ALIGN, FLAT_MAGIC, flat_head
 
-_ALIGN = 64  # a cache line, and what numpy's fastest loops ask for
 _FLAT = struct.Struct("<4sIQ")  # magic, number of buffers, size of the header; then the size of each buffer
-_FLAT_MAGIC = b"qjv1"
 _FIXED_ONE = _FLAT.size + 8  # what comes before the header of a value with one buffer
 
 
 def _head(enc: Encoded) -> bytes:
     sizes = [buffer.nbytes for buffer in enc.buffers]
-    fixed = _FLAT.pack(_FLAT_MAGIC, len(sizes), len(enc.header))
+    fixed = _FLAT.pack(FLAT_MAGIC, len(sizes), len(enc.header))
     return fixed + struct.pack(f"<{len(sizes)}Q", *sizes) + enc.header
 
 
-def segments(enc: Encoded) -> list[bytes | memoryview]:
+def pieces(enc: Encoded) -> list[bytes | memoryview]:
     """The flat form in pieces: joined they are what `read` takes. The buffers are there uncopied."""
     head = _head(enc)
-    pieces: list[bytes | memoryview] = [head]
+    found: list[bytes | memoryview] = [head]
     end = len(head)
     for buffer in enc.buffers:
-        padding = -end % _ALIGN
+        padding = -end % ALIGN
         if padding:
-            pieces.append(bytes(padding))
-        pieces.append(buffer)
+            found.append(bytes(padding))
+        found.append(buffer)
         end += padding + buffer.nbytes
-    return pieces
+    return found
 
 
 def size(enc: Encoded) -> int:
     """The bytes that the flat form of `enc` takes."""
-    if len(enc.buffers) == 1:
-        size = enc.buffers[0].nbytes
-        return len(_heads.get((enc.header, size)) or _padded(enc)) + size
     end = _FLAT.size + 8 * len(enc.buffers) + len(enc.header)
     for buffer in enc.buffers:
-        end += -end % _ALIGN + buffer.nbytes
+        end += -end % ALIGN + buffer.nbytes
     return end
 
 
@@ -53,7 +49,12 @@ def put(enc: Encoded, out: memoryview) -> int | None:
     """
     if len(enc.buffers) == 1:
         (buffer,) = enc.buffers
-        head = _heads.get((enc.header, buffer.nbytes)) or _padded(enc)
+        lone = lone_arrays.by_header.get(enc.header)
+        if lone is not None and lone.nbytes == buffer.nbytes:
+            head = lone.head
+        else:
+            head = flat_head(enc.header, buffer.nbytes)
+            head += bytes(-len(head) % ALIGN)
         start = len(head)
         end = start + buffer.nbytes
         if len(out) < end:
@@ -77,27 +78,12 @@ def _write(enc: Encoded, out: memoryview) -> int:
     end = len(head)
     out[:end] = head
     for buffer in enc.buffers:
-        start = end + -end % _ALIGN
+        start = end + -end % ALIGN
         if start > end:
             out[end:start] = bytes(start - end)
         end = start + buffer.nbytes
         out[start:end] = buffer
     return end
-
-
-# What comes before the buffer of a value that has one, as most params and results do, by its header and the buffer's
-# size. And the other way round: of one array of numbers what comes before it tells dtype, shape and place.
-_heads: dict[tuple[bytes, int], bytes] = {}
-_arrays: dict[bytes, tuple[np.dtype[Any], tuple[int, ...], int, int]] = {}
-_MOST_HEADS, _LONGEST_HEAD = 1024, 1024
-
-
-def _padded(enc: Encoded) -> bytes:
-    head = _head(enc)
-    head += bytes(-len(head) % _ALIGN)
-    if len(_heads) < _MOST_HEADS and len(head) <= _LONGEST_HEAD:
-        _heads[enc.header, enc.buffers[0].nbytes] = head
-    return head
 
 
 class Layout(NamedTuple):
@@ -115,34 +101,27 @@ def head(view: memoryview) -> bytes:
 
 def layout(view: memoryview) -> Layout | None:
     """The layout of the flat form of an array of numbers as they lie in memory; None for any other value."""
-    known = _arrays.get(head(view))
+    known = lone_arrays.by_head.get(head(view))
     if known is None:
         value = load(view, allow_pickle=False)
-        if not codec.is_lone(value) or len(read(view)[1]) != 1:
+        if not lone_arrays.is_lone(value) or len(read(view)[1]) != 1:
             return None
-        start = len(head(view)) + -len(head(view)) % _ALIGN
+        start = len(head(view)) + -len(head(view)) % ALIGN
         return Layout(value.dtype, start, value.size)
-    dtype, _, start, end = known
-    return Layout(dtype, start, (end - start) // dtype.itemsize)
+    return Layout(known.dtype, known.start, known.nbytes // known.dtype.itemsize)
 
 
 def load(view: memoryview, *, copy: bool = False, allow_pickle: bool = True) -> Any:
     """The value whose flat form begins at `view`, as `codec.decode` gives it."""
-    first = head(view) if len(view) >= _FIXED_ONE else b""
-    if first:
-        known = _arrays.get(first)
-        if known is not None and known[3] <= len(view):
-            array: np.ndarray[Any, Any] = np.ndarray(known[1], known[0], view, known[2])
-            if copy:
-                return array.copy()
-            array.flags.writeable = False
-            return array
-    header, buffers = read(view)
-    value = codec.decode(header, buffers, copy=copy, allow_pickle=allow_pickle)
-    if len(buffers) == 1 and codec.is_lone(value) and len(_arrays) < _MOST_HEADS and len(first) <= _LONGEST_HEAD:
-        start = len(first) + -len(first) % _ALIGN
-        _arrays[first] = value.dtype, value.shape, start, start + value.nbytes
-    return value
+    known = lone_arrays.by_head.get(head(view)) if len(view) >= _FIXED_ONE else None
+    if known is not None and known.end <= len(view):
+        array: np.ndarray[Any, Any] = np.ndarray(known.shape, known.dtype, view, known.start)
+        if copy:
+            return array.copy()
+        array.flags.writeable = False
+        return array
+    header, buffers = read(view)  # decode remembers the header of a lone array
+    return decoder.decode(header, buffers, copy=copy, allow_pickle=allow_pickle)
 
 
 def read(view: Buffer) -> tuple[memoryview, list[memoryview]]:
@@ -153,7 +132,7 @@ def read(view: Buffer) -> tuple[memoryview, list[memoryview]]:
     view = bytes_view(view)
     try:
         magic, count, header_size = _FLAT.unpack_from(view)
-        if magic != _FLAT_MAGIC:
+        if magic != FLAT_MAGIC:
             raise CodecError(f"this is not a flat encoded value: it begins with {magic!r}")
         if count > len(view) // 8:
             raise CodecError(f"a flat encoded value of {len(view)} bytes cannot have {count} buffers")
@@ -164,7 +143,7 @@ def read(view: Buffer) -> tuple[memoryview, list[memoryview]]:
     end = start + header_size
     header, buffers = view[start:end], []
     for length in sizes:
-        start = end + -end % _ALIGN
+        start = end + -end % ALIGN
         end = start + length
         buffers.append(view[start:end])
     if end > len(view):

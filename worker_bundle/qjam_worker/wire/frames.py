@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Buffer", "Kind", "Message", "WireError", "nbytes", "pack", "unpack"]
 
-VERSION = 2
+VERSION = 3
 MAX_HEADER = 64 << 20  # bytes; bulk data travels in buffers, so a longer header is a bug or an attack
 
 Buffer = Union[bytes, bytearray, memoryview]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+from .refs import Ref, is_ref
+
 MAX_BUFFERS = 65536
 
 
@@ -108,7 +110,11 @@ def _are_slices(items: Sequence[Any]) -> bool:
 
 def _are_missing(items: Sequence[Any]) -> bool:
     columns = _columns(items, 2)
-    return columns is not None and _are_names(columns[0]) and _are_counts(columns[1])
+    return columns is not None and all(map(_is_ref, columns[0])) and _are_counts(columns[1])
+
+
+def _is_ref(value: Any) -> bool:
+    return is_ref(value, MAX_NAME)
 
 
 def _are_parts(items: Sequence[Any]) -> bool:
@@ -136,6 +142,7 @@ SECONDS = _one("a number from 0 on", lambda value: 0 <= value < MAX_INT, float, 
 TEXT = _one("a text", lambda value: len(value) <= MAX_TEXT, str)
 NAME = _one("a name", lambda value: len(value) <= MAX_NAME, str)
 COUNTS = _many("a list of whole numbers from 0 on", _are_counts)
+REF = _one("[kind, key]", _is_ref, list, tuple, Ref)
 NAMES = _many("a list of names", _are_names)
 
 ENTRY = {
@@ -151,11 +158,7 @@ FILE = {
 
 # The fields that somebody reads. More may be there, and are kept.
 HEADERS: dict[Kind, dict[str, Field]] = {
-    Kind.HELLO: {
-        "version": NAME, "python": NAME, "pid": COUNT, "host": NAME, "cores": COUNT, "memory": COUNT,
-        "workers": _some("a list of whole numbers from 0 on", _are_workers), "held": NAMES,
-        "credit": COUNT,
-    },
+    Kind.HELLO: {"workers": _one("a number of workers", range(1, MAX_WORKERS + 1).__contains__, int), "credit": COUNT},
     Kind.WELCOME: {"node": NAME, "speculation": FLAG},
     Kind.JOB: {
         "job": COUNT, "entry": _one("what to map with", lambda value: _misfit(value, ENTRY) is None, dict),
@@ -169,7 +172,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
         "params": _one("inline, ref or have", frozenset(["inline", "ref", "have"]).__contains__, str),
     },
     Kind.STATE: {"state": _one("the word for a state", lambda value: value in STATES, str)},
-    Kind.REFS: {"ref": NAME, "offset": COUNT, "total": COUNT, "gone": _optional(FLAG)},
+    Kind.REFS: {"ref": REF, "offset": COUNT, "total": COUNT, "gone": _optional(FLAG)},
     Kind.CREDIT: {"bytes": COUNT},
     Kind.RESULT: {
         "round": COUNT, "roots": _many("a list of [lo, hi, frames], not empty", _are_roots), "seconds": SECONDS,

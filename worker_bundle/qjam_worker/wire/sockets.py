@@ -78,8 +78,35 @@ class Uplink(Protocol):
     def close(self) -> None: ...
 
 
+# What ZeroMQ tells of a link that was up and is no more, or that the master refuses.
+BROKEN = int(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
+
+
 class Dealer:
     """Over a ZeroMQ socket, whose `monitor` tells when the link has broken."""
+
+    @classmethod
+    def connect(cls, context: zmq.Context[Any], endpoint: str, name: str, keys: dict[str, str]) -> Dealer:
+        """An uplink to the master's ROUTER at `endpoint`, which will know the node as `name`.
+
+        `keys`: Z85 texts of the master's public CURVE key and of the node's own pair: server, public, secret.
+        """
+        socket = context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.ROUTING_ID, name.encode()),
+            (zmq.LINGER, 1000),  # ms
+            (zmq.SNDHWM, 0),  # what may be on its way is bounded by credit, in bytes
+            (zmq.RCVHWM, 0),
+            (zmq.IPV6, 1),
+            (zmq.CURVE_SERVERKEY, keys["server"].encode()),
+            (zmq.CURVE_PUBLICKEY, keys["public"].encode()),
+            (zmq.CURVE_SECRETKEY, keys["secret"].encode()),
+            *LIVENESS,
+        ):
+            socket.setsockopt(option, value)
+        dealer = cls(socket, socket.get_monitor_socket(BROKEN))
+        socket.connect(endpoint)
+        return dealer
 
     def __init__(self, socket: zmq.Socket[bytes], monitor: Optional[zmq.Socket[Any]] = None) -> None:
         self.link = Link(socket)

@@ -1,0 +1,22 @@
+"""What a node is told when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
+
+
+class NodeOptions(NamedTuple):
+    """How a node runs its workers and keeps its data.
+
+    Attributes:
+        workers: how many.
+        memory_limit: bytes that each worker may allocate; None: no limit.
+        keep_data: bytes of slices that may stay on disk for later programs; None: none.
+        paths: folders in which workers find packages before they look where their python does.
+    """
+
+    workers: int
+    memory_limit: Optional[int] = None
+    keep_data: Optional[int] = None
+    paths: Sequence[str] = ()

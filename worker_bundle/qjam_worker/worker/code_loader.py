@@ -1,0 +1,105 @@
+"""The user code of jobs: mapfunc and reduce, from the user's modules or from a pickle."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pickle
+import sys
+from typing import Any, Callable, NamedTuple, Optional
+
+from qjam_worker.values.reduction import default_reduce
+
+from .user_modules import ShippedModules
+
+MapFunction = Callable[[Any, Any], Any]
+Reduce = Callable[[Any, Any], Any]
+
+
+class Job(NamedTuple):
+    """What to map with: the entry that names the code, the file of its pickle if there is one, the number of slices."""
+
+    entry: dict[str, Any]
+    code: Optional[tuple[str, int]]  # path and size
+    nslices: int
+
+
+class Code(NamedTuple):
+    """The functions of a job."""
+
+    mapfunc: MapFunction
+    reduce: Reduce
+
+
+class CodeLoader:
+    """Loads the code of a job when it is first needed. `map_file` maps a file of so many bytes."""
+
+    def __init__(self, modules: ShippedModules, map_file: Callable[[str, int], memoryview]) -> None:
+        self.jobs: dict[int, Job] = {}
+        self.epoch = 0  # of the user's modules that are loaded
+        self._codes: dict[int, Code] = {}
+        self._modules = modules
+        self._map_file = map_file
+        self._pid = os.getpid()
+
+    def forget(self, number: int) -> None:
+        """Nobody needs the job any more."""
+        self.jobs.pop(number, None)
+        self._codes.pop(number, None)
+
+    def code(self, number: int) -> Code:
+        """The functions of a job; importing user code may raise anything."""
+        return self._codes.get(number) or self._load(number, self.jobs[number])
+
+    def _load(self, number: int, job: Job) -> Code:
+        if job.entry["epoch"] != self.epoch:
+            self._modules.forget(job.entry["shadows"])
+            self.epoch = job.entry["epoch"]
+        mapfunc, reduce = self._by_value(job) if job.code is not None else self._by_name(job.entry)
+        self._stay_the_worker()
+        own = reduce is default_reduce
+        code = self._codes[number] = Code(self._guarded(mapfunc), reduce if own else self._guarded(reduce))
+        return code
+
+    def _by_value(self, job: Job) -> Code:
+        here = ".".join(map(str, sys.version_info[:2]))
+        python = job.entry["python"]
+        if python not in (None, here):
+            raise RuntimeError(
+                f"this function travels as byte code of python {python}, and this host has python {here}: "
+                "put it into a module, which travels as source"
+            )
+        assert job.code is not None
+        mapfunc, reduce = pickle.loads(self._map_file(*job.code))
+        _adopt(mapfunc)
+        return Code(mapfunc, reduce or default_reduce)
+
+    def _by_name(self, entry: dict[str, Any]) -> Code:
+        load: Callable[[str], Any] = self._modules.load if entry["shipped"] else importlib.import_module
+        module = load(entry["module"])
+        if entry["function"] is not None:
+            return Code(functools.reduce(getattr, entry["function"].split("."), module), default_reduce)
+        return Code(module.mapfunc, getattr(module, "reduce", default_reduce) if entry["reduce"] else default_reduce)
+
+    def _guarded(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """A child process that user code has forked may return from it, but must not answer in its parent's place."""
+
+        def call(first: Any, second: Any) -> Any:
+            result = function(first, second)
+            self._stay_the_worker()
+            return result
+
+        return call
+
+    def _stay_the_worker(self) -> None:
+        if os.getpid() != self._pid:
+            os._exit(0)
+
+
+def _adopt(mapfunc: MapFunction) -> None:
+    """Let classes of the user's `__main__` be pickled by name, so that the master gets its own classes back."""
+    main = vars(sys.modules["__main__"])
+    for name, value in getattr(mapfunc, "__globals__", {}).items():
+        if isinstance(value, type) and value.__module__ == "__main__":
+            main[name] = value
