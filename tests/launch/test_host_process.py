@@ -154,12 +154,12 @@ def test_a_killed_ssh_process_here_ends_the_host_and_is_told(ssh_host, caplog, r
     with Master("testhost*2", ssh_config=sshd.config, route=route) as master:
         run_seven(master)
         remains = Remains(sshd)
-        (warm,) = [
+        (fork_server,) = [
             pid
             for pid in descendants(os.getpid())
             if "qjam.launch.host_process" in _read(f"/proc/{pid}/cmdline") and processes.parent(pid) == os.getpid()
         ]
-        for pid in descendants(warm):
+        for pid in descendants(fork_server):
             os.kill(pid, signal.SIGKILL)
         await_loss(caplog, "(ssh connection|link to the master|connection is gone)")
         assert remains.are_gone()
@@ -215,9 +215,9 @@ def stop(pids: Iterable[int]) -> None:
 
 def family(worker: int) -> list[int]:
     """The node of a worker, and all that it has started, its fork server first."""
-    warm = processes.parent(worker)
-    node = processes.parent(warm)
-    return [node, warm, *(descendants(node) - {warm})]
+    fork_server = processes.parent(worker)
+    node = processes.parent(fork_server)
+    return [node, fork_server, *(descendants(node) - {fork_server})]
 
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_kill_9_of_a_master_leaves_nothing_of_a_stopped_node(tmp_path, ssh_host,
     assert all_end(here)
 
 
-def test_a_warm_parent_that_is_stopped_ends_with_its_node(ssh_host, caplog):
+def test_a_fork_server_that_is_stopped_ends_with_its_node(ssh_host, caplog):
     sshd = ssh_host()
     with Master("testhost*2", ssh_config=sshd.config) as master:
         run_seven(master)

@@ -516,7 +516,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Broken:
-    """Warm parents of this machine's node that cannot be started: while it is entered."""
+    """Fork servers of this machine's node that cannot be started: while it is entered."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
@@ -529,11 +529,11 @@ class Broken:
         self._patch.setattr(sys, "executable", self._python)
 
 
-def kill_warm_parent(master: Master) -> set[int]:
+def kill_fork_server(master: Master) -> set[int]:
     """Gives all processes that there were."""
-    (warm,) = {parent(worker.pid or 0) for worker in master.workers}
-    there = {warm, *descendants(warm)}
-    os.kill(warm, signal.SIGKILL)
+    (fork_server,) = {parent(worker.pid or 0) for worker in master.workers}
+    there = {fork_server, *descendants(fork_server)}
+    os.kill(fork_server, signal.SIGKILL)
     return there
 
 
@@ -577,13 +577,13 @@ def test_the_loop_alone_changes_what_it_goes_by(monkeypatch: pytest.MonkeyPatch)
         assert threads == {"qjam-engine"}
 
 
-def test_this_machines_node_comes_back_when_its_warm_parent_can_be_started_again(
+def test_this_machines_node_comes_back_when_its_fork_server_can_be_started_again(
     soon: None, monkeypatch: pytest.MonkeyPatch, log: Waiting
 ) -> None:
     with Master(2) as master:
         old = {worker.pid for worker in master.workers}
         with Broken(monkeypatch):
-            ended = kill_warm_parent(master)
+            ended = kill_fork_server(master)
             log.until("started again", times=3)
         log.until("local is back")
         assert all_end(ended)
@@ -597,20 +597,20 @@ def test_a_round_waits_for_this_machines_node_to_come_back(
 ) -> None:
     with Master(1) as master:
         with Broken(monkeypatch):
-            kill_warm_parent(master)
+            kill_fork_server(master)
             log.until("local is lost")
             future = master.submit(lambda params, part: params * sum(part), 7, [1, 2, 3])
         assert future.result(20.0) == 42
 
 
-def test_a_warm_parent_that_cannot_be_kept_alive_is_an_error_that_says_so(
+def test_a_fork_server_that_cannot_be_kept_alive_is_an_error_that_says_so(
     soon: None, monkeypatch: pytest.MonkeyPatch, log: Waiting
 ) -> None:
     monkeypatch.setattr(supervisor_module, "RESTARTS", 2)
     with Master(1) as master:
         (worker,) = master.workers
         with Broken(monkeypatch):
-            kill_warm_parent(master)
+            kill_fork_server(master)
             log.until("local is lost", times=3)
             with pytest.raises(
                 BootstrapError, match="no worker is left: local: the fork server of the workers has died"
@@ -625,7 +625,7 @@ def test_a_master_can_be_closed_while_its_node_is_about_to_be_started_again(
     monkeypatch.setattr(supervisor_module, "FIRST_PAUSE", 0.3)
     with Master(1) as master:
         with Broken(monkeypatch):
-            kill_warm_parent(master)
+            kill_fork_server(master)
             log.until("started again in 0.3 s")
         future = master.submit(usercode.forty_two)
         began = time.monotonic()
@@ -645,7 +645,7 @@ def test_a_start_that_is_never_ready_leaves_no_process(
             patch.setattr(supervisor_module, "START_TIMEOUT", 0.5)
             patch.setattr(Pool, "_on_message", lambda self, worker, channel: self.selector.unregister(channel.read_fd))
             with Broken(patch):
-                kill_warm_parent(master)
+                kill_fork_server(master)
                 log.until("local is lost")
             log.until("not ready after 0 s")
             started = descendants(os.getpid()) - before
@@ -656,5 +656,5 @@ def test_a_start_that_is_never_ready_leaves_no_process(
 
 def descendants_of_workers(master: Master) -> set[int]:
     """The fork server and the workers that are there now."""
-    (warm,) = {parent(worker.pid or 0) for worker in master.workers}
-    return {warm, *descendants(warm)}
+    (fork_server,) = {parent(worker.pid or 0) for worker in master.workers}
+    return {fork_server, *descendants(fork_server)}

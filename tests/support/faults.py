@@ -26,7 +26,7 @@ def node_of(sshd: Sshd) -> int | None:
     return None
 
 
-def warm_parent_of(node: int) -> int | None:
+def fork_server_of(node: int) -> int | None:
     """The one child of a node; None while there is none."""
     children = [pid for pid in descendants(node) if parent(pid) == node]
     return min(children, default=None)
@@ -43,7 +43,7 @@ def kill_sessions(sshd: Sshd) -> None:
         send(pid, signal.SIGKILL)  # one may have gone with another
 
 
-def leases() -> list[int]:
+def host_processes() -> list[int]:
     """The processes of this program that hold ssh connections."""
     return [
         pid

@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 import soak_code
-from faults import leases, node_of, send, sessions_of, warm_parent_of
+from faults import fork_server_of, host_processes, node_of, send, sessions_of
 from namespaces import Namespace, namespace, namespaces_work
 from qjam import DataSet, Master
 from qjam_worker.values.reduction import Tree, default_reduce
@@ -71,11 +71,13 @@ class Soak:
             "several workers killed": lambda: _each(send, [(self._a_worker(), signal.SIGKILL) for _ in range(3)]),
             "worker stopped": self._stop_worker,
             "node killed": lambda: send(self._host().node, signal.SIGKILL),
-            "fork server killed": lambda: self._kill_warm_parent(),
+            "fork server killed": lambda: self._kill_fork_server(),
             "sshd session killed": lambda: _each(
                 send, [(pid, signal.SIGKILL) for pid in sessions_of(self._host().sshd)]
             ),
-            "lease killed": lambda: bool(leases()) and send(self.rng.choice(leases()), signal.SIGKILL),
+            "host process killed": lambda: (
+                bool(host_processes()) and send(self.rng.choice(host_processes()), signal.SIGKILL)
+            ),
             "node stopped for 3 s": lambda: self._stop_node(3.0),
             "node stopped for 40 s": lambda: self._stop_node(40.0),
             "link down for 3 s": lambda: self._cut(3.0),
@@ -106,9 +108,9 @@ class Soak:
         pid = self._a_worker()
         return send(pid, signal.SIGSTOP) and self._later(2.0, lambda: send(pid, signal.SIGCONT))
 
-    def _kill_warm_parent(self) -> bool:
+    def _kill_fork_server(self) -> bool:
         node = self._host().node
-        return node is not None and send(warm_parent_of(node), signal.SIGKILL)
+        return node is not None and send(fork_server_of(node), signal.SIGKILL)
 
     def _stop_node(self, seconds: float) -> bool:
         pid = self._host().node

@@ -252,23 +252,23 @@ def test_all_workers_may_be_killed_again_and_again(pool):
         assert pool.run(usercode.add_up, 1, DataSet(list(range(10)), slice_size=1)) == 45
 
 
-def kill_the_warm_parent(pool):
+def kill_the_fork_server(pool):
     workers = pids(pool)
-    (warm,) = {parent(pid) for pid in workers}
-    os.kill(warm, signal.SIGKILL)
-    assert all_end({warm, *workers})
-    return warm, workers
+    (fork_server,) = {parent(pid) for pid in workers}
+    os.kill(fork_server, signal.SIGKILL)
+    assert all_end({fork_server, *workers})
+    return fork_server, workers
 
 
-def test_a_warm_parent_that_is_killed_is_replaced_with_its_workers(pool):
+def test_a_fork_server_that_is_killed_is_replaced_with_its_workers(pool):
     for _ in range(3):
-        warm, workers = kill_the_warm_parent(pool)
+        fork_server, workers = kill_the_fork_server(pool)
         assert pool.run(usercode.forty_two) == 84
         assert not workers & pids(pool)
-        assert {parent(pid) for pid in pids(pool)} != {warm}
+        assert {parent(pid) for pid in pids(pool)} != {fork_server}
 
 
-def test_a_round_outlives_the_warm_parent(pool, gate, tmp_path):
+def test_a_round_outlives_the_fork_server(pool, gate, tmp_path):
     def work(params, part):
         path, flag = params
         try:
@@ -280,7 +280,7 @@ def test_a_round_outlives_the_warm_parent(pool, gate, tmp_path):
     future = pool.submit(work, (gate.path, str(tmp_path / "flag")), [10, 20])
     gate.heard()
     gate.heard()
-    kill_the_warm_parent(pool)
+    kill_the_fork_server(pool)
     assert future.result() == 30
 
 

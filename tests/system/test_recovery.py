@@ -20,7 +20,7 @@ import pytest
 
 import pyzmq_garbage  # noqa: F401
 import usercode
-from faults import leases, node_of, send, sessions_of, warm_parent_of
+from faults import fork_server_of, host_processes, node_of, send, sessions_of
 from namespaces import Namespace, namespace, namespaces_work
 from needs import lacking_programs, need, program
 from processes import all_end
@@ -133,7 +133,7 @@ def test_a_worker_that_is_stopped_holds_nobody_up():
 FAULTS: dict[str, Callable[[Sshd], Any]] = {
     "the node is killed": lambda sshd: send(node_of(sshd), signal.SIGKILL),
     "sshd is killed": lambda sshd: [send(pid, signal.SIGKILL) for pid in sessions_of(sshd)],
-    "the ssh connection is cut": lambda sshd: [send(pid, signal.SIGKILL) for pid in leases()],
+    "the ssh connection is cut": lambda sshd: [send(pid, signal.SIGKILL) for pid in host_processes()],
 }
 
 
@@ -159,13 +159,13 @@ def test_a_lost_host_is_started_again_and_goes_on(ssh_host, caplog, fault, route
     assert master.stats().resent_slices <= NSLICES
 
 
-def test_a_killed_warm_parent_is_replaced_and_the_host_is_not_lost(ssh_host, caplog):
+def test_a_killed_fork_server_is_replaced_and_the_host_is_not_lost(ssh_host, caplog):
     sshd = ssh_host()
     with Master("testhost*2", ssh_config=sshd.config) as master:
         loop = Loop(master)
         loop.turn()
         pids = [worker.pid for worker in master.workers]
-        assert send(warm_parent_of(node_of(sshd) or 0), signal.SIGKILL)
+        assert send(fork_server_of(node_of(sshd) or 0), signal.SIGKILL)
         loop.until(lambda: all(worker.pid not in pids for worker in master.workers))
         loop.turn()
     assert not told(caplog, "testhost is lost")
@@ -409,4 +409,4 @@ def test_hosts_come_and_go_during_a_loop(tmp_path, ssh_host):
             loop.turn()
             assert {worker.host for worker in master.workers} == {"local"}
         assert all_end(one.sessions() | other.sessions())
-        assert all_end(leases())
+        assert all_end(host_processes())

@@ -325,7 +325,7 @@ def test_kill_9_while_the_workers_start_leaves_nothing(tmp_path, gate):
     assert_nothing_is_left(tmp_path, Traces({int(warm)}, set(folders)))
 
 
-def test_kill_9_of_master_and_warm_parent_leaves_no_process_and_the_next_master_removes_the_files(tmp_path, gate):
+def test_kill_9_of_master_and_fork_server_leaves_no_process_and_the_next_master_removes_the_files(tmp_path, gate):
     program, left = run_up_to(tmp_path, gate, BUSY.replace("FUNCTION", "deaf"), 2)
     workers = {pid for pid in left.processes if not descendants(pid)}
     (warm,) = left.processes - workers
