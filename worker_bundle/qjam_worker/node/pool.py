@@ -18,10 +18,10 @@ from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT, SLOTS, out_slot
 from qjam_worker.worker.fork_server import EXITED, FORKED
 
-from .fork_server_client import ForkServer
+from .fork_server_client import ForkServer, send_signal
 from .output_pump import OutputPump
 from .results import Slot
-from .worker_handle import WorkerHandle, send_signal
+from .worker_handle import WorkerHandle
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0

@@ -18,7 +18,8 @@ from qjam_worker.ipc import huge_pages
 from qjam_worker.ipc.files import Files
 
 # The node asks for a worker by its index, with file descriptors beside; it is told of forks and ends.
-REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
+REQUEST = struct.Struct("=iq")  # worker, memory_limit in bytes or 0
+MAX_MEMORY_LIMIT = 2**63 - 1
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
 # Descriptors of a new worker: messages to it, the broadcast, its messages, the wake-up for answers in its mailbox,
