@@ -6,7 +6,6 @@ from typing import Any, Optional
 
 from qjam_worker.wire.refs import Ref, module_name, of_module
 
-from .pool import Pool
 from .worker_handle import WorkerHandle
 
 Module = Optional[dict[str, Any]]  # what modules.Ask gives
@@ -18,8 +17,7 @@ FIELDS = {"source": bytes, "path": str, "package": bool}
 class ModuleCache:
     """The modules of the newest epoch by ref; the absent ones too, so that the master is asked once."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
         self._epoch = 0
         self._known: dict[Ref, Module] = {}
         self._waiting: dict[Ref, list[WorkerHandle]] = {}

@@ -385,9 +385,10 @@ class Pool:
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
-        fds = [self._broadcast, self._answered, self._answering, *self.output.fds()]
+        self.output.abandon()
         if self._server is not None:
-            fds.append(self._server.control.detach())
+            self._server.control.close()
+        fds = [self._broadcast, self._answered, self._answering]
         for worker in self.workers:
             for channel in (worker.channel, worker.modules):
                 fds += [] if channel is None else [channel.read_fd, channel.write_fd]
