@@ -112,6 +112,10 @@ class Files:
         """Where a file of this name may be."""
         return [os.path.join(directory, name) for directory in self.directories]
 
+    def find(self, name: str) -> str:
+        """The path of the file of this name, which exists."""
+        return next(path for path in self.paths(name) if os.path.exists(path))
+
     def lock(self) -> list[int]:
         """Mark the directories as in use for as long as the returned file descriptors are open."""
         locks = [_lock(directory, fcntl.LOCK_SH) for directory in self.directories]

@@ -17,12 +17,12 @@ MAX_REUSED_BYTES = 256 * 1024 * 1024
 
 
 class Slot:
-    """What a worker writes its small results to, one task's after the other's. They are read where they lie.
+    """Where a worker writes its small results, the next task's over those of the last. The node reads them there.
 
-    `rows`: the memory of all slots, of which this one is the `row`-th; None for one that lies alone.
+    `rows`: the memory of all slots, of which this one is the `row`-th.
     """
 
-    def __init__(self, mapped: Mapped, rows: Optional[memoryview] = None, row: int = 0) -> None:
+    def __init__(self, mapped: Mapped, rows: memoryview, row: int) -> None:
         self.path, self.view = mapped
         self.rows, self.row = rows, row
         self.borrowed: list[Held] = []  # results that may lie here still
@@ -146,7 +146,7 @@ def fold_rows(results: list[Held]) -> Optional[Held]:
     16 workers (31 KB each way).
     """
     first = results[0]
-    if first.slot is None or first.slot.rows is None or first.flat is None:
+    if first.slot is None or first.flat is None:
         return None
     rows, layout = first.slot.rows, flat.layout(first.flat) if first.plain else None
     for row, held in enumerate(results):

@@ -79,8 +79,7 @@ class Worker:
         self.pid = os.getpid()
         self.files = files
         self.index = index
-        path = next(path for path in self.files.paths(mailbox_name(index)) if os.path.exists(path))
-        self.mailbox = Mailbox(map_file(path, MAILBOX, write=True))
+        self.mailbox = Mailbox(map_file(files.find(mailbox_name(index)), MAILBOX, write=True))
         self.status = self.mailbox.words
         self.doorbell = doorbell
         self.heard = 0  # messages that were read from the pipe
