@@ -105,7 +105,7 @@ class InPlace:
         self.uplink = Uplink()
         self.node = Node(self.uplink, NodeOptions(workers), bases=[str(base or tempfile.gettempdir())])
         self.workers = self.node.pool = Workers(self.node.pool)  # type: ignore[assignment]
-        self.node.modules._pool = self.node.refs._pool = self.workers  # type: ignore[assignment]
+        self.node.refs._pool = self.workers  # type: ignore[assignment]
         self.folders = [Path(folder) for folder in self.node.files.directories]
         self.gone = False
         self.node.send(Kind.HELLO, {"workers": workers, "credit": node_module.CREDIT})

@@ -1,4 +1,4 @@
-"""Doorbells: messages over pipes come whole, in order, whatever their size, and the end shows."""
+"""Messages over pipes come whole, in order, whatever their size, and the reader sees the end."""
 
 from __future__ import annotations
 

@@ -205,10 +205,10 @@ def test_small_results_of_as_many_slices_as_workers_are_the_serial_sum(workers: 
             assert master.run(scaled, params, numbers).tobytes() == tree.values[0, workers].tobytes()
 
 
-# ---- pages ------------------------------------------------------------------------------------------------------
+# ---- mailboxes --------------------------------------------------------------------------------------------------
 
 
-def test_a_letter_is_read_by_the_other_one() -> None:
+def test_a_message_is_read_by_the_other_side() -> None:
     memory = memoryview(bytearray(MAILBOX))
     ours, theirs = Mailbox(memory), Mailbox(memory)
     for message in ({"op": "run", "slices": [[0, None, 0]]}, {"op": "run", "slices": [[1, None, 0]]}, None, {}):
@@ -218,7 +218,7 @@ def test_a_letter_is_read_by_the_other_one() -> None:
         assert theirs.answer.read() == {"echo": message}
 
 
-def test_a_letter_like_the_last_one_is_not_read_again() -> None:
+def test_a_message_like_the_last_one_is_not_read_again() -> None:
     memory = memoryview(bytearray(MAILBOX))
     ours, theirs = Mailbox(memory), Mailbox(memory)
     ours.task.write({"op": "run"})
@@ -227,7 +227,7 @@ def test_a_letter_like_the_last_one_is_not_read_again() -> None:
     assert theirs.task.read() is first
 
 
-def test_a_letter_that_is_too_long_is_not_left() -> None:
+def test_a_message_that_is_too_long_is_not_left() -> None:
     memory = memoryview(bytearray(MAILBOX))
     ours, theirs = Mailbox(memory), Mailbox(memory)
     ours.task.write({"op": "run"})
@@ -237,7 +237,7 @@ def test_a_letter_that_is_too_long_is_not_left() -> None:
     assert theirs.task.read() == {"text": "x" * (TEXT - 100)}
 
 
-def test_a_letter_that_is_none_is_an_error() -> None:
+def test_a_message_that_is_none_is_an_error() -> None:
     memory = memoryview(bytearray(MAILBOX))
     ours, theirs = Mailbox(memory), Mailbox(memory)
     ours.answer.write({"op": "done"})

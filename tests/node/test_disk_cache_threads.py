@@ -187,7 +187,7 @@ def test_a_thread_that_is_stuck_in_the_disk_is_left_behind(
     slow.go_on.set()
     for thread in threads:
         thread.join()
-    os.close(disk_cache._bell_fd)
+    os.close(disk_cache._wake_write_fd)
 
 
 def test_a_disk_that_takes_no_more_is_told_of_once(

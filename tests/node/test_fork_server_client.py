@@ -46,6 +46,12 @@ def test_a_sweep_in_the_middle_of_locking_leaves_a_new_directory_alone(tmp_path,
     os.close(locks[0])
 
 
+def test_numpy_is_not_imported_before_the_process_is_prepared_for_it():
+    program = "import sys, qjam_worker.node.fork_server_client\n"
+    program += "assert not {'numpy', 'msgpack', 'zmq'} & sys.modules.keys()\n"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 NODE = """
 import os, sys
 from qjam_worker import __main__, stdio_node

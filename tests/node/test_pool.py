@@ -1,4 +1,4 @@
-"""How a node calls its workers: one by its bell, and the others sleep on; more by one beat of the broadcast."""
+"""How a node wakes its workers: one by its pipe, and the others sleep on; several by one write to the broadcast."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_an_empty_ref_is_here_at_once(store: Store) -> None:
     assert store.read("x") == b""
 
 
-def test_a_chunk_that_comes_twice_changes_nothing(store: Store) -> None:
+def test_a_block_that_comes_twice_changes_nothing(store: Store) -> None:
     put(store, "x", b"hel", total=5)
     put(store, "x", b"HEL", total=5)
     put(store, "x", b"lo", offset=3, total=5)
@@ -60,7 +60,7 @@ def test_a_chunk_that_comes_twice_changes_nothing(store: Store) -> None:
     assert store.read("x") == b"hello"
 
 
-def test_a_chunk_that_leaves_a_gap_is_dropped(store: Store) -> None:
+def test_a_block_that_leaves_a_gap_is_dropped(store: Store) -> None:
     put(store, "x", b"he", total=5)
     put(store, "x", b"o", offset=4, total=5)
     assert store.have("x") == 2
@@ -73,9 +73,9 @@ def test_a_broken_transfer_goes_on_where_it_broke_off(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("offset", "total"), [(-1, 5), (3, 5), (0, 4), (0, 6)])
-def test_a_chunk_that_cannot_be_right_is_refused(store: Store, offset: int, total: int) -> None:
+def test_a_block_that_cannot_be_right_is_refused(store: Store, offset: int, total: int) -> None:
     put(store, "x", b"he", total=5)
-    with pytest.raises(ValueError, match="chunk "):
+    with pytest.raises(ValueError, match="block "):
         put(store, "x", b"abc" if (offset, total) == (3, 5) else b"ab", offset=offset, total=total)
     assert store.have("x") == 2
 
@@ -203,7 +203,7 @@ def test_two_refs_lie_in_two_files(store: Store) -> None:
     assert {os.path.dirname(store.path(ref)) for ref in ("a:../../etc", "b")} == set(store.files.directories)
 
 
-def test_a_chunk_may_lie_in_any_memory(store: Store) -> None:
+def test_a_block_may_lie_in_any_memory(store: Store) -> None:
     content: Any = bytearray(b"hello")
     store.write("x", 0, 5, memoryview(content))
     content[:] = b"XXXXX"

@@ -318,7 +318,7 @@ class Node(Process):
         self.refs = Refs(plan.shelf, plan.room, self.allocate)
         self.scheduler = Scheduler(plan.workers, self.refs)
         self.workers = [Worker(self, index) for index in range(plan.workers)]
-        self.imports = ModuleCache(self)  # type: ignore[arg-type]
+        self.imports = ModuleCache()
         self.params: dict[int, Ref | None] = {}
         self.files = Files(self)
         self._commands: deque[Command] = deque()

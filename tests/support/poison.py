@@ -434,10 +434,10 @@ def own_folders():
         return sorted(set(re.findall(r"(/\S*/qjam-[^/\s]+)/\S", maps.read())))
 
 
-def remove_its_results():
+def remove_its_files():
     for folder in own_folders():
         for name in os.listdir(folder):
-            if name.startswith(("result", "out", "status", "ref")):
+            if name.startswith(("result", "mailbox", "slots", "ref")):
                 try:
                     os.unlink(os.path.join(folder, name))
                 except FileNotFoundError:
@@ -472,7 +472,7 @@ LEFT_BEHIND = [
     keep_a_thread,
     exit_in_a_thread,
     stop_its_parent,
-    remove_its_results,
+    remove_its_files,
     leave_interrupts_blocked,
     alter_its_libraries,
 ]

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -122,6 +123,19 @@ def test_user_code_that_removes_the_folders_of_its_node_is_told_of_them_and_hold
                 assert is_right(master)
             except QjamError as error:
                 assert folders[0] in str(error)  # noqa: PT017  both are fine: to go on, and to say why not
+
+
+def test_a_node_whose_files_user_code_has_removed_starts_again_when_a_worker_ends(caplog):
+    with Master(2) as master:
+        before = pids(master)
+        assert master.run(poison.leave, poison.remove_its_files) == 2
+        assert is_right(master)
+        assert pids(master) == before
+        os.kill(min(before), signal.SIGKILL)
+        assert all_end(before)
+        assert is_right(master)
+        assert not pids(master) & before
+    assert "was removed, which new worker processes need" in caplog.text
 
 
 # No end

@@ -22,7 +22,7 @@ from .wire.stdio_frames import HEARTBEAT, UPLINK, Frames, frame
 
 PIECE = 128 * 1024  # bytes that are read at once
 CONNECT_TIMEOUT = 60.0  # seconds for the node to connect to its relay
-ALIVE = 1.0  # seconds; whatever comes from the master is a beat to the node, not more often than this
+ALIVE = 1.0  # seconds between two beats to the node while anything comes from the master
 
 
 def become_node(
@@ -32,7 +32,7 @@ def become_node(
     paths: Sequence[str],
     fork_server: Optional[ForkServer] = None,
 ) -> None:
-    """Be the node; where the master has said so, one that a relay stands before. `read` and `write` lead there."""
+    """Be the node that `answer` describes; behind a relay if it says "stdio". `read` and `write` lead to the master."""
     from .__main__ import serve
 
     welcome = answer["welcome"]
@@ -52,7 +52,7 @@ def become_node(
                 os.close(echo)
                 if fork_server is not None:
                     fork_server.forget()
-                # Or the node has ended.
+                # `echoes` is readable when the node has ended.
                 came, _, _ = select.select([listener.fileno(), echoes], [], [], CONNECT_TIMEOUT)
                 if listener.fileno() in came:
                     uplink, _ = listener.accept()
@@ -70,7 +70,7 @@ def become_node(
 
 
 def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, echoes: int) -> None:
-    """Until the node has ended. The end of the master ends the node, by the end of its beats."""
+    """Relay until the node has ended. When the master ends, no more beats come, and the node leaves."""
     writing = threading.Lock()
 
     def up(stream: int, fd: int) -> None:
@@ -81,13 +81,13 @@ def _relay(read: BufferedReader, write: int, uplink: socket.socket, beat: int, e
                     while rest:
                         rest = rest[os.write(write, rest) :]
         except OSError:
-            pass  # the end of one side is seen by the other's
+            pass  # one side has ended: the reads of the other end too
 
     def down() -> None:
         frames, beaten = Frames(), 0.0
         try:
             while data := read.read1(PIECE):
-                if time.monotonic() - beaten > ALIVE:  # on a slow link the master's own beats stand behind megabytes
+                if time.monotonic() - beaten > ALIVE:  # on a slow link the master's own beats queue behind megabytes
                     beaten = time.monotonic()
                     os.write(beat, b"\n")
                 for stream, piece in frames.feed(data):

@@ -1,4 +1,4 @@
-"""What a fork of the program must let go of: copies of descriptors whose end is to tell of the program's end."""
+"""Closes, in a fork of the user's program, the copies of descriptors whose end tells others that the program ended."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Abandoned(Protocol):
-    """Closes its descriptors and does nothing else: they, and what they lead to, are the parent's."""
+    """Closes its copies of descriptors and does nothing else: everything behind them belongs to the parent."""
 
     def abandon(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""How many cores this process may use, and the share of them that each worker's BLAS gets."""
+"""How many cores this process may use, and how many of them the BLAS of each worker may use."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def usable_cores() -> int:
 
 
 def thread_environment(workers: int) -> dict[str, str]:
-    """The environment of workers: each BLAS gets its share of the cores, unless the user has said otherwise."""
+    """The environment of workers: each BLAS gets its share of the cores, unless the user has set its variable."""
     share = str(max(1, usable_cores() // workers))
     return {**dict.fromkeys(BLAS_VARIABLES, share), **OPENBLAS_SPIN, **os.environ}

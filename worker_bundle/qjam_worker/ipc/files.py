@@ -1,4 +1,4 @@
-"""Files in shared memory that a node and its workers map: made with their pages reserved, in private directories."""
+"""Files that a node and its workers map: in private directories, in shared memory if there is room."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ PREFIX = "qjam-"
 
 SHARED_MEMORY = "/dev/shm"
 
-# Left free in /dev/shm for other programs: the doorbell of "no room" must ring before theirs does.
+# Bytes of /dev/shm that are left free for other programs.
 MARGIN = 4 * 1024 * 1024
 
-# Seconds for which a directory that nobody has locked yet is taken for one that is just being made.
+# Seconds during which a directory without a lock may be one that is just being made.
 BEING_MADE = 60.0
 
 
@@ -30,7 +30,7 @@ class NoRoom(OSError):
 
 
 class Mapped(NamedTuple):
-    """A file and its mapping. `view` covers exactly the bytes that were asked for."""
+    """A file and its map. `view` has exactly the requested bytes."""
 
     path: str
     view: memoryview
@@ -54,10 +54,10 @@ def remove(path: str) -> None:
 
 
 class Files:
-    """Where a node's files are made: private directories, the first one with room is used.
+    """The private directories of a node. A new file lies in the first one that has room.
 
-    Each file's pages are reserved when it is made, because a page that cannot be had later is a SIGBUS in
-    whoever touches it, and that may be the user's own process.
+    Each file's pages are reserved when it is made. If the system lacked one later, the process that touches it would
+    die of SIGBUS, and that may be the user's own process.
     """
 
     def __init__(self, directories: list[str]) -> None:
@@ -112,6 +112,10 @@ class Files:
         """Where a file of this name may be."""
         return [os.path.join(directory, name) for directory in self.directories]
 
+    def find(self, name: str) -> str:
+        """The path of the file of this name, which exists."""
+        return next(path for path in self.paths(name) if os.path.exists(path))
+
     def lock(self) -> list[int]:
         """Mark the directories as in use for as long as the returned file descriptors are open."""
         locks = [_lock(directory, fcntl.LOCK_SH) for directory in self.directories]
@@ -123,7 +127,7 @@ class Files:
 
 
 def sweep(base: str) -> None:
-    """Remove directories of this user's nodes that died with everything that could have cleaned up."""
+    """Remove directories of this user's nodes that were killed together with their fork servers."""
     prefix = f"{PREFIX}{os.getuid()}-"
     for name in os.listdir(base):
         path = os.path.join(base, name)
@@ -140,7 +144,7 @@ def sweep(base: str) -> None:
 def _being_made(path: str) -> bool:
     try:
         return not os.path.exists(os.path.join(path, "lock")) and time.time() - os.stat(path).st_mtime < BEING_MADE
-    except FileNotFoundError:  # somebody else has swept it
+    except FileNotFoundError:  # another process has removed it
         return True
 
 
@@ -156,7 +160,7 @@ def _lock(directory: str, how: int) -> Optional[int]:
     place = os.path.join(directory, "lock")
     try:
         if how == fcntl.LOCK_SH and not os.path.exists(place):
-            fresh, path = tempfile.mkstemp(dir=directory)  # locked before a sweep can see it
+            fresh, path = tempfile.mkstemp(dir=directory)  # it is locked before another process's sweep sees it
             fcntl.flock(fresh, how)
             os.rename(path, place)
             return fresh
@@ -177,7 +181,7 @@ def _free(directory: str) -> int:
 
 
 def has_plenty(path: str, size: int) -> bool:
-    """Whether there is so much room beside a file of `size` bytes that it may stay for a while."""
+    """Whether there is so much free room that a file of `size` bytes may stay for a while."""
     return _free(os.path.dirname(path)) > 8 * size
 
 

@@ -1,14 +1,23 @@
 """A worker's mailbox: shared memory in which a node and a worker leave each other messages.
 
-It has 64-bit words and two messages. docs/architecture.md draws how they are used.
+It has two messages, the task and the answer, and 64-bit words:
 
-word        written by   says
-RUNNING     worker       the number of the task that it runs; 0: none
-SLICE       worker       the slice that it maps; -1: none
-CANCELLED   node         the number of the task that the worker shall stop
-TASK        node         the number of the task that lies in the mailbox
-SENT        node         how many messages the worker must have read from its pipe before it does that task
-DONE        worker       the number of the task whose answer lies in the mailbox
+word       written by           says                                    read by
+RUNNING    worker, as it        the number of the task that it runs;    worker, on SIGINT; node, when the process has
+           begins and ends      0: none                                 ended
+SLICE      worker, before       the slice that it maps or folds; -1:    worker, when user code has raised; node, when
+           each slice           none                                    the process has ended: this slice is at fault
+CANCELLED  node, before SIGINT  the number of the task that the         worker, as it begins a task and on SIGINT
+                                worker shall stop
+SENT       node, before TASK    how many messages the worker must have  worker, before it does the task
+                                read from its pipe before that task
+TASK       node, after the      the number of the task in the mailbox;  worker, whenever it is woken
+           message              it grows with each task
+DONE       worker, after the    the number of the task whose answer     node, when a worker has woken it or has ended
+           answer               is in the mailbox
+
+The side that reads a number finds the message complete that was written before it. When a process has ended, the node
+sets all words but SLICE to 0.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Slices on disk by content hash, for the programs that come after: within a quota, the least recently used go first.
+"""Slices on disk by content hash, for later programs. Within a quota, the least recently used go first.
 
 All programs of a user share one directory, and no process owns it:
 
-    slices/<ref>   content and trailer of a kept slice: never written again; its mtime is when it was used last
-    used           the bytes that are kept, or more; whoever changes what is kept holds its lock
-    qjam-.../      of one node that runs: links to the slices that it uses, and what it is writing now
+    slices/<ref>   a slice: content and trailer; it is never written again, and its mtime is when it was last used
+    used           how many bytes the slices take, or more; a process that adds or removes slices holds its lock
+    qjam-.../      the directory of one running node: links to the slices that it uses, and files that it is writing
 
-A node maps its own link, so that a slice stays for it whatever becomes of the name, and others see that it is in use.
-The directory of a node that was killed goes when the next one starts.
+A node maps its own link: the slice stays for it even if another process removes the name, and the link count tells
+others that it is in use. When a node starts, it removes the directories of nodes that were killed.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ from typing import NamedTuple, Optional
 
 from qjam_worker.ipc.files import PREFIX, Files, remove
 
-# After the content: a sign, the ref, the size and the CRC of the content. The node cannot compute a ref, which is an
-# xxh3 hash, but what was written as one content under one name is found to be that again. CRC-32 is for what disks and
-# crashes do, at 4 to 6 GB/s, where the fastest hash of the standard library that a forger could not beat makes 1.4:
-# a forger who can write here is the user. The sign ends with that of flat values, for a ref does not tell their layout.
+# The trailer follows the content: a sign, the ref, the size and the CRC of the content. A node cannot check the ref
+# itself, which is an xxh3 hash. CRC-32 finds what disks and crashes damage, at 4 to 6 GB/s; the fastest cryptographic
+# hash of the standard library makes 1.4 GB/s, and only the user could forge a file here. The sign ends with the version
+# of the layout of flat values, which the ref does not tell.
 TRAILER = struct.Struct("<8s32sQI")
 SIGN = b"keptqjv1"
 REF = re.compile(r"[0-9a-f]{32}")
-NEW = "new-"  # of a file that is being written
-PIECE = 1024 * 1024  # bytes that are read at once: they stay in the processor's cache
-PAUSE = 0.005  # seconds between two attempts at a lock
-BLOCK = 4096  # what the smallest file takes
-# How much of the allowed room is made free beyond what is needed, so that not every slice has to look for more.
+NEW = "new-"  # prefix of a file that is being written
+PIECE = 1024 * 1024  # bytes that are read at once: they fit into the processor's cache
+PAUSE = 0.005  # seconds between two attempts to lock a file
+BLOCK = 4096  # bytes that the smallest file takes
+# One part in so many of the quota is freed beyond what is needed, so that not every slice has to evict others.
 EVICTION_SLACK = 16
-# The free disk is shared with everybody else: of what would be free without slices, this part may be taken.
+# Slices may take one part in so many of what would be free without them: others need the disk too.
 DISK_SHARE = 2
-# What keeps a file from being read without its being at fault.
+# Errors of open and read that are not the fault of the file.
 SHORTAGES = frozenset([errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 
 
 class Damaged(OSError):
-    """A kept slice was not what had been written, and is removed."""
+    """A slice on disk was not what had been written; it was removed."""
 
 
 class Stopped(Exception):
-    """There is no time left for this."""
+    """The time for this is up."""
 
 
 class Room(NamedTuple):
-    """What is kept: bytes in all, and the slices that nobody uses as (mtime, bytes, path)."""
+    """The bytes that are taken in all, and the slices that nobody uses, as (mtime, bytes, path)."""
 
     used: int
     idle: list[tuple[int, int, str]]
 
 
 def default_folder() -> str:
-    """Where slices of this user are kept. OSError where nobody tells of a home."""
+    """The directory for slices of this user. OSError if the home directory is unknown."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     cache = named if os.path.isabs(named) else os.path.join(os.path.expanduser("~"), ".cache")
     if not os.path.isabs(cache):
@@ -72,14 +72,14 @@ def default_folder() -> str:
 
 
 class DiskCache:
-    """The directory, for one node. `quota`: bytes for all that is kept there. OSError where nothing can be kept."""
+    """The directory as one node uses it. `quota`: bytes for all slices there. OSError if it cannot be used."""
 
     def __init__(self, folder: str, quota: int) -> None:
         self.folder = folder
         self.slices = os.path.join(folder, "slices")
         self.quota = quota
-        self.until = math.inf  # what takes longer, by time.monotonic(), is given up
-        self._refused: Optional[int] = None  # bytes for which no room could be made
+        self.until = math.inf  # by time.monotonic(); reads and writes raise Stopped after it
+        self._refused: Optional[int] = None  # a slice of so many bytes found no room
         os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)
         for path, barred in ((os.path.dirname(folder), 0o022), (folder, 0o077), (self.slices, 0o077)):
             _check_private(path, barred)
@@ -93,7 +93,7 @@ class DiskCache:
         self._links = files.directories[0]
 
     def close(self) -> None:
-        """Let go of all slices: they were used until now."""
+        """Unlink all slices, which were used until now."""
         with suppress(OSError):
             for name in filter(REF.fullmatch, os.listdir(self._links)):
                 os.utime(os.path.join(self._links, name))
@@ -103,19 +103,19 @@ class DiskCache:
         self._locks = []
 
     def __contains__(self, ref: str) -> bool:
-        """Whether it looks as if a slice were kept."""
+        """Whether there is a file for the slice; `take` may find that it is damaged."""
         return REF.fullmatch(ref) is not None and os.path.lexists(self._name(ref))
 
     def take(self, ref: str) -> Optional[tuple[str, int]]:
-        """The path and the size of a slice, all of which has been read and compared; None when it is not kept.
+        """The path and the size of a slice, after all of it was read and checked; None if it is not here.
 
-        The file stays as long as this is not closed. Raises Damaged, and Stopped when it is later than `until`.
+        The file stays until `close`. Raises Damaged, and Stopped after `until`.
         """
         name, link = self._name(ref), self._link(ref)
         try:
             os.link(name, link, follow_symlinks=False)
         except FileExistsError:
-            pass  # it was used before
+            pass  # this node has used it before
         except OSError:
             return None
         try:
@@ -125,30 +125,30 @@ class DiskCache:
             if error.errno in SHORTAGES:
                 return None
             with suppress(OSError):
-                if os.path.samestat(os.lstat(name), os.lstat(link)):  # else somebody has kept it anew
+                if os.path.samestat(os.lstat(name), os.lstat(link)):  # else another process has written it anew
                     os.unlink(name)
             remove(link)
             raise Damaged(f"{name} {error}") from error
         return link, size
 
     def put(self, ref: str, source: str, size: int) -> bool:
-        """Keep a copy of the first `size` bytes of a file, if it is still there; False when there is no room.
+        """Copy the first `size` bytes of a file, if that still exists, to disk; False if there is no room.
 
-        Raises OSError when it cannot be written, and Stopped when it is later than `until`.
+        Raises OSError if it cannot be written, and Stopped after `until`.
         """
-        with suppress(OSError):  # somebody has kept it already, and now it is in use here too
+        with suppress(OSError):  # if another process has written it already, this node uses it too
             os.link(self._name(ref), self._link(ref), follow_symlinks=False)
         if os.path.lexists(self._link(ref)):
             return True
         try:
-            content = FileIO(source)  # not mapped: that would count as memory of the user's own process
+            content = FileIO(source)  # not mapped: a map would count as memory of the user's own process
         except FileNotFoundError:
             return True
         with content:
             return self._copy(ref, content, size)
 
     def trim(self) -> None:
-        """Have what is kept, perhaps under a larger quota, fit in this one."""
+        """Remove slices until all fit into this quota: programs before may have had a larger one."""
         with self._counting() as count:
             self._make_room(count, 0)
 
@@ -196,7 +196,7 @@ class DiskCache:
         return True
 
     def _pieces(self, file: FileIO, size: int) -> Iterator[memoryview]:
-        """The next `size` bytes; each piece lasts until the next one."""
+        """Yields the next `size` bytes in pieces; each one is valid until the next."""
         buffer = memoryview(bytearray(min(size, PIECE)))
         while size:
             self._go_on()
@@ -213,10 +213,10 @@ class DiskCache:
     # Room
 
     def _begin(self, new: str, size: int) -> Optional[int]:
-        """A file that counts from now on; None where there is no room for it."""
+        """The descriptor of a new file, whose size counts from now on; None if there is no room for it."""
         need = _taken(size)
         if self._refused is not None and need >= self._refused:
-            return None  # what is in use fills the quota
+            return None  # slices in use fill the quota
         with self._counting() as count:
             used = _read(count)
             if used is None or used + need > self._allowed(used):
@@ -231,11 +231,11 @@ class DiskCache:
 
     @contextmanager
     def _counting(self) -> Iterator[int]:
-        """The file that holds the count, locked."""
+        """The descriptor of the file `used`, locked."""
         path = os.path.join(self.folder, "used")
         count = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            while not _lock(count):  # who holds it may be stopped
+            while not _lock(count):  # the process that holds it may be stopped
                 self._go_on()
                 time.sleep(PAUSE)
             yield count
@@ -243,8 +243,8 @@ class DiskCache:
             os.close(count)
 
     def _make_room(self, count: int, need: int) -> Optional[int]:
-        """Count anew, and remove what was used least recently until `need` bytes fit; None, and nothing is removed,
-        where they cannot. Gives the bytes that are kept then.
+        """Count anew, and remove the least recently used slices until `need` bytes fit. Gives the bytes that are taken
+        then; None, with nothing removed, if `need` bytes cannot fit.
         """
         used, idle = self._look()
         allowed = self._allowed(used)
@@ -283,7 +283,7 @@ class DiskCache:
 
 
 def _check_private(path: str, barred: int) -> None:
-    """Make a directory of this user, or see that it is one, and that it gives nobody else the `barred` rights."""
+    """Make the directory, or check that it is this user's and gives nobody else the `barred` rights."""
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
     status = os.lstat(path)

@@ -21,7 +21,7 @@ class Fold(dict[Span, Held]):
 
     @property
     def root(self) -> Span:
-        """What all of them are together."""
+        """The span of all of them together."""
         return min(self)[0], max(hi for _, hi in self)
 
 
@@ -31,8 +31,8 @@ class FoldPlan:
     def __init__(self, tree: Tree[Held], workers: int) -> None:
         self._tree = tree
         self._workers = workers
-        self.in_parts: Optional[Fold] = None  # the one that several workers are at; there is one at a time
-        self.unfoldable = False  # user code has raised over what is here: it is not tried again
+        self.in_parts: Optional[Fold] = None  # the fold that several workers are at; there is one at a time
+        self.unfoldable = False  # user code has raised in a fold here: no worker folds again
 
     @property
     def has_part(self) -> bool:

@@ -20,10 +20,9 @@ from typing import NamedTuple, NoReturn, Optional, Union
 
 from qjam_worker.ipc.cores import thread_environment
 from qjam_worker.ipc.files import Files
-from qjam_worker.worker.fork_server import NEWS, REQUEST, main
-from qjam_worker.worker.memory_limit import HIGHEST
+from qjam_worker.worker.fork_server import MAX_MEMORY_LIMIT, NEWS, REQUEST, main
 
-from .worker_handle import send_signal
+# Nothing that is imported here may import numpy: `prepare` comes first.
 
 HIGHEST_FD = 65_536
 SAID = 4096  # bytes of its own output that are kept, to tell why it ended
@@ -98,7 +97,7 @@ class ForkServer:
     def fork(self, worker: int, memory_limit: Optional[int], fds: list[int]) -> None:
         """Ask for a worker that has these descriptors."""
         try:
-            socket.send_fds(self.control, [REQUEST.pack(worker, min(memory_limit or 0, HIGHEST))], fds)
+            socket.send_fds(self.control, [REQUEST.pack(worker, min(memory_limit or 0, MAX_MEMORY_LIMIT))], fds)
         except (BrokenPipeError, ConnectionResetError):
             pass  # its socket tells of its end
 
@@ -181,3 +180,11 @@ def _become_fork_server(control: int, output: int, files: Files) -> NoReturn:
         main(keep, files.directories)
     finally:
         os._exit(1)
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a process that may have ended."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

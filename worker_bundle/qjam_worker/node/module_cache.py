@@ -1,4 +1,4 @@
-"""Modules that a node has fetched for its workers, and the workers that wait for one."""
+"""Modules of the user's project that a node has fetched for its workers."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import Any, Optional
 
 from qjam_worker.wire.refs import Ref, module_name, of_module
 
-from .pool import Pool
 from .worker_handle import WorkerHandle
 
-Module = Optional[dict[str, Any]]  # what modules.Ask gives
+Module = Optional[dict[str, Any]]  # as user_modules.Ask gives it
 
-MAX_NAME = 1000  # characters; no module that lies in files has such a name
+MAX_NAME = 1000  # characters; no file of a module has a longer name
 FIELDS = {"source": bytes, "path": str, "package": bool}
 
 
 class ModuleCache:
-    """The modules of the newest epoch by ref; the absent ones too, so that the master is asked once."""
+    """The modules of the newest epoch, and the workers that wait for one. It knows which modules are absent, so that
+    the node asks the master for each name once.
+    """
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self) -> None:
         self._epoch = 0
         self._known: dict[Ref, Module] = {}
         self._waiting: dict[Ref, list[WorkerHandle]] = {}
@@ -29,13 +29,13 @@ class ModuleCache:
         return ref in self._waiting
 
     def begin(self, epoch: int) -> None:
-        """A job of this epoch comes: what is known of another one is out of date."""
+        """A job of this epoch begins: the modules of another epoch are out of date."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._known.clear()
 
     def ask(self, worker: WorkerHandle, epoch: int, name: str) -> Optional[Ref]:
-        """Answer the worker, or give the ref that has to be fetched first."""
+        """Reply to the worker, or give the ref that the node has to fetch first."""
         ref = of_module(epoch, name)
         if ref in self._known or len(name) > MAX_NAME:
             self._answer(worker, ref, self._known.get(ref))
@@ -44,7 +44,7 @@ class ModuleCache:
         return ref
 
     def arrived(self, ref: Ref, module: Module) -> None:
-        """The master has answered. ValueError when that is no module."""
+        """The master has sent a module, or None. ValueError if it is neither."""
         fields = {name: type(value) for name, value in module.items()} if type(module) is dict else None
         if module is not None and fields != FIELDS:
             raise ValueError(f"{ref} is no module")
@@ -52,12 +52,12 @@ class ModuleCache:
         self.refuse(ref, module)
 
     def refuse(self, ref: Ref, module: Module = None) -> None:
-        """Answer those who wait, with nothing unless it is here."""
+        """Reply to the waiting workers; None if the module is absent."""
         for worker in self._waiting.pop(ref, []):
             self._answer(worker, ref, module)
 
     def forget(self, worker: WorkerHandle) -> None:
-        """The process that waited is gone."""
+        """The worker process has ended and waits no longer."""
         for waiting in self._waiting.values():
             while worker in waiting:
                 waiting.remove(worker)

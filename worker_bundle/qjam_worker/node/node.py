@@ -94,7 +94,7 @@ class Node:
         self.slices = SliceIndex(self.store)
         self.scheduler = Scheduler(options.workers, self.slices)
         self.params = ParamsLocations(self.files, self.store)
-        self.modules = ModuleCache(self.pool)
+        self.modules = ModuleCache()
         self.refs = RefReceiver(self.store, self.scheduler, self.modules, self.pool, self.send, self.act)
         self.print_credit = PRINT_CREDIT
         self.made = 0  # files for folds

@@ -51,7 +51,7 @@ class OutputPump:
     def read(self) -> None:
         """Read once from each pipe that has something."""
         for fd, _ in self._ready.poll(0):
-            if fd in self._pipes:
+            if fd in self._polled:  # what came from the last one may have muted all
                 self._read(fd, 1)
 
     def drain(self, fd: int) -> None:
@@ -89,9 +89,11 @@ class OutputPump:
             else:
                 self._poll(fd)
 
-    def fds(self) -> list[int]:
-        """All descriptors."""
-        return [self._ready.fileno(), *self._pipes]
+    def abandon(self) -> None:
+        """In a fork of the program: close its copies of the descriptors."""
+        for fd in self._pipes:
+            os.close(fd)
+        self._ready.close()
 
     def close(self) -> None:
         """Close all pipes."""

@@ -1,4 +1,4 @@
-"""Where the params of a node's rounds lie: in a slot that is used again and again, a file, or the store."""
+"""Where the params of a node's rounds lie: in a slot that is used again, in a file, or in the store."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .store import Store
 
 @dataclass
 class ParamsLocation:
-    """The params of one round. A file that no worker has kept a part of is used again."""
+    """The params of one round: a slot or a file with its `view`, or a `ref`, whose content is in the store."""
 
     path: str
     size: int
     view: Optional[memoryview] = None
     ref: Optional[Ref] = None
-    held: set[int] = field(default_factory=set)  # workers that may still map the file
+    held: set[int] = field(default_factory=set)  # workers whose user code may still use the file
 
 
 class ParamsLocations:
@@ -33,12 +33,12 @@ class ParamsLocations:
         self._files = files
         self._store = store
         self._places: dict[int, ParamsLocation] = {}
-        self._free: list[ParamsLocation] = []
-        self._spare: Optional[ParamsLocation] = None
+        self._free: list[ParamsLocation] = []  # slots
+        self._spare: Optional[ParamsLocation] = None  # a file that can be written again: no worker uses it
         self._made = 0
 
     def keep(self, number: int, ref: Optional[Ref], buffers: list[Any]) -> None:
-        """Lay down what came with the task, or note the ref that is to be pulled. Raises NoRoom."""
+        """Write the params that came with a task to shared memory, or note the ref that has them. Raises NoRoom."""
         if ref is not None:
             self._places[number] = ParamsLocation("", 0, ref=ref)
             return
@@ -50,7 +50,7 @@ class ParamsLocations:
             self._free.append(place)
             place = self._large(encoded)
         else:
-            self._drop_spare()  # the last ones may have been the last large ones
+            self._drop_spare()  # no more large params may come
             place.size = size
         self._places[number] = place
 
@@ -81,12 +81,8 @@ class ParamsLocations:
         return ParamsLocation(mapped.path, SLOT, mapped.view)
 
     def see_to_slots(self) -> None:
-        """Forget slots whose files user code, or somebody who tidies up, has removed: a new worker cannot map them."""
+        """Forget slots whose files user code, or somebody who tidies up, has removed: a new process cannot map them."""
         self._free = [place for place in self._free if os.path.exists(place.path)]
-
-    def ref(self, number: int) -> Optional[Ref]:
-        """The ref that has the params of a round."""
-        return self._places[number].ref
 
     def where(self, number: int, worker: int) -> tuple[str, int]:
         """Path and size of the flat params, for a worker to map."""
@@ -98,13 +94,13 @@ class ParamsLocations:
         return place.path, place.size
 
     def returned(self, number: Optional[int], worker: int) -> None:
-        """A worker has done what it was given of a round, and maps the params no more."""
+        """A worker has done its task and kept nothing of the params."""
         place = None if number is None else self._places.get(number)
         if place is not None and place.held:
             place.held.discard(worker)
 
     def release(self, number: int) -> None:
-        """The round is over."""
+        """The round is over: free or remove what its params lie in."""
         place = self._places.pop(number, None)
         if place is None:
             return
@@ -118,7 +114,7 @@ class ParamsLocations:
             remove(place.path)
 
     def clear(self) -> None:
-        """Let go of all mappings."""
+        """Unmap everything."""
         self._places.clear()
         self._free.clear()
         self._spare = None

@@ -12,16 +12,16 @@ from functools import partial
 from typing import Any, Optional, Protocol
 
 from qjam_worker.ipc import at_fork
-from qjam_worker.ipc.files import Files, Mapped, remove
+from qjam_worker.ipc.files import Files, Mapped
 from qjam_worker.ipc.mailbox import CANCELLED, MAILBOX, ONE, RUNNING, SENT, SLICE, TASK, Mailbox, counter, mailbox_name
 from qjam_worker.ipc.pipes import Channel
-from qjam_worker.ipc.slots import SLOT, SLOTS, out_slot
+from qjam_worker.ipc.slots import SLOT, SLOTS
 from qjam_worker.worker.fork_server import EXITED, FORKED
 
-from .fork_server_client import ForkServer
+from .fork_server_client import ForkServer, send_signal
 from .output_pump import OutputPump
 from .results import Slot
-from .worker_handle import WorkerHandle, send_signal
+from .worker_handle import WorkerHandle
 
 # Seconds that user code gets to react to an interrupt before its process is killed.
 GRACE = 2.0
@@ -83,15 +83,12 @@ class Pool:
 
     def _place(self, index: int) -> WorkerHandle:
         worker = WorkerHandle(index)
-        self._lay_out(worker)
-        view = self._slots.view[index * SLOT : (index + 1) * SLOT]
-        worker.slot = Slot(Mapped(self._slots.path, view), self._slots.view, index)
-        return worker
-
-    def _lay_out(self, worker: WorkerHandle) -> None:
-        worker.mailbox_path, view = self.files.create(mailbox_name(worker.index), MAILBOX)
+        worker.mailbox_path, view = self.files.create(mailbox_name(index), MAILBOX)
         worker.mailbox = Mailbox(view)
         worker.status = worker.mailbox.words
+        slots = self._slots.view
+        worker.slot = Slot(Mapped(self._slots.path, slots[index * SLOT : (index + 1) * SLOT]), slots, index)
+        return worker
 
     # Starting
 
@@ -108,7 +105,10 @@ class Pool:
 
     def _fork(self, worker: WorkerHandle) -> None:
         assert self._server is not None
-        self._see_to_files(worker)
+        for path in (worker.mailbox_path, self._slots.path):
+            if not os.path.exists(path):  # user code, or somebody who tidies up, has removed it
+                self.events.on_pool_broken(f"{path} was removed, which new worker processes need")
+                return
         worker.forget_task()
         pipes = [os.pipe() for _ in range(5)]
         (task_end, task), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
@@ -122,15 +122,6 @@ class Pool:
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
             self.output.add(fd, partial(self.events.on_output, worker.index, stream))
-
-    def _see_to_files(self, worker: WorkerHandle) -> None:
-        """Make its mailbox and slot anew if user code, or somebody who tidies up, has removed their files."""
-        if not (os.path.exists(worker.mailbox_path) and os.path.exists(worker.slot.path)):
-            remove(worker.mailbox_path)
-            if worker.slot.rows is None:
-                remove(worker.slot.path)
-            self._lay_out(worker)
-            worker.slot = Slot(self.files.create(out_slot(worker.index), SLOT))
 
     # The fork server
 
@@ -385,9 +376,10 @@ class Pool:
 
     def abandon(self) -> None:
         """In a fork of the program: close the copies of descriptors whose end is to tell of the program's end."""
-        fds = [self._broadcast, self._answered, self._answering, *self.output.fds()]
+        self.output.abandon()
         if self._server is not None:
-            fds.append(self._server.control.detach())
+            self._server.control.close()
+        fds = [self._broadcast, self._answered, self._answering]
         for worker in self.workers:
             for channel in (worker.channel, worker.modules):
                 fds += [] if channel is None else [channel.read_fd, channel.write_fd]

@@ -1,4 +1,4 @@
-"""Results that a node holds between its workers and the master: where the bytes lie, how small ones are folded."""
+"""Results that a node has got from its workers: where they lie, and how the node folds small ones itself."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from qjam_worker.ipc.slots import SLOT
 from qjam_worker.values import codec, flat, segmented_sum
 from qjam_worker.values.reduction import NUMBERS, STAYS, default_reduce
 
-# A file at most so large (bytes) may be kept to be written again: new memory takes longer to come than to be filled, by
-# far where a hypervisor gives it. 64 MiB of params to 8 workers took 37 ms in new files and 4 ms in one used again.
+# Bytes of the largest file that is kept to be written again: the kernel takes longer to give new memory than a process
+# takes to fill it, much longer on a virtual machine. 64 MiB of params for 8 workers took 37 ms in new files and 4 ms in
+# one that was used again.
 MAX_REUSED_BYTES = 256 * 1024 * 1024
 
 
 class Slot:
-    """What a worker writes its small results to, one task's after the other's. They are read where they lie.
+    """Where a worker writes its small results, the next task's over those of the last. The node reads them there.
 
-    `rows`: the memory of all slots, of which this one is the `row`-th; None for one that lies alone.
+    `rows`: the memory of all slots, of which this one is the `row`-th.
     """
 
-    def __init__(self, mapped: Mapped, rows: Optional[memoryview] = None, row: int = 0) -> None:
+    def __init__(self, mapped: Mapped, rows: memoryview, row: int) -> None:
         self.path, self.view = mapped
         self.rows, self.row = rows, row
-        self.borrowed: list[Held] = []  # results that may lie here still
+        self.borrowed: list[Held] = []  # results of the last task: they may lie here still
 
     def hold(self, plain: bool, offset: int, size: int) -> Held:
-        """A result that the worker has just written here."""
+        """The result that the worker has written here."""
         held = Held(self.view[offset : offset + size], plain, slot=self)
         self.borrowed.append(held)
         return held
 
     def clear(self) -> None:
-        """The worker is about to write here again: what lies here still is copied."""
+        """Copy the results that still lie here, as the worker is about to write over them."""
         for held in self.borrowed:
             if held.flat is not None:
                 held.detach()
@@ -42,10 +43,10 @@ class Slot:
 
 
 class Held:
-    """A result: flat bytes (in a worker's slot, the node's own, or a mapped file's), or a value that the node has
-    folded itself.
+    """A result: as flat bytes (in a worker's slot, in a mapped file, or in the node's memory), or as a value that the
+    node has folded itself.
 
-    `plain`: there is no pickle inside, so the node may open it. `path`: the file to remove when it is used up.
+    `plain`: no pickle is inside, so the node may decode it. `path`: its file, which goes when the result is released.
     """
 
     __slots__ = ("flat", "path", "plain", "reusable_files", "sent", "slot", "small", "value")
@@ -62,13 +63,13 @@ class Held:
         self.plain = plain
         self.path = path
         self.value = value
-        self.slot = slot  # in which it lies still
-        self.sent = False  # whether somebody else may look at the file
-        self.reusable_files: Optional[list[str]] = None  # where its path goes when it is used up
-        self.small = flat is None or len(flat) <= SLOT  # whether a node may spend its own time on it
+        self.slot = slot  # where the bytes still lie
+        self.sent = False  # whether the bytes were handed out: then the file must not be written again
+        self.reusable_files: Optional[list[str]] = None  # the worker's list, which gets the path on release
+        self.small = flat is None or len(flat) <= SLOT  # whether the node folds it, rather than a worker
 
     def detach(self) -> None:
-        """Copy what lies in a slot."""
+        """Copy the bytes out of the slot, if they lie in one."""
         if self.slot is not None and self.flat is not None:
             self.flat, self.value, self.slot = memoryview(bytes(self.flat)), None, None
 
@@ -89,7 +90,7 @@ class Held:
         return [encoded.header, *encoded.buffers]
 
     def in_file(self, files: Files, name: str) -> tuple[str, int]:
-        """Path and size of a file that holds it flat, for a worker to map; one is made if there is none. NoRoom."""
+        """Path and size of a file that has it as flat bytes, for a worker to map; made if needed. Raises NoRoom."""
         if self.path is None:
             pieces = [self.flat] if self.flat is not None else flat.pieces(codec.encode(self.value))
             data = b"".join(pieces)
@@ -100,7 +101,7 @@ class Held:
         return self.path, len(self.flat)
 
     def release(self) -> None:
-        """It is used up."""
+        """Nobody needs it any more: remove its file, or leave that to the worker to write again."""
         size, self.flat = 0 if self.flat is None else len(self.flat), None
         if self.path is None:
             return
@@ -110,7 +111,7 @@ class Held:
             and 0 < size <= MAX_REUSED_BYTES
             and has_plenty(self.path, size)
         ):
-            for older in self.reusable_files:  # one is enough: a worker has the map of its last one only
+            for older in self.reusable_files:  # one is enough: a worker keeps only the last one mapped
                 remove(older)
             self.reusable_files[:] = [self.path]
         else:
@@ -118,7 +119,7 @@ class Held:
 
 
 def fold_small(left: Held, right: Held) -> Any:
-    """What two small results without pickles in them make together; STAYS where a worker has to fold them."""
+    """Fold two small plain results in the node; STAYS if a worker has to fold them."""
     if not (left.plain and right.plain and left.small and right.small):
         return STAYS
     try:
@@ -128,7 +129,7 @@ def fold_small(left: Held, right: Held) -> Any:
             total = np.add(first, second, first)  # it is the node's own
         else:
             total = default_reduce(first, second)
-    except Exception:  # noqa: BLE001  a worker finds the same, and reports it as any error of user code
+    except Exception:  # noqa: BLE001  a worker gets the same error and reports it as one of user code
         return STAYS
     for held in (left, right):
         if held.path is not None:
@@ -139,14 +140,14 @@ def fold_small(left: Held, right: Held) -> Any:
 
 
 def fold_rows(results: list[Held]) -> Optional[Held]:
-    """What results make together that are those of slices 0, 1, 2.., where they lie one after the other at the
-    beginning of the slots and are arrays that are alike; None where they do not.
+    """Fold all results of a round at once, if result i lies at the beginning of slot i and all are arrays of the same
+    shape and dtype; None if not.
 
-    A level of the tree is then one addition of numpy's. One by one, 15 additions took 0.06 of the 0.46 ms of a round of
-    16 workers (31 KB each way).
+    Each level of the tree is then one call of numpy. One by one, 15 additions took 0.06 of the 0.46 ms of a round of 16
+    workers (31 KB each way).
     """
     first = results[0]
-    if first.slot is None or first.slot.rows is None or first.flat is None:
+    if first.slot is None or first.flat is None:
         return None
     rows, layout = first.slot.rows, flat.layout(first.flat) if first.plain else None
     for row, held in enumerate(results):
@@ -178,11 +179,11 @@ def fold_rows(results: list[Held]) -> Optional[Held]:
 
 
 def are_alike(results: list[Held]) -> bool:
-    """Whether these are large arrays that can be added up in segments."""
+    """Whether these are large arrays that several workers can add up in parts."""
     flats = [held.flat for held in results if held.plain and held.path is not None and held.flat is not None]
     return len(flats) == len(results) and segmented_sum.are_alike(flats)
 
 
 def _adds_in_place(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
-    """Whether their sum is an array like the first of them."""
+    """Whether their sum has the shape and dtype of the first one."""
     return first.dtype is second.dtype and first.shape == second.shape != () and first.dtype.kind in NUMBERS

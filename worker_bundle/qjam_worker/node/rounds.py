@@ -1,4 +1,4 @@
-"""What one node still has to do for a round: what is to be mapped, by whom, and what is to be folded. No I/O."""
+"""One round on one node: which slices its workers still have to map, and which worker is at what. No I/O."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from qjam_worker.wire.refs import Ref, of_code
 from .folds import Fold, FoldPlan
 from .results import Held
 
-# An attempt is late when it takes this many times as long as the others have, and at least so many seconds.
+# An attempt at slices is late when it has taken LATE times as long as such slices typically take, and MIN_LATE seconds.
 LATE, MIN_LATE = 2.0, 0.05
-# The same for folding, of which there is too little to know what is usual.
+# Seconds after which a fold is late: a round has too few folds to know how long they typically take.
 FOLD_LATE = 10.0
 
 
 class NodeJob:
-    """The part of a job that a node knows: its slices, the ref of each by index, None where there is no data set."""
+    """The part of a job that a node knows: the refs of its slices by index; None without a data set."""
 
     def __init__(self, number: int, entry: dict[str, Any], nslices: int, user_reduce: bool) -> None:
         self.number = number
@@ -33,14 +33,14 @@ class NodeJob:
         self.has_data = False
 
     def add(self, refs: dict[int, Optional[Ref]]) -> None:
-        """Learn of more slices."""
+        """The master has named more slices."""
         self.refs.update(refs)
         self.order = sorted(self.refs)
         self.has_data = self.refs[self.order[0]] is not None
 
 
 class Work:
-    """One attempt of one worker: slices to map, or results to fold or a part of them, since `began` (seconds)."""
+    """One attempt of one worker: at slices to map, or at a fold or one part of a fold. `began`: seconds."""
 
     __slots__ = ("began", "fold", "part", "slices")
 
@@ -51,7 +51,7 @@ class Work:
         self.part = part
 
     def is_like(self, other: Work) -> bool:
-        """Whether another attempt is at the same part of the same fold."""
+        """Whether both attempts are at the same part of the same fold."""
         return self.fold is not None and self.fold is other.fold and self.part == other.part
 
     def __repr__(self) -> str:
@@ -59,25 +59,27 @@ class Work:
 
 
 class NodeRound:
-    """A round on one node. Workers take maps and folds from it and put results back."""
+    """A round on one node. Workers `take` work from it and `put` results back, or `abandon` the work."""
 
     def __init__(self, number: int, job: NodeJob, workers: int, began: float = 0.0) -> None:
         self.number = number
         self.began = began  # seconds
         self.job = job
         self.workers = workers
-        self.ready: list[int] = []  # slices that can be mapped now, sorted
-        self.offered: list[int] = []  # slices that another node tries as well: for when there is nothing else
-        self.waiting: dict[Ref, list[int]] = {}  # ref on its way -> slices
-        self.lacking: set[Ref] = set()  # code and params on their way: without them nothing can start
-        self.owed: set[int] = set()  # slices that are not mapped yet, those that are being mapped included
-        self.works: dict[int, Work] = {}  # worker -> what it is at
+        self.ready: list[int] = []  # slices that a worker can map now, sorted
+        # Slices that can be mapped now and that another node was offered, which tries them as well: a worker takes them
+        # when `ready` is empty.
+        self.offered: list[int] = []
+        self.waiting: dict[Ref, list[int]] = {}  # slices by the ref that the node does not have yet
+        self.lacking: set[Ref] = set()  # code and params that the node does not have yet: no worker can begin
+        self.owed: set[int] = set()  # slices without a result, those that workers are at included
+        self.works: dict[int, Work] = {}  # by worker
         self.tree: Tree[Held] = Tree(job.nslices)
         self.folds = FoldPlan(self.tree, workers)
-        self.pinned: set[Ref] = set()  # refs that the store keeps for it
-        self.mapped, self.seconds = 0, 0.0  # how many slices, and how long workers have taken for them
-        self._shared: set[int] = set()  # slices that another node tries as well
-        self._contested = False  # whether somebody else may have done what a worker brings
+        self.pinned: set[Ref] = set()  # refs that the store keeps for this round
+        self.mapped, self.seconds = 0, 0.0  # slices that workers have mapped, and the seconds that took in all
+        self._shared: set[int] = set()  # slices that another node tries as well, begun here or not
+        self._contested = False  # whether two may bring a result of the same slice
 
     def __repr__(self) -> str:
         return (
@@ -86,8 +88,9 @@ class NodeRound:
         )
 
     def add(self, indices: list[int], missing: Collection[Ref]) -> None:
-        """Give the node more slices to map; those whose ref is missing wait for it. What it owes or holds already it
-        ignores, but for that nobody else tries it any longer.
+        """The master gives the node more slices; those whose ref is missing wait for it.
+
+        Of slices that the node has already, mapped or not, it learns only that no other node tries them any more.
         """
         if self._contested or not self.owed.isdisjoint(indices):
             self._shared.difference_update(indices)
@@ -108,19 +111,19 @@ class NodeRound:
                 insort(self.ready, index)
 
     def arrived(self, ref: Ref) -> None:
-        """A ref is here."""
+        """The node has this ref now."""
         self.lacking.discard(ref)
         for index in self.waiting.pop(ref, ()):
             insort(self.ready, index)
 
     @property
     def missing(self) -> list[Ref]:
-        """What is still on its way, in the order in which it is of use."""
+        """The refs that the node does not have yet: first those without which no worker can begin."""
         return [*self.lacking, *self.waiting]
 
     @property
     def has_work(self) -> bool:
-        """Whether an idle worker may find something to do."""
+        """Whether `take` may find work; False only if it certainly finds none."""
         if self.lacking:
             return False
         if self.ready or self.offered or self.folds.has_part:
@@ -132,7 +135,7 @@ class NodeRound:
     def take(
         self, worker: int, now: float, together: Callable[[Held], bool], alike: Callable[[list[Held]], bool]
     ) -> Optional[Work]:
-        """Something for an idle worker to do, counted as running from now on; None when there is nothing.
+        """Work for an idle worker, which is at it from now on; None if there is none.
 
         `together`: whether a result is small enough to be folded with all others at once. `alike`: whether results can
         be folded in parts.
@@ -149,8 +152,8 @@ class NodeRound:
         return work
 
     def _take_map(self, worker: int) -> list[int]:
-        """Consecutive slices. Without a data set worker k gets the k-th of the node's slices and no other: mapfunc runs
-        once on each.
+        """Consecutive slices. Without a data set worker k gets the node's k-th slice and no other: mapfunc runs once on
+        each worker.
         """
         if not self.ready:
             return [self.offered.pop(0)] if self.offered else []
@@ -167,41 +170,45 @@ class NodeRound:
     # Second attempts
 
     def late_at(self) -> Optional[float]:
-        """When the next attempt will be late, as far as that can be told."""
-        twice = self._twice()
-        due = [self._late_at(work) for work in self.works.values() if self._untried(work, twice)]
+        """When the next attempt becomes late; None if that is unknown."""
+        twice, typical = self._twice(), self.typical_slice_seconds
+        due = [self._late_at(work, typical) for work in self.works.values() if self._untried(work, twice)]
         return min((at for at in due if at is not None), default=None)
 
-    def _late_at(self, work: Work, usual: Optional[float] = None) -> Optional[float]:
+    @property
+    def typical_slice_seconds(self) -> Optional[float]:
+        """The mean over the slices that workers have mapped here; None before the first one."""
+        return self.seconds / self.mapped if self.mapped else None
+
+    def _late_at(self, work: Work, typical_slice_seconds: Optional[float]) -> Optional[float]:
         if work.fold is not None:
             return work.began + FOLD_LATE
-        usual = usual or (self.seconds / self.mapped if self.mapped else None)
-        if usual is None or not self.job.has_data:
+        if typical_slice_seconds is None or not self.job.has_data:
             return None
-        return work.began + max(MIN_LATE, LATE * usual * len(work.slices))
+        return work.began + max(MIN_LATE, LATE * typical_slice_seconds * len(work.slices))
 
     def _twice(self) -> set[int]:
-        """Slices that two workers are at."""
+        """The slices that two workers are at."""
         if not self._contested:
             return set()
         tried = Counter(index for work in self.works.values() for index in work.slices)
         return {index for index, times in tried.items() if times > 1}
 
     def _untried(self, work: Work, twice: set[int]) -> list[int]:
-        """What of an attempt nobody else is at, by the lowest slice; for a fold its first."""
+        """The slices of an attempt that nobody else is at; for a fold that nobody else is at, its first slice."""
         if work.fold is None:
             return [i for i in work.slices if i in self.owed and i not in twice and i not in self._shared]
         alone = not any(other is not work and other.is_like(work) for other in self.works.values())
         return [min(work.fold)[0]] if alone else []
 
     def take_second(self, worker: int, now: float) -> Optional[Work]:
-        """A second attempt at what another worker is late with: the last slice of its block, for that is likely not to
-        have begun. None when nobody is late.
+        """A second attempt at what another worker is late with; None if none is late. Of a block of slices it takes the
+        last one, which the other worker has most likely not begun.
         """
-        twice = self._twice()
+        twice, typical = self._twice(), self.typical_slice_seconds
         for work in self.works.values():
             slices = self._untried(work, twice)
-            late_at = self._late_at(work) if slices else None
+            late_at = self._late_at(work, typical) if slices else None
             if late_at is None or late_at > now:
                 continue
             self._contested = True
@@ -209,10 +216,12 @@ class NodeRound:
             return second
         return None
 
-    def share(self, count: int, usual: Optional[float], keep: bool, now: float) -> list[int]:
-        """Slices for another node, which is idle and has taken `usual` seconds for one: of those that nobody has begun
-        the last ones, and those that workers are late with. This node does them as well, when all others are done,
-        unless `keep` is false: then it gives those away that nobody has begun.
+    def share(self, count: int, typical_slice_seconds: Optional[float], keep: bool, now: float) -> list[int]:
+        """Offer slices to another node, which is idle: the last of those that no worker has begun, then those that
+        workers are late with. `typical_slice_seconds`: what the other node takes for one.
+
+        This node maps them as well, after all others. If `keep` is false, it gives away slices that no worker has begun
+        and maps them no more.
         """
         waiting = [index for indices in self.waiting.values() for index in indices]
         unbegun = [index for index in [*waiting, *reversed(self.ready)] if index not in self._shared][:count]
@@ -220,9 +229,9 @@ class NodeRound:
             self.drop(unbegun)
             return unbegun
         late: list[int] = []
-        twice = self._twice()
+        twice, typical = self._twice(), typical_slice_seconds or self.typical_slice_seconds
         for work in self.works.values():
-            late_at = self._late_at(work, usual) if work.fold is None else None
+            late_at = self._late_at(work, typical) if work.fold is None else None
             if late_at is not None and late_at <= now:
                 late += self._untried(work, twice)
         late = late[: count - len(unbegun)]
@@ -235,7 +244,7 @@ class NodeRound:
     # Giving back
 
     def put(self, worker: int, roots: list[tuple[Span, Held]], now: float) -> list[int]:
-        """Results of what a worker had taken. What came sooner from somebody else is dropped. Gives the workers whose
+        """A worker has done its work. Results that somebody else brought first are dropped. Gives the workers whose
         attempts are of no use any more.
         """
         work = self.works.pop(worker)
@@ -261,7 +270,7 @@ class NodeRound:
             held.release()
 
     def _supersede(self) -> list[int]:
-        """Forget the attempts at maps that can bring nothing new, and give their workers."""
+        """Forget the attempts whose slices all have results; gives their workers."""
         for unbegun in (self.ready, self.offered):
             unbegun[:] = [index for index in unbegun if index in self.owed]
         return self._leave(
@@ -274,8 +283,8 @@ class NodeRound:
         return workers
 
     def abandon(self, worker: int) -> list[int]:
-        """The worker is at it no more, without a result. What it folded can be folded again. Gives the slices that are
-        now nobody's here.
+        """The worker has stopped without a result. Its fold can be taken again. Gives the slices that nobody here is at
+        or is to map now.
         """
         work = self.works.pop(worker, None)
         if work is None:
@@ -293,7 +302,7 @@ class NodeRound:
             insort(self.ready, index)
 
     def drop(self, indices: Iterable[int]) -> list[int]:
-        """Others do these slices, or have done them. Gives the workers whose attempts are of no use any more."""
+        """Other nodes map these slices, or have. Gives the workers whose attempts are of no use any more."""
         gone = set(indices)
         self.owed -= gone
         self._contested = True
@@ -305,7 +314,7 @@ class NodeRound:
 
     @property
     def _spans(self) -> list[Span]:
-        """What the results that are here are of, those included that a worker is folding."""
+        """The spans of all results of this round, those included that workers are folding."""
         return [*self.tree.values, *(span for fold in self._folds for span in fold)]
 
     @property
@@ -317,23 +326,23 @@ class NodeRound:
 
     @property
     def held(self) -> list[Held]:
-        """All results that are here, those included that a worker is folding."""
+        """All results of this round, those included that workers are folding."""
         folds = self._folds
         folding = [held for fold in folds for held in fold.values()]
         return [*self.tree.values.values(), *folding, *(fold.out for fold in folds if fold.out is not None)]
 
     @property
     def settled(self) -> bool:
-        """Whether every slice given to this node is mapped and all that can be folded here is folded."""
+        """Whether every slice that the node owed is mapped and everything that can be folded here is folded."""
         return not (self.owed or self.works or self.folds.in_parts is not None or self.tree.pairs())
 
 
 def take_block(ready: list[int], home: int, workers: int) -> list[int]:
-    """Consecutive slices from `home` on (else from the start), fewer the fewer are left.
+    """Consecutive slices from `home` on (from the start if there are none), fewer as fewer are left.
 
-    A worker keeps to its own part of the data, whose pages it has mapped, until that is used up; then it helps out.
-    The block shrinks as the work runs out (guided self-scheduling, Polychronopoulos and Kuck 1987), so that many
-    tiny slices cost few doorbells and the last ones still spread over all workers.
+    A worker keeps to its own part of the data, which it has mapped, until that is done; then it helps the others.
+    Blocks shrink as the work runs out (guided self-scheduling, Polychronopoulos and Kuck 1987): many tiny slices cost
+    few messages, and the last ones still spread over all workers.
     """
     if not ready:
         return []

@@ -1,5 +1,6 @@
-"""What one node decides: who does what, when a slice gets a second attempt, what the master is told. Events and `now`
-in, commands out; files, pipes, sockets and clocks are the node's.
+"""What one node decides: which worker does what, when a slice gets a second attempt, what to send to the master.
+
+Events and `now` go in, commands come out. The node does the I/O and has the clock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .results import Held, are_alike, fold_rows, fold_small
 from .rounds import MIN_LATE, NodeJob, NodeRound, Work
 
 _is_small = attrgetter("small")
-# Seconds after which idle workers look again for what others are late with: another round may have such.
+# Seconds after which the scheduler looks again for late attempts that idle workers can try, at the latest.
 CHECK = 1.0
 
 
@@ -29,7 +30,7 @@ class Tell(NamedTuple):
 
 
 class Give(NamedTuple):
-    """Ring an idle worker: this is its work."""
+    """Give this work to an idle worker."""
 
     worker: int
     round: NodeRound
@@ -37,19 +38,19 @@ class Give(NamedTuple):
 
 
 class Interrupt(NamedTuple):
-    """What the worker does is of no use any more."""
+    """Stop the worker: nobody needs the result of its work any more."""
 
     worker: int
 
 
 class Forget(NamedTuple):
-    """The workers need this job no longer."""
+    """Have the workers forget this job."""
 
     job: int
 
 
 class Ended(NamedTuple):
-    """The round is over here: its params can go."""
+    """The round is over on this node: remove its params."""
 
     round: int
 
@@ -58,7 +59,7 @@ Command = Union[Tell, Give, Interrupt, Forget, Ended]
 
 
 class RefIndex(Protocol):
-    """The store, as far as decisions go by it."""
+    """What the scheduler needs to know of the store."""
 
     def __contains__(self, ref: Ref) -> bool: ...
     def have(self, ref: Ref) -> int: ...
@@ -67,7 +68,7 @@ class RefIndex(Protocol):
 
 
 class WorkerState:
-    """One worker: whether it is there, and what it was given last."""
+    """One worker: whether it is ready, whether it is busy, and for which round."""
 
     __slots__ = ("busy", "index", "ready", "round")
 
@@ -82,17 +83,17 @@ class WorkerState:
 
 
 class Scheduler:
-    """All rounds and workers of a node. Every `on_...` gives the commands that follow from the event."""
+    """All rounds and workers of a node. Every `on_...` takes an event and gives the commands that follow from it."""
 
     def __init__(self, workers: int, refs: RefIndex) -> None:
         self.refs = refs
         self.seats = [WorkerState(index) for index in range(workers)]
         self.jobs: dict[int, NodeJob] = {}
         self.rounds: dict[int, NodeRound] = {}
-        self.asked: set[Ref] = set()  # refs that the master knows to be missing
+        self.asked: set[Ref] = set()  # refs that the node has asked for and does not have yet
         self.speculation = True
-        self._params: dict[int, Optional[Ref]] = {}  # round -> the ref that its params are in
-        self._check: Optional[tuple[float, int]] = None  # when an attempt may be late, and in which round
+        self._params: dict[int, Optional[Ref]] = {}  # by round; None if they came with the task
+        self._check: Optional[tuple[float, int]] = None  # when an attempt may become late, and in which round
 
     def __repr__(self) -> str:
         return f"<Scheduler: {self.seats}; {list(self.rounds.values())}>"
@@ -104,12 +105,12 @@ class Scheduler:
     # What the master says
 
     def on_welcome(self, header: dict[str, Any]) -> list[Command]:
-        """The master has let the node in."""
+        """The master accepts the node."""
         self.speculation = header.get("speculation", True)
         return []
 
     def on_job(self, header: dict[str, Any]) -> list[Command]:
-        """What a job is, and more of its slices. ValueError, as for a task, when no master can mean it."""
+        """The master describes a job, or names more of its slices. ValueError if the message makes no sense."""
         number = header["job"]
         self._check_job(header)
         forgotten: list[Command] = [Forget(old) for old in header.get("forget", ()) if self.jobs.pop(old, None)]
@@ -119,7 +120,7 @@ class Scheduler:
         return forgotten
 
     def on_task(self, header: dict[str, Any], now: float) -> list[Command]:
-        """Slices to map, for a new round or for one that is known."""
+        """The master gives slices to map, of a new or a known round. ValueError if the message makes no sense."""
         number, job = header["round"], self._job_of(header)
         round_ = self.rounds.get(number)
         if round_ is None:
@@ -133,14 +134,14 @@ class Scheduler:
         return [*self._ask_for_missing(round_), *self._assign(now)]
 
     def _pin(self, round_: NodeRound, ref: Ref) -> bool:
-        """Keep the ref for the round; False when it is not here yet."""
+        """Have the store keep the ref for the round; False when the node does not have it yet."""
         if ref not in round_.pinned:
             round_.pinned.add(ref)
             self.refs.pin(ref)
         return ref in self.refs
 
     def _ask_for_missing(self, round_: NodeRound) -> list[Command]:
-        """Tell the master which refs the round lacks."""
+        """Ask the master for the refs that the round lacks."""
         if not (round_.lacking or round_.waiting):
             return []
         return self._blocked(round_.number, round_.missing)
@@ -150,11 +151,11 @@ class Scheduler:
         if not missing:
             return []
         self.asked.update(missing)
-        told = [[ref, self.refs.have(ref)] for ref in missing]
-        return [Tell(Kind.STATE, {"state": "blocked", "round": number, "missing": told}, [])]
+        wanted = [[ref, self.refs.have(ref)] for ref in missing]
+        return [Tell(Kind.STATE, {"state": "blocked", "round": number, "missing": wanted}, [])]
 
     def on_cancel(self, header: dict[str, Any], now: float) -> list[Command]:
-        """The round is over, or only some of its slices are done elsewhere."""
+        """The master ends the round, or says that other nodes have mapped some of its slices."""
         round_ = self.rounds.get(header["round"])
         if round_ is None:
             return []
@@ -164,7 +165,7 @@ class Scheduler:
         return [*map(Interrupt, round_.drop(indices)), *self._finish(round_), *self._assign(now)]
 
     def on_share(self, header: dict[str, Any], now: float) -> list[Command]:
-        """Another node is idle: which slices can it try?"""
+        """Another node is idle: offer slices to it."""
         round_ = self.rounds.get(header["round"])
         indices: list[int] = []
         if round_ is not None:
@@ -174,24 +175,24 @@ class Scheduler:
         return commands if round_ is None else [*commands, *self._finish(round_), *self._assign(now)]
 
     def on_arrived(self, ref: Ref, now: float) -> list[Command]:
-        """All of a ref is here."""
+        """The node has all of this ref now."""
         self.asked.discard(ref)
         for round_ in self.rounds.values():
             round_.arrived(ref)
         return self._assign(now)
 
     def on_gone(self, ref: Ref) -> list[Command]:
-        """The master has dropped it with the round that asked first; another round may still want it."""
+        """The master dropped the ref with the round that asked for it; ask again if another round needs it."""
         self.asked.discard(ref)
         wanting = [round_ for round_ in self.rounds.values() if ref in round_.pinned]
         return [command for round_ in wanting for command in self._ask_for_missing(round_)]
 
     def on_import(self, worker: int, ref: Ref) -> list[Command]:
-        """User code wants a module that is not here."""
+        """User code imports a module that the node does not have."""
         return self._blocked(self.seats[worker].round, [ref])
 
     def on_no_room(self, number: int, text: str, now: float) -> list[Command]:
-        """There is no room for what the round needs."""
+        """The node has no room for a ref that the round needs."""
         round_ = self.rounds.get(number)
         return [] if round_ is None else [*self._fail(round_, "room", text), *self._assign(now)]
 
@@ -203,7 +204,7 @@ class Scheduler:
         if known is not None and any(known.refs.get(index, ref) != ref for index, ref in slices.items()):
             raise ValueError(f"job {number} had other slices before")
         if max(slices) >= nslices:
-            raise ValueError(f"job {number} has {nslices} slices, and not the {max(slices)}-th")
+            raise ValueError(f"job {number} has {nslices} slices and cannot have slice {max(slices)}")
         if len({*(ref is None for ref in slices.values()), *([not known.has_data] if known else [])}) > 1:
             raise ValueError(f"only some slices of job {number} have data")
         forgotten = {number, *(round_.job.number for round_ in self.rounds.values())}.intersection(header["forget"])
@@ -211,35 +212,35 @@ class Scheduler:
             raise ValueError(f"job {min(forgotten)} is to be forgotten and is in use")
 
     def _job_of(self, header: dict[str, Any]) -> NodeJob:
-        """The job of a task, once the task is one that can be done."""
+        """The job of a task. ValueError if the task makes no sense."""
         job, round_, indices = self.jobs.get(header["job"]), self.rounds.get(header["round"]), header["indices"]
         if job is None:
-            raise ValueError(f"a task is of job {header['job']}, which nobody has told of")
+            raise ValueError(f"a task is of job {header['job']}, which the master has not described")
         if round_ is not None and round_.job is not job:
             raise ValueError(f"round {round_.number} is of job {round_.job.number} and not of job {job.number}")
         wanted = set(indices)
         if len(wanted) < len(indices) or not wanted <= job.refs.keys():
-            raise ValueError(f"a task of job {job.number} has slices twice, or such that nobody has told of")
+            raise ValueError(f"a task of job {job.number} has a slice twice, or one that the master has not named")
         return job
 
     def named(self, ref: Ref) -> bool:
-        """Whether the master has told of this slice or code, and the job has not been forgotten."""
+        """Whether this is a slice or the code of a job that has not been forgotten."""
         return any(ref == job.code or ref in job.refs.values() for job in self.jobs.values())
 
     def wanting(self, ref: Ref) -> list[int]:
-        """The rounds that need a ref for which there is no room; nobody waits for it any longer."""
+        """The rounds that need this ref, for which there is no room. The node waits for it no longer."""
         self.asked.discard(ref)
         return [round_.number for round_ in self.rounds.values() if ref in round_.pinned]
 
     # What the workers say
 
     def on_ready(self, worker: int, now: float) -> list[Command]:
-        """A process is in its place and waits for work."""
+        """A worker process has started and waits for work."""
         self.seats[worker].ready = True
         return self._assign(now)
 
     def on_done(self, worker: int, roots: list[tuple[Span, Held]], now: float, *, assign: bool = True) -> list[Command]:
-        """A worker has done what it was given. `assign`: whether to give out work now; else `assign` is to follow."""
+        """A worker has done its work. `assign`: give out new work now; else the caller calls `assign` afterwards."""
         round_ = self._rest(worker)
         if round_ is None or worker not in round_.works:
             for _, held in roots:
@@ -254,11 +255,11 @@ class Scheduler:
         return self._assign(now, commands) if assign else commands
 
     def assign(self, now: float) -> list[Command]:
-        """Give out work, after answers that were heard together."""
+        """Give out work, after several answers that came together."""
         return self._assign(now)
 
     def _fold_small(self, round_: NodeRound, spans: list[Span]) -> None:
-        """Fold what a worker has brought; where there are no more slices than workers, at the end all together."""
+        """Fold small results: as they come, or all together at the end if there are no more slices than workers."""
         tree = round_.tree
         if tree.n <= len(self.seats) and tree.n > 2:
             if round_.owed:
@@ -271,7 +272,7 @@ class Scheduler:
             tree.fold_from(span, fold_small)
 
     def on_error(self, worker: int, message: dict[str, Any], now: float) -> list[Command]:
-        """User code has raised. That is an answer, unless somebody else has given another one meanwhile."""
+        """User code has raised. That fails the round, unless another worker or node has done the slice meanwhile."""
         round_ = self._rest(worker)
         if round_ is None or worker not in round_.works:
             return self._assign(now)
@@ -282,27 +283,27 @@ class Scheduler:
             round_.again(round_.abandon(worker))
             return self._assign(now)
         slices = round_.abandon(worker)
-        failed = slices if at is None else [at]  # what has raised is not tried again
+        failed = slices if at is None else [at]  # a slice that has raised is not tried again
         round_.again(index for index in slices if index not in failed)
         report = _report(round_.number, "task", message["text"], worker, at, message["summary"], message["pickled"])
         return [report, *map(Interrupt, round_.drop(failed)), *self._finish(round_), *self._assign(now)]
 
     def on_cancelled(self, worker: int, now: float) -> list[Command]:
-        """A worker has stopped, as it was told to."""
+        """A worker has stopped its work, as it was told to."""
         round_ = self._rest(worker)
         if round_ is not None:
             round_.again(round_.abandon(worker))
         return self._assign(now)
 
     def on_failed(self, worker: int, what: str, text: str, now: float) -> list[Command]:
-        """Its work could not be given to it, or its answer cannot be used."""
+        """The node could not give the worker its work, or cannot use its answer."""
         round_ = self._rest(worker)
         if round_ is None or worker not in round_.works:
             return self._assign(now)
         return [*self._fail(round_, what, text), *self._assign(now)]
 
     def on_exit(self, worker: int, how: str, at: Optional[int], pid: int, now: float) -> list[Command]:
-        """A worker process has ended; another one is on its way."""
+        """A worker process has ended; the pool starts another one."""
         seat = self.seats[worker]
         round_ = self._rest(worker)
         seat.ready = False
@@ -315,7 +316,7 @@ class Scheduler:
         return [Tell(Kind.STATE, report, []), *self._finish(round_), *self._assign(now)]
 
     def _rest(self, worker: int) -> Optional[NodeRound]:
-        """The worker has answered; gives the round that it worked for."""
+        """The worker is idle now; gives the round that it worked for, if that is not over."""
         seat = self.seats[worker]
         number, seat.round, seat.busy = seat.round, None, False
         return None if number is None else self.rounds.get(number)
@@ -330,7 +331,7 @@ class Scheduler:
         return self._assign(now)
 
     def _assign(self, now: float, before: Optional[list[Command]] = None) -> list[Command]:
-        """Give every idle worker something to do, the oldest round first. The commands for that come after others."""
+        """Give every idle worker something to do, the oldest round first. Appends to the commands `before`."""
         commands = [] if before is None else before
         for round_ in self.rounds.values():
             if not round_.has_work:
@@ -372,7 +373,7 @@ class Scheduler:
     # The ends of rounds
 
     def _finish(self, round_: NodeRound) -> list[Command]:
-        """Send the roots when nothing is left to do here."""
+        """Send the roots if nothing is left to do here."""
         if not round_.settled or not round_.tree.values:
             return []
         roots, buffers = [], []
@@ -380,20 +381,20 @@ class Scheduler:
             frames = round_.tree.values[lo, hi].frames()
             roots.append([lo, hi, len(frames)])
             buffers += frames
-        usual = round_.seconds / round_.mapped if round_.mapped else 0.0
-        told = Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": usual}, buffers)
+        seconds = round_.typical_slice_seconds or 0.0
+        result = Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": seconds}, buffers)
         if round_.tree.complete:
-            return [told, *self._end(round_)]
+            return [result, *self._end(round_)]
         for span in roots:
             round_.tree.take((span[0], span[1])).release()
-        return [told]
+        return [result]
 
     def _fail(self, round_: NodeRound, what: str, text: str) -> list[Command]:
-        """Give a round up that cannot go on here."""
+        """Give up a round that cannot go on here."""
         return [_report(round_.number, what, text, None, None, text, None), *self._end(round_)]
 
     def _end(self, round_: NodeRound) -> list[Command]:
-        """The round is over here: stop who works for it, give back what it held."""
+        """The round is over here: stop its workers, release its results and refs."""
         del self.rounds[round_.number]
         del self._params[round_.number]
         if self._check is not None and self._check[1] == round_.number:
@@ -408,7 +409,7 @@ class Scheduler:
 
 
 def never(results: list[Held]) -> bool:
-    """What a reduce function of the user's wants is known to nobody else."""
+    """Whether results can be folded in parts: never with a user-defined reduce, which needs whole values."""
     return False
 
 
@@ -418,7 +419,7 @@ def _slices_of(header: dict[str, Any]) -> dict[int, Optional[Ref]]:
 
 
 def refusal(number: int, text: str) -> Tell:
-    """There is no room for a round that has not begun here."""
+    """Refuse a round that has not begun here: there is no room for its params."""
     return _report(number, "room", text, None, None, text, None)
 
 

@@ -1,4 +1,4 @@
-"""All slices that a node has: in its store, and in files for as long as these do not change."""
+"""Which slices a node has, in its store or in files of this host, and where."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .store import Store
 
 
 class SliceIndex:
-    """All slices that a node has: in its store, and in files for as long as these do not change."""
+    """All slices of a node: those in its store, and those in users' files, for as long as the files do not change."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._places: dict[Ref, FileSlice] = {}  # by ref
-        self._jobs: dict[int, set[Ref]] = {}  # whose slices these are
+        self._jobs: dict[int, set[Ref]] = {}  # the slices in files, by job
         self.have, self.pin, self.unpin = store.have, store.pin, store.unpin
 
     def __contains__(self, ref: Ref) -> bool:
@@ -27,18 +27,18 @@ class SliceIndex:
         return place is not None and not has_changed(place)
 
     def where(self, ref: Ref) -> tuple[Union[str, FileSlice], int]:
-        """The place of a slice that is here: path and size of its flat form, or a place in a file."""
+        """Where a slice lies that is here: path and size of its flat form, or a place in a user's file."""
         place = self._places.get(ref)
         if place is None or ref in self._store:
             return self._store.path(ref), self._store.size(ref)
         return place, place.size
 
     def learn(self, job: int, file: dict[str, Any], refs: Mapping[int, Optional[Ref]]) -> None:
-        """A job has slices in a file, which may be here as well. ValueError when they cannot be in it."""
+        """The slices of a job lie in a file, which this host may have too. ValueError if they cannot lie in it."""
         path, heads = file["path"], file["heads"]
         try:
             identity, its_stamp = identify(path)
-        except (OSError, ValueError):  # a path with a zero in it
+        except (OSError, ValueError):  # ValueError: a path with a null byte
             return
         if identity != file["identity"]:
             return
@@ -50,7 +50,7 @@ class SliceIndex:
             self._jobs.setdefault(job, set()).add(ref)
 
     def forget(self, job: int) -> None:
-        """Nobody will ask for the job again; a round of another one may be using its slices."""
+        """The job is over. Slices that rounds of other jobs use stay."""
         refs = self._jobs.pop(job, set())
         for ref in refs.difference(*self._jobs.values()):
             if not self._store.is_pinned(ref):

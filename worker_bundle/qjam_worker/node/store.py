@@ -1,4 +1,4 @@
-"""Mapped files that a node and its workers share, and the slices kept in them by content hash, bounded in bytes."""
+"""The node's store: refs (slices, code, params) in files that its workers map, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from qjam_worker.wire.refs import Ref
 
 
 class StoredRef:
-    """One ref's content: the first `have` of `size` bytes are in the file. It is open only while it is being filled:
-    descriptors are few, in a process that is the user's own, and slices may be many. Large pages are filled through
-    maps, which takes a third of the time of pwrite.
+    """The content of one ref: the first `have` of `size` bytes are in the file.
+
+    The file is open only while it is being filled: there may be many slices, and few descriptors in the user's own
+    process. Huge pages (`large`) are filled through maps, which takes a third of the time of pwrite.
     """
 
     __slots__ = ("fd", "have", "large", "path", "size")
@@ -43,7 +44,7 @@ class StoredRef:
 
 
 class OnDisk(StoredRef):
-    """All of a ref in a file that was there before: the system can take its memory back, so that it does not count."""
+    """A ref in a file on disk. It does not count against the limit: the system can drop its pages at any time."""
 
     __slots__ = ()
 
@@ -54,7 +55,7 @@ class OnDisk(StoredRef):
 
 
 class Store:
-    """Refs by name in files that workers map. Beyond `limit` bytes the least recently used unpinned ones go."""
+    """Refs in files that workers map. Beyond `limit` bytes the least recently used ones that no round needs go."""
 
     def __init__(self, files: Files, limit: int) -> None:
         self.files = files
@@ -69,12 +70,12 @@ class Store:
         return entry is not None and entry.have == entry.size
 
     def have(self, ref: Ref) -> int:
-        """How many leading bytes of the ref are here: where a broken transfer resumes."""
+        """How many leading bytes of the ref are here: a broken transfer resumes there."""
         entry = self._entries.get(ref)
         return 0 if entry is None else entry.have
 
     def path(self, ref: Ref) -> str:
-        """The file of a ref, which counts as used now."""
+        """The file of a ref; the ref is used now."""
         self._entries.move_to_end(ref)
         return self._entries[ref].path
 
@@ -83,13 +84,13 @@ class Store:
         return self._entries[ref].size
 
     def read(self, ref: Ref) -> bytes:
-        """A copy of what is here of a ref."""
+        """A copy of the bytes of a ref that are here."""
         entry = self._entries[ref]
         with open(entry.path, "rb") as file:
             return file.read(entry.have)
 
     def pin(self, ref: Ref) -> None:
-        """Keep the ref while a round needs it."""
+        """A round needs the ref: keep it."""
         self._pins[ref] = self._pins.get(ref, 0) + 1
 
     def is_pinned(self, ref: Ref) -> bool:
@@ -97,21 +98,21 @@ class Store:
         return ref in self._pins
 
     def unpin(self, ref: Ref) -> None:
-        """A round needs it no longer."""
+        """The round needs it no longer."""
         left = self._pins.pop(ref, 0) - 1
         if left > 0:
             self._pins[ref] = left
 
     def write(self, ref: Ref, offset: int, total: int, data: memoryview) -> list[str]:
-        """Put one chunk in its place; what is here already is dropped (it came twice), and so is what leaves a gap.
+        """Append one block. Bytes that are here already are ignored (they came twice), as is a block that leaves a gap.
 
-        Gives the paths of files that had to go to make room. Raises NoRoom, ValueError for impossible offsets.
+        Gives the paths of the files that had to go to make room. Raises NoRoom, and ValueError for impossible offsets.
         """
         dropped: list[str] = []
         entry = self._entries.get(ref)
         size = total if entry is None else entry.size
         if total != size or offset < 0 or offset + len(data) > total:
-            raise ValueError(f"chunk [{offset}, {offset + len(data)}) of {ref}: its length is {size}, not {total}")
+            raise ValueError(f"block [{offset}, {offset + len(data)}) of {ref}: its length is {size}, not {total}")
         if entry is None:
             dropped = self._make_room(total)
             self._made += 1
@@ -120,17 +121,17 @@ class Store:
             self.bytes += total
             if total == 0:
                 entry.close()
-        if offset <= entry.have < offset + len(data):  # it may begin with what is here: two answers to two questions
+        if offset <= entry.have < offset + len(data):  # it was asked for twice, and overlaps
             entry.write(data[entry.have - offset :])
         return dropped
 
     def adopt(self, ref: Ref, path: str, size: int) -> None:
-        """Take in a file on disk that holds all of a ref. It goes with the ref."""
+        """Add a ref whose content is a file on disk. The file is removed with the ref."""
         self.drop(ref)
         self._entries[ref] = OnDisk(path, size)
 
     def drop(self, ref: Ref) -> None:
-        """Remove a ref; workers that have mapped it keep their map."""
+        """Remove a ref and its file; the maps of workers stay valid."""
         entry = self._entries.pop(ref, None)
         if entry is not None:
             entry.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from typing import Any, Optional
 
@@ -10,6 +9,7 @@ from qjam_worker.ipc.files import remove
 from qjam_worker.ipc.mailbox import DONE, SENT, TASK, Mailbox
 from qjam_worker.ipc.pipes import Channel
 
+from .fork_server_client import send_signal
 from .results import Slot
 
 
@@ -80,11 +80,3 @@ class WorkerHandle:
         """Send the process a signal."""
         if self.pid is not None:
             send_signal(self.pid, number)
-
-
-def send_signal(pid: int, number: int) -> None:
-    """Send a signal to a process that may have ended."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Callable, Optional
 
-# Seconds for the node to stop its workers and remove its files; then it is ended, and its warm parent does that.
+# Seconds for the node to stop its workers and remove its files; then it is ended, and its fork server does that.
 HARD = 3.0
 
 
@@ -44,7 +44,7 @@ def _watch(read_fd: int, write_fd: int, limit: Optional[float], end: Callable[[s
 
 
 def _wake_children() -> None:
-    """The warm parent, and the relay if there is one: stopped, they would outlive this process."""
+    """The fork server, and the relay if there is one: stopped, they would outlive this process."""
     try:
         tasks = os.listdir("/proc/self/task")
     except OSError:

@@ -1,4 +1,4 @@
-"""The warm parent: forks the workers of a node, tells how they ended, and cleans up when the node is gone."""
+"""The fork server: forks the workers of a node, reports how they ended, and cleans up when the node has ended."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from typing import NoReturn, Optional
 from qjam_worker.ipc import huge_pages
 from qjam_worker.ipc.files import Files
 
-# The node asks for a worker by its index, with file descriptors beside; it is told of forks and ends.
-REQUEST = struct.Struct("=iq")  # worker, bytes that it may take for itself or 0
+# The node requests a worker by its index, and sends its file descriptors along; the fork server reports forks and ends.
+REQUEST = struct.Struct("=iq")  # worker, memory_limit in bytes or 0
+MAX_MEMORY_LIMIT = 2**63 - 1
 NEWS = struct.Struct("=iiii")  # FORKED or EXITED, worker, pid, wait status
 FORKED, EXITED = 1, 2
 # Descriptors of a new worker: messages to it, the broadcast, its messages, the wake-up for answers in its mailbox,
@@ -27,11 +28,11 @@ FDS = 7
 
 
 def main(control_fd: int, directories: list[str]) -> NoReturn:
-    """Serve fork requests on a socket until its other end closes; then kill the workers and remove their files."""
+    """Serve requests on a socket until its other end closes; then kill the workers and remove the node's files."""
     control = socket.socket(fileno=control_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of the workers become children of ours
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what a worker leaves behind becomes our child
     files = Files(directories)
     locks = files.lock()
     workers: dict[int, int] = {}  # pid -> worker
@@ -39,13 +40,13 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
     try:
         _preload()
         _serve(control, files, workers, locks)
-    except BaseException:  # noqa: BLE001  the node shows what is written here
+    except BaseException:  # noqa: BLE001  the node passes on what this prints
         sys.excepthook(*sys.exc_info())
     finally:
         try:
             sys.stderr.flush()
         except OSError:
-            pass  # nobody reads it any more
+            pass  # the node has ended
         for pid in workers:
             _kill_group(pid)
         while _kill_children():
@@ -66,7 +67,7 @@ def _preload() -> None:
     ):
         importlib.import_module(name)
     gc.collect()
-    gc.freeze()  # keeps the collector from touching, and so copying, the pages that the workers share
+    gc.freeze()  # or the garbage collector would touch, and so copy, memory that the workers share
 
 
 def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks: list[int]) -> None:
@@ -84,7 +85,7 @@ def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks:
                 continue
             try:
                 request, fds, _, _ = socket.recv_fds(control, REQUEST.size, FDS)
-            except ConnectionResetError:  # the node died with news of ours unread
+            except ConnectionResetError:  # the node died before it had read all reports
                 return
             if not request:
                 return
@@ -98,14 +99,14 @@ def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks:
             for fd in fds:
                 os.close(fd)
             workers[pid] = worker
-            _tell(control, FORKED, worker, pid, 0)
+            _report(control, FORKED, worker, pid, 0)
 
 
-def _tell(control: socket.socket, what: int, worker: int, pid: int, status: int) -> None:
+def _report(control: socket.socket, what: int, worker: int, pid: int, status: int) -> None:
     try:
         control.sendall(NEWS.pack(what, worker, pid, status))
     except (BrokenPipeError, ConnectionResetError):
-        pass  # the node is gone, as the next read will show
+        pass  # the node has ended: the next read shows it
 
 
 def _reap(control: socket.socket, workers: dict[int, int]) -> None:
@@ -118,10 +119,10 @@ def _reap(control: socket.socket, workers: dict[int, int]) -> None:
             return
         worker = workers.pop(pid, None)
         if worker is None:
-            continue  # an orphan that was killed below
-        _kill_group(pid)  # what the worker's code has started goes with it,
-        _kill_children(workers)  # also what has left the group: it has become a child of ours
-        _tell(control, EXITED, worker, pid, status)
+            continue  # a process that a worker left behind and that was killed below
+        _kill_group(pid)  # processes that the worker has started end with it,
+        _kill_children(workers)  # also those that have left its group: they are our children now
+        _report(control, EXITED, worker, pid, status)
 
 
 def _kill_group(pid: int) -> None:
@@ -132,7 +133,7 @@ def _kill_group(pid: int) -> None:
 
 
 def _kill_children(spared: Container[int] = ()) -> bool:
-    """Kill the children of this process, which adopts the orphans of its workers; False when none will end of it."""
+    """Kill the children of this process that are not `spared`; whether a child was killed, so that one will end."""
     me = os.getpid()
     try:
         with open(f"/proc/{me}/task/{me}/children") as file:
@@ -146,7 +147,7 @@ def _kill_children(spared: Container[int] = ()) -> bool:
                 os.kill(pid, signal.SIGKILL)
                 killed = True
             except (ProcessLookupError, PermissionError):
-                pass  # a program of another user's, as sudo starts them: not ours to end
+                pass  # it runs as another user, by sudo perhaps
     return killed
 
 
@@ -164,7 +165,7 @@ def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Opti
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")
             os.write(2, f"{leaving.code}\n".encode(errors="replace"))
-    except BaseException:  # noqa: BLE001  the last chance to tell
+    except BaseException:  # noqa: BLE001  nobody else prints it
         sys.excepthook(*sys.exc_info())
     finally:
         try:

@@ -1,4 +1,4 @@
-"""What a worker process may take of its host's memory for itself, held by the system's own account of it."""
+"""The option memory_limit: how much private memory a worker may allocate, enforced by the kernel (RLIMIT_DATA)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from typing import Optional
 
 import numpy as np
 
-# Beyond the limit, for telling of an error when user code has taken all that it may, and for waiting for work.
+# Bytes beyond the limit for the worker's own code: it has to report an error after user code has taken all it may.
 RESERVE = 32 * 1024 * 1024
 HIGHEST = 2**62
-# So large a product makes BLAS start its threads and take its buffers. Where it cannot have them, it waits for ever.
+# A product of matrices of this size makes BLAS start its threads and take its buffers. If it cannot get them later, it
+# waits for ever.
 BLAS_SIZE = 400
 
 
 class MemoryLimit:
-    """Lets user code take `limit` bytes of private memory beyond what this process has now; None: as it likes.
+    """Lets user code allocate `limit` bytes of private memory beyond what this process has now; None: no limit.
 
-    The system refuses more, as where no memory is left, so that Python and numpy raise MemoryError. Shared maps, as
-    slices and params are, do not count. What user code starts inherits it: each child process may take as much.
+    The kernel refuses more, so Python and numpy raise MemoryError. Shared maps (slices, params) do not count. Child
+    processes of user code inherit the limit: each may take as much.
     """
 
     def __init__(self, limit: Optional[int]) -> None:
@@ -51,18 +52,18 @@ class MemoryLimit:
             _tell("memory_limit is not kept here: Linux before 4.7 counts only a part of a process's memory")
 
     def hold(self) -> None:
-        """User code comes."""
+        """User code is about to run."""
         if self.holds:
             _set(self._held)
 
     def relax(self) -> None:
-        """User code has ended, and the rest may take a little more than it."""
+        """User code has ended: the worker's own code may take RESERVE more."""
         if self.holds:
             _set(self._relaxed)
 
     def come_back(self) -> bool:
-        """Give back what user code has taken until half of the limit is free; False if too much of it stays: it is held
-        on to, or the heap has holes. Modules that were imported have taken a part too, and may keep it.
+        """Return freed memory to the system; whether half of the limit is free then. It is not if user code keeps
+        references, or the heap is fragmented. Imported modules count too, and may keep their part.
         """
         if not self.holds or self._is_back():
             return True
@@ -79,12 +80,12 @@ class MemoryLimit:
 def _set(limits: tuple[int, int]) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
-    except (OSError, ValueError):  # user code has made the hard limit lower, which none but root can undo
+    except (OSError, ValueError):  # user code has lowered the hard limit, which only root can raise
         pass
 
 
 def _taken() -> int:
-    """The bytes of this process that count; 0 where nobody tells."""
+    """The bytes of this process that count; 0 if /proc does not say."""
     try:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
@@ -101,4 +102,4 @@ def _can_take(size: int) -> bool:
 
 
 def _tell(text: str) -> None:
-    print(text, file=sys.stderr)  # noqa: T201  is shown at the master
+    print(text, file=sys.stderr)  # noqa: T201  the master shows it

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Callable, NoReturn
 
 from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
-from qjam_worker.ipc.slots import SLOT, SLOTS, out_slot, result_prefix
+from qjam_worker.ipc.slots import SLOT, SLOTS, result_prefix
 from qjam_worker.values import codec, flat
 
 Where = tuple[str, int, int]  # path, offset, size of a flat value
@@ -18,23 +18,16 @@ class ResultWriter:
     """Writes the results of one task after the other. `give_up` ends a process that cannot write."""
 
     def __init__(self, files: Files, index: int, give_up: Callable[[OSError], NoReturn]) -> None:
-        self._files, self._index, self._give_up = files, index, give_up
-        self._pid = os.getpid()
-        self.slot_path, self._slot = self._find_slot()
+        self._files, self._give_up = files, give_up
+        self._prefix = result_prefix(index, os.getpid())
+        self.slot_path = files.find(SLOTS)
+        self._slot = map_file(self.slot_path, (index + 1) * SLOT, write=True)[index * SLOT :]
         self._slot_used = 0
         self._longest_file = resource.getrlimit(resource.RLIMIT_FSIZE)
         self._made = 0
         self._written: dict[str, memoryview] = {}  # files with results of this task or of the last one
         self._reusable: dict[str, memoryview] = {}  # of these, those that may be written to again
         self._untold: list[str] = []  # names of the files that this task has made
-
-    def _find_slot(self) -> tuple[str, memoryview]:
-        """A slot of its own, if there is one; else its part of the file that has all of them."""
-        for name, first in ((out_slot(self._index), 0), (SLOTS, self._index * SLOT)):
-            for path in self._files.paths(name):
-                if os.path.exists(path):
-                    return path, map_file(path, first + SLOT, write=True)[first:]
-        raise FileNotFoundError(f"there is no slot for worker {self._index}")
 
     def begin(self) -> None:
         """A task begins."""
@@ -60,7 +53,7 @@ class ResultWriter:
                 flat.write(encoded, view)
                 return path, 0, size
         self._made += 1
-        self._untold.append(f"{result_prefix(self._index, self._pid)}{self._made}")
+        self._untold.append(f"{self._prefix}{self._made}")
         try:
             mapped = self._files.create(self._untold[-1], size)
         except OSError as error:

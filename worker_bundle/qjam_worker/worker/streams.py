@@ -1,4 +1,4 @@
-"""Descriptors of a worker: standard streams, whatever user code does to them, and our own files out of its way."""
+"""A worker's descriptors: its standard streams, which user code may close, and its own ones, out of user code's way."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import select
 import sys
 
-# Our own files get numbers from here on: user code does not close them by accident, and where it has closed them, none
-# that it opens later gets the number of one that we write to.
+# The worker's own descriptors get numbers from here on: user code does not close them by accident, and if it closes
+# all, no file that it opens later gets the number of one that the worker writes to.
 HIGH_FDS = 200
 
-_spare: dict[int, int] = {}  # copies of file descriptors 0, 1 and 2, out of harm's way
-_streams = select.poll()  # of the three, those that are closed: told by one call
+_spare: dict[int, int] = {}  # copies of descriptors 0, 1 and 2
+_streams = select.poll()  # tells with one call which of the three are closed
 
 
 def open_streams(out: int, err: int) -> None:
-    """Have an empty stdin, and these as stdout and stderr."""
+    """Make stdin empty, and these descriptors stdout and stderr."""
     null = os.open(os.devnull, os.O_RDONLY)
     for fd, target in ((null, 0), (out, 1), (err, 2)):
         os.dup2(fd, target)
@@ -28,14 +28,14 @@ def open_streams(out: int, err: int) -> None:
 
 
 def out_of_the_way(fd: int) -> int:
-    """The same file under a high number, which is closed when another program is started."""
+    """Move a descriptor to a high number, which exec closes."""
     high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FDS)
     os.close(fd)
     return high
 
 
 def flush_streams() -> None:
-    """Write out what user code has printed, if it has left streams that can be."""
+    """Write out what user code has printed, as far as its streams still work."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -44,7 +44,7 @@ def flush_streams() -> None:
 
 
 def restore_streams() -> None:
-    """Open again what user code has closed, before a file of ours gets the number and is printed into."""
+    """Open the streams again that user code has closed, or the next file gets the number and print() writes into it."""
     for fd, event in _streams.poll(0):
         if event & select.POLLNVAL:
             os.dup2(_spare[fd], fd)

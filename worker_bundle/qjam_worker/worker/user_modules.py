@@ -1,4 +1,4 @@
-"""Run source that the master ships as modules, and ask it for the project-local modules that these import."""
+"""Modules of the user's project, whose source the master sends when a worker imports them."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, Callable, Optional
 
-# Asks the master for a module by its full name: {"source": bytes, "path": str, "package": bool}, or None when it
-# is not a module of the user's project.
+# Asks the master for a module by its full name: {"source": bytes, "path": str, "package": bool}, or None if it is not a
+# module of the user's project.
 Ask = Callable[[str], Optional[dict[str, Any]]]
 
 _STANDARD = frozenset(getattr(sys, "stdlib_module_names", sys.builtin_module_names))
 
 
 class ShippedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
-    """Finder and loader of the user's own modules. It comes first, so the project wins over a namesake on the host.
+    """Finder and loader of the user's own modules. It comes first: a module of the project wins over one of that name
+    on the host.
 
-    Only names that the standard library does not know are asked for, each once; the parts of a package only when
-    the package itself was shipped.
+    It asks for a name only once, not for names of the standard library, and for submodules only if their package was
+    shipped.
     """
 
     def __init__(self, ask: Ask) -> None:
@@ -37,15 +38,15 @@ class ShippedModules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         sys.meta_path.insert(0, self)
 
     def load(self, name: str) -> ModuleType:
-        """Import a module that the master says is the project's, whatever else has its name here."""
+        """Import a module that is the project's, as the master says, even if the host has another one of that name."""
         self._wanted = name.partition(".")[0]
         if self._wanted not in self._found:
             sys.modules.pop(self._wanted, None)
         return importlib.import_module(name)
 
     def forget(self, shadows: Iterable[str]) -> None:
-        """Drop every shipped module: their source has changed. `shadows`: names of the standard library that the
-        user's project has taken for modules of its own.
+        """Forget every shipped module, as their source has changed. `shadows`: names of the standard library that
+        modules of the user's project have.
         """
         for name in self._found:
             sys.modules.pop(name, None)

@@ -44,13 +44,13 @@ Results = list[tuple[Span, Any]]
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
     """Serve one node until it closes its end of the pipe; returns the exit status.
 
-    `fds`: messages to this worker, the broadcast that wakes all workers at once, messages from it, the wake-up for
-    answers in the mailbox, answers to imports, stdout, stderr.
+    `fds`: the pipe of messages to this worker, the broadcast that wakes all workers, the pipe of messages from it, the
+    pipe that wakes the node for answers in mailboxes, the pipe of requested modules, stdout, stderr.
     """
     _settle(*fds[5:])
-    bell, broadcast, answer, answered, modules = map(out_of_the_way, fds[:5])
-    doorbell = Doorbell(bell, broadcast, answered)
-    return Worker(index, Channel(bell, answer), Channel(modules, -1), files, doorbell, memory_limit).serve()
+    messages, broadcast, answer, answered, modules = map(out_of_the_way, fds[:5])
+    doorbell = Doorbell(messages, broadcast, answered)
+    return Worker(index, Channel(messages, answer), Channel(modules, -1), files, doorbell, memory_limit).serve()
 
 
 def _settle(out: int, err: int) -> None:
@@ -79,8 +79,7 @@ class Worker:
         self.pid = os.getpid()
         self.files = files
         self.index = index
-        path = next(path for path in self.files.paths(mailbox_name(index)) if os.path.exists(path))
-        self.mailbox = Mailbox(map_file(path, MAILBOX, write=True))
+        self.mailbox = Mailbox(map_file(files.find(mailbox_name(index)), MAILBOX, write=True))
         self.status = self.mailbox.words
         self.doorbell = doorbell
         self.heard = 0  # messages that were read from the pipe
