@@ -447,5 +447,4 @@ class Dispatch:
 
     def _heir(self, ended: Round, name: str) -> int | None:
         """Another round of the same job on the node: it needs the same slices."""
-        rounds = (r.number for r in self.rounds.values() if r.job is ended.job and name in r.debts)
-        return next(rounds, None)
+        return next((r.number for r in self.rounds.values() if r.job is ended.job and name in r.debts), None)

@@ -22,6 +22,8 @@ from qjam_worker.ipc.cores import thread_environment
 from qjam_worker.ipc.files import Files
 from qjam_worker.worker.fork_server import MAX_MEMORY_LIMIT, NEWS, REQUEST, main
 
+from .options import NodeOptions
+
 # Nothing that is imported here may import numpy: `prepare` comes first.
 
 HIGHEST_FD = 65_536
@@ -71,14 +73,14 @@ class ForkServer:
         self._said = b""
 
     @classmethod
-    def start(cls, files: Files, workers: int, paths: Sequence[str]) -> ForkServer:
-        """Start one as a program. `paths`: folders in which workers find packages first."""
+    def start(cls, files: Files, options: NodeOptions) -> ForkServer:
+        """Start one as a program."""
         ours, theirs = socket.socketpair()
         output, output_end = os.pipe()
         root = str(Path(__file__).absolute().parents[2])
         replaced = 0 if sys.flags.isolated else 1  # the folder that it is started in
         command = (
-            f"import sys; sys.path[:{replaced}] = {[root, *paths]!r}; "
+            f"import sys; sys.path[:{replaced}] = {[root, *options.paths]!r}; "
             f"from qjam_worker.worker.fork_server import main; main({theirs.fileno()}, {files.directories!r})"
         )
         with theirs:
@@ -88,7 +90,7 @@ class ForkServer:
                 stdout=output_end,
                 stderr=output_end,
                 pass_fds=[theirs.fileno()],
-                env=thread_environment(workers),
+                env=thread_environment(options.workers),
                 start_new_session=True,
             )
         os.close(output_end)

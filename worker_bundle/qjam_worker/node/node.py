@@ -87,9 +87,7 @@ class Node:
         for file, stir in self.uplink.files():
             self.selector.register(file, selectors.EVENT_READ, stir)
         options = self.options
-        self.pool = Pool(
-            options.workers, self.files, self.selector, self, options.paths, fork_server, options.memory_limit
-        )
+        self.pool = Pool(options, self.files, self.selector, self, fork_server)
         self.store = Store(self.files, int(_memory() * STORE_SHARE))
         self.slices = SliceIndex(self.store)
         self.scheduler = Scheduler(options.workers, self.slices)

@@ -7,7 +7,6 @@ import select
 import selectors
 import signal
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Optional, Protocol
 
@@ -19,6 +18,7 @@ from qjam_worker.ipc.slots import SLOT, SLOTS
 from qjam_worker.worker.fork_server import EXITED, FORKED
 
 from .fork_server_client import ForkServer, send_signal
+from .options import NodeOptions
 from .output_pump import OutputPump
 from .results import Slot
 from .worker_handle import WorkerHandle
@@ -47,28 +47,23 @@ class PoolEvents(Protocol):
 
 
 class Pool:
-    """`count` workers. `paths`: folders in which they find packages first. `fork_server`: one that runs already.
-    `memory_limit`: bytes that each worker may allocate.
-    """
+    """The workers that `options` ask for. `fork_server`: one that runs already."""
 
     def __init__(
         self,
-        count: int,
+        options: NodeOptions,
         files: Files,
         selector: selectors.BaseSelector,
         events: PoolEvents,
-        paths: Sequence[str] = (),
         fork_server: Optional[ForkServer] = None,
-        memory_limit: Optional[int] = None,
     ) -> None:
         self.files = files
-        self.memory_limit = memory_limit
-        self.paths = list(paths)
+        self.options = options
         self.selector = selector
         self.events = events
         self.output = OutputPump(selector)
-        self._slots = self.files.create(SLOTS, count * SLOT)
-        self.workers = [self._place(index) for index in range(count)]
+        self._slots = self.files.create(SLOTS, options.workers * SLOT)
+        self.workers = [self._place(index) for index in range(options.workers)]
         self._assigned: list[WorkerHandle] = []  # that have a task in their mailboxes and are not woken yet
         self._broadcast = counter()
         self._answered, self._answering = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -94,7 +89,7 @@ class Pool:
 
     def start(self) -> None:
         """Have the fork server, which is started if none runs yet, fork all workers."""
-        self._adopt(self._server or ForkServer.start(self.files, len(self.workers), self.paths))
+        self._adopt(self._server or ForkServer.start(self.files, self.options))
         for worker in self.workers:
             self._fork(worker)
 
@@ -113,7 +108,7 @@ class Pool:
         pipes = [os.pipe() for _ in range(5)]
         (task_end, task), (answer, answer_end), (modules_end, modules), (out, out_end), (err, err_end) = pipes
         fds = [task_end, self._broadcast, answer_end, self._answering, modules_end, out_end, err_end]
-        self._server.fork(worker.index, self.memory_limit, fds)
+        self._server.fork(worker.index, self.options.memory_limit, fds)
         for fd in (task_end, answer_end, modules_end, out_end, err_end):
             os.close(fd)
         channel = Channel(answer, task)
@@ -148,7 +143,7 @@ class Pool:
             return
         for worker in self.workers:
             worker.kill()
-        self._adopt(ForkServer.start(self.files, len(self.workers), self.paths))
+        self._adopt(ForkServer.start(self.files, self.options))
         for worker in self.workers:
             self._on_exit(worker, signal.SIGKILL)
 

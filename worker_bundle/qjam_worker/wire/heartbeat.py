@@ -20,7 +20,7 @@ def hold(read_fd: int, write_fd: int, limit: Optional[float], end: Callable[[str
     A thread, because the node's own loop may be held up by a slow disk. What ends a host that was cut off from the
     network is the silence alone: nothing tells a machine that its peer is no more.
     """
-    threading.Thread(target=_watch, args=(read_fd, write_fd, limit, end), name="qjam-lease", daemon=True).start()
+    threading.Thread(target=_watch, args=(read_fd, write_fd, limit, end), name="qjam-heartbeat", daemon=True).start()
 
 
 def _watch(read_fd: int, write_fd: int, limit: Optional[float], end: Callable[[str], None]) -> None:
