@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from qjam_worker.wire.messages import LATE
+
 from .nodes import Roster
 from .rounds import Round
 from .states import NodeState
@@ -15,8 +17,6 @@ from .timers import Timers
 # An idle node searches for slices that others owe after this share of the time that the round has taken so far, and
 # after at least so many seconds.
 SEARCH_DELAY, MIN_SEARCH_DELAY = 0.1, 0.005
-# A slice is late when it takes this many times as long as is typical.
-LATE = 2.0
 # Seconds that an idle node waits for an answer before it asks another node.
 PATIENCE = 1.0
 # The number of nodes, those with the most to do, that a search looks at.

@@ -12,6 +12,7 @@ from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
 from qjam_worker.wire.frames import Kind, Message, WireError, unpack
+from qjam_worker.wire.messages import MAX_REASON
 from qjam_worker.wire.refs import Ref
 
 from .carrying_out import Carrier
@@ -20,9 +21,6 @@ from .peers import Peers
 # Bytes that a node may have printed and nobody has read yet, 64 more counted for each piece. It lets its workers print
 # 1 MiB ahead; beyond that comes what is left in the pipes of workers that die.
 MAX_UNREAD, PIECE = 128 * 1024 * 1024, 64
-
-# Characters of the reason that a node gives for leaving, or of a note.
-MAX_REASON = 8192
 
 # What a node may say before HELLO: BYE, when it could not start.
 FIRST_WORDS = frozenset({Kind.HELLO, Kind.BYE})

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qjam_worker.node.results import Held
-from qjam_worker.node.rounds import FOLD_LATE, LATE, MIN_LATE, NodeJob, NodeRound, take_block
+from qjam_worker.node.rounds import FOLD_LATE, MIN_LATE, NodeJob, NodeRound, take_block
 from qjam_worker.values.reduction import Span
+from qjam_worker.wire.messages import LATE
 from refs_as_text import ref, refs
 
 

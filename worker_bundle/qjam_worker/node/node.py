@@ -19,6 +19,7 @@ from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
 from qjam_worker.ipc.slots import result_prefix
 from qjam_worker.ipc.spin_wait import SpinWait
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.messages import MAX_REASON
 from qjam_worker.wire.refs import of_params
 from qjam_worker.wire.sockets import Uplink
 
@@ -40,8 +41,6 @@ from .worker_handle import WorkerHandle
 CREDIT = 16 * 1024 * 1024
 # Bytes of printed text on their way to the master; beyond it print() waits, as on a slow terminal.
 PRINT_CREDIT = 1024 * 1024
-# Characters of the reason for leaving that the master is told.
-MAX_REASON = 8192
 # The share of the host's memory that slices may take before the least recently used ones go.
 STORE_SHARE = 0.5
 

@@ -11,6 +11,7 @@ import msgpack
 
 from qjam_worker.ipc.files import NoRoom
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.messages import MAX_REASON
 from qjam_worker.wire.refs import PARAMS, SLICE, Ref, of_slice
 
 from .disk_cache import DiskCache, default_folder
@@ -19,9 +20,6 @@ from .module_cache import ModuleCache
 from .pool import Pool
 from .scheduler import Command, Scheduler
 from .store import Store
-
-# Characters of a note to the user.
-MAX_NOTE = 8192
 
 
 class Send(Protocol):
@@ -139,7 +137,7 @@ class RefReceiver:
             self._note(disk_cache.notes.get())
 
     def _note(self, text: str) -> None:
-        self._send(Kind.STATE, {"state": "note", "text": text[:MAX_NOTE]})
+        self._send(Kind.STATE, {"state": "note", "text": text[:MAX_REASON]})
 
     def close(self, selector: selectors.BaseSelector) -> None:
         """End the threads of the disk cache; what they say counts."""

@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterable
 from typing import Any, Callable, Optional
 
 from qjam_worker.values.reduction import Span, Tree
+from qjam_worker.wire.messages import LATE
 from qjam_worker.wire.refs import Ref, of_code
 
 from .folds import Fold, FoldPlan
 from .results import Held
 
 # An attempt at slices is late when it has taken LATE times as long as such slices typically take, and MIN_LATE seconds.
-LATE, MIN_LATE = 2.0, 0.05
+MIN_LATE = 0.05
 # Seconds after which a fold is late: a round has too few folds to know how long they typically take.
 FOLD_LATE = 10.0
 

@@ -43,6 +43,9 @@ MAX_SLICES = 1 << 20  # of a job
 MAX_WORKERS = 1 << 16  # of a node
 MAX_TEXT = 1 << 20  # characters; a traceback is cut at a quarter of that
 MAX_NAME = 4096  # of a ref, a node, a module
+MAX_REASON = 8192  # characters of why a node leaves, or of a note to the user, that are passed on
+# An attempt at a slice is late when it takes this many times as long as is typical; master and nodes go by it.
+LATE = 2.0
 
 
 class Field(NamedTuple):
