@@ -337,7 +337,7 @@ def test_the_paper_s_table_is_whole():
 def test_a_party_that_comes_to_another_cost_ends_the_benchmark():
     fine, wrong = (loops.Learnt(cost, 1, 1.0, [1.0]) for cost in (2.0, 2.1))
     autoencoder._same({"serial": [fine], "qjam": [fine]})
-    with pytest.raises(figures.BenchError, match=r"qjam came to a cost of 2\.1, not 2\.0"):
+    with pytest.raises(figures.BenchError, match=r"qjam ended with a cost of 2\.1, not 2\.0"):
         autoencoder._same({"serial": [fine], "qjam": [fine, wrong]})
 
 

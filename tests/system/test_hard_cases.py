@@ -239,7 +239,9 @@ def test_a_stdout_that_cannot_encode_a_character_shows_it_with_backslashes(maste
 
 
 def test_a_master_in_a_closure_is_a_type_error_that_says_so(master):
-    with pytest.raises(TypeError, match=r"a Master cannot be pickled or sent to workers.*captured by a function"):
+    with pytest.raises(
+        TypeError, match=r"a Master cannot be pickled or sent to workers.*perhaps a function or params refer to it"
+    ):
         master.run(lambda params, part: master)
     assert usable(master)
 
