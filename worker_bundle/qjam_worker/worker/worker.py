@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import importlib
 import os
@@ -23,6 +22,7 @@ from qjam_worker.values import codec, segmented_sum
 from qjam_worker.values.reduction import Span, Tree, default_reduce
 
 from .code_loader import Code, CodeLoader, Job
+from .detach import detached
 from .doorbell import Doorbell
 from .exceptions import describe, print_exception
 from .memory_limit import MemoryLimit
@@ -230,7 +230,7 @@ class Worker:
         tree: Tree[Any] = Tree(job.nslices)
         for index, path, size in slices:
             span, result = self._map_one(index, path, size, packed, code)
-            tree.add(span, _kept(result))
+            tree.add(span, detached(result))
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
@@ -347,27 +347,3 @@ def _end_as_a_fork(error: BaseException) -> NoReturn:
         print_exception(error)
     finally:
         os._exit(1)
-
-
-def _kept(value: Any) -> Any:
-    """A result that must last while mapfunc is called again."""
-    try:
-        return detached(value)
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001  it holds itself, is nested beyond measure, or of a list's subclass of the user's
-        return value
-
-
-def detached(value: Any) -> Any:
-    """The result with copies of its arrays: the next call of mapfunc may write to the memory of these."""
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if isinstance(value, dict):
-        own = copy.copy(value)
-        own.update((key, detached(item)) for key, item in value.items())
-        return own
-    if isinstance(value, (list, tuple)):
-        make = getattr(type(value), "_make", type(value))  # a namedtuple takes its fields one by one
-        return make([detached(item) for item in value])
-    return value
