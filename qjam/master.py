@@ -249,6 +249,11 @@ class Master:
     ) -> tuple[UserCode, Pending]:
         self._check_open()
         arguments.check_timeout(timeout)
+        if isinstance(params, BaseDataSet):
+            raise TypeError(
+                f"params is a {type(params).__name__}: the order is run(module, params, dataset); without params write "
+                "run(module, None, dataset)"
+            )
         user_code = self._sources.user_code(module)
         capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None

@@ -455,8 +455,10 @@ def test_hosts_say_how_many_workers_this_machine_starts(hosts, workers):
         ((usercode.forty_two, None, "abc"), TypeError, "data"),
         ((usercode.forty_two, None, []), ValueError, "data is empty"),
         ((usercode.forty_two, threading.Lock()), TypeError, "params"),
+        ((usercode.forty_two, DataSet([1, 2])), TypeError, r"params is a ListDataSet.*run\(module, None, dataset\)"),
+        ((usercode.forty_two, DataSet(np.eye(2)), [1]), TypeError, "params is a NumpyMatrixDataSet"),
     ],
-    ids=["no code", "no mapfunc", "a string as data", "no data", "a lock in the params"],
+    ids=["no code", "no mapfunc", "a string as data", "no data", "a lock in the params", "data as params", "both"],
 )
 def test_an_argument_that_cannot_be_right_is_told_at_the_call(master, arguments, error, text):
     for call in (master.run, master.submit):
