@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ from processes import all_end, descendants
 START_S = 10.0  # it takes 20 ms; this is for a machine that is busy with other things
 PORTS = range(20_000, 32_768)  # below those that Linux gives to outgoing connections
 PORTS_TRIED = 20
+PATH = "/usr/bin:/bin:/usr/sbin:/sbin"  # what sshd gives its sessions
 
 LISTENING = b"Server listening on "
 PORT_TAKEN = b"Address already in use"
@@ -115,7 +117,7 @@ def private_sshd(
     temporary = Path(tempfile.mkdtemp(prefix="host-"))
     process = None
     try:
-        variables = {"HOME": str(home), "TMPDIR": str(temporary)}
+        variables = {"HOME": str(home), "TMPDIR": str(temporary), **_same_python(own)}
         if "QJAM_TEST_SESSION" in os.environ:
             variables["QJAM_TEST_SESSION"] = os.environ["QJAM_TEST_SESSION"]
         lines = _sshd_config(own, address, {**variables, **environment}, options)
@@ -170,6 +172,22 @@ def _ssh_config(sshd: Sshd) -> str:
     if sshd.jump is not None:
         lines.append(f"ProxyJump {sshd.jump.name}")
     return "\n    ".join(lines) + "\n"
+
+
+def _same_python(own: Path) -> dict[str, str]:
+    """A PATH on which `python3` is of the version that runs the tests: functions travel as its byte code."""
+    there = shutil.which("python3", path=PATH)
+    if there is not None and _version(there) == _version(sys.executable):
+        return {}
+    folder = own / "bin"
+    folder.mkdir()
+    (folder / "python3").symlink_to(Path(sys.executable).resolve())
+    return {"PATH": f"{folder}:{PATH}"}
+
+
+@functools.cache
+def _version(python: str) -> str:
+    return subprocess.check_output([python, "-c", "import sys; print(sys.version_info[:2])"], text=True)
 
 
 def _sshd_config(own: Path, address: str, variables: Mapping[str, str], options: Mapping[str, str]) -> str:
