@@ -19,9 +19,10 @@ from needs import lacking_programs, need, program
 from qjam import BootstrapError, HostSpec, Master
 from qjam.launch import bootstrap
 from ssh_hosts import home, run_seven, ssh_host, with_cache_of  # noqa: F401
-from sshd import sshd_works
+from sshd import bare_python, sshd_works
 
-ISOLATED = "/usr/bin/python3 -I"  # neither the user's packages nor variables
+BARE = bare_python()
+ISOLATED = f"{BARE} -I"  # neither the user's packages nor variables
 DAY_S = 86400
 
 
@@ -170,7 +171,7 @@ def package(folder: Path, name: str, version: str, source: str) -> None:
 def test_a_package_of_the_host_that_is_too_old_gives_way_to_ours(ssh_host, tmp_path):
     package(tmp_path / "site", "msgpack", "0.5.6", "raise ImportError('too old')\n")
     sshd = ssh_host(environment={"PYTHONPATH": str(tmp_path / "site")})
-    with start(sshd, python="/usr/bin/python3") as master:
+    with start(sshd, python=BARE) as master:
         ((numpy, msgpack, _),) = master.run(gather, where())
         assert "qjam" in msgpack
         assert "qjam" in numpy
@@ -180,7 +181,7 @@ def test_a_cloudpickle_that_is_older_than_ours_gives_way_to_ours(ssh_host, tmp_p
     package(tmp_path / "site", "cloudpickle", "2.2.1", "raise ImportError('too old')\n")
     sshd = ssh_host(environment={"PYTHONPATH": str(tmp_path / "site")})
     factor = 6
-    with start(sshd, python="/usr/bin/python3") as master:
+    with start(sshd, python=BARE) as master:
         assert master.run(lambda params, part: factor * params, 7, [[1]]) == 42
 
 
@@ -190,7 +191,7 @@ def test_a_package_of_the_host_that_is_new_enough_is_used(ssh_host, tmp_path):
     shutil.copytree(Path(msgpack.__file__).parent, tmp_path / "site" / "msgpack")
     (tmp_path / "site" / "msgpack-1.0.dist-info").mkdir()
     sshd = ssh_host(environment={"PYTHONPATH": str(tmp_path / "site")})
-    with start(sshd, python="/usr/bin/python3") as master:
+    with start(sshd, python=BARE) as master:
         assert master.run(gather, where())[0][1] == str(tmp_path / "site" / "msgpack")
 
 
@@ -201,7 +202,7 @@ def test_a_package_of_the_host_that_is_broken_is_named(ssh_host, tmp_path, name)
         (tmp_path / "site" / "zmq-99.0.dist-info").rename(tmp_path / "site" / "pyzmq-99.0.dist-info")
     sshd = ssh_host(environment={"PYTHONPATH": str(tmp_path / "site")})
     with pytest.raises(BootstrapError) as caught:
-        start(sshd, python="/usr/bin/python3")
+        start(sshd, python=BARE)
     assert re.match(rf"testhost: bundle: {name} cannot be imported there .*libfoo\.so.*python=", str(caught.value))
     assert "Traceback" not in str(caught.value)
 
@@ -210,7 +211,7 @@ def test_what_an_uninstalled_package_has_left_is_no_package(ssh_host, tmp_path):
     for name in ("numpy", "zmq", "msgpack", "cloudpickle"):
         (tmp_path / "site" / name / "__pycache__").mkdir(parents=True)
     sshd = ssh_host(environment={"PYTHONPATH": str(tmp_path / "site")})
-    with start(sshd, python="/usr/bin/python3") as master:
+    with start(sshd, python=BARE) as master:
         run_seven(master)
 
 
@@ -218,7 +219,7 @@ def test_a_module_in_the_folder_of_the_login_hides_none(ssh_host, tmp_path):
     """It is the home, where everybody has a json.py or queue.py of a lesson."""
     for name in ("json", "socket", "hashlib", "numpy", "zmq"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('a lesson')\n")
-    with start(ssh_host(), python="/usr/bin/python3", setup=f"cd {tmp_path}") as master:
+    with start(ssh_host(), python=BARE, setup=f"cd {tmp_path}") as master:
         run_seven(master)
 
 
@@ -267,7 +268,7 @@ def test_the_login_shell_may_be_another(ssh_host, shell):
 
 def test_a_python_that_is_a_shell_script_around_another_works(ssh_host, tmp_path):
     wrapper = tmp_path / "module python"
-    wrapper.write_text('#!/bin/sh\necho loading a module\nexec /usr/bin/python3 "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\necho loading a module\nexec {BARE} "$@"\n')
     wrapper.chmod(0o755)
     with start(ssh_host(), python=f"'{wrapper}'") as master:
         run_seven(master)
@@ -284,7 +285,7 @@ def test_a_home_that_cannot_be_written_is_done_without(ssh_host, tmp_path):
     wrapper = tmp_path / "python"
     mounts = 'mount -t tmpfs -o ro none "$HOME" && mount -t tmpfs none /var/tmp'
     wrapper.write_text(f"""#!/bin/sh
-exec unshare --mount sh -c '{mounts} && exec /usr/bin/python3 "$@"' - "$@"
+exec unshare --mount sh -c '{mounts} && exec {BARE} "$@"' - "$@"
 """)
     wrapper.chmod(0o755)
     sshd = ssh_host(home=tmp_path / "home")

@@ -21,7 +21,7 @@ from needs import lacking_programs, need, program
 from processes import descendants
 from qjam import BootstrapError, HostSpec, Master, RemoteWorker
 from ssh_hosts import block, home, run_seven, ssh_host  # noqa: F401
-from sshd import Sshd, private_sshd, sshd_works, write_config
+from sshd import Sshd, bare_python, private_sshd, sshd_works, write_config
 
 VERBOSE = {"LogLevel": "VERBOSE"}
 
@@ -141,7 +141,7 @@ def test_python_may_have_options(ssh_host):
 
         return sys.flags.isolated
 
-    with Master(HostSpec("testhost", python="/usr/bin/python3 -I"), ssh_config=ssh_host().config) as master:
+    with Master(HostSpec("testhost", python=f"{bare_python()} -I"), ssh_config=ssh_host().config) as master:
         assert master.run(gather, work) == [1]
 
 
@@ -183,7 +183,7 @@ def test_modules_on_the_pythonpath_of_env_are_found(ssh_host, tmp_path):
 def test_setup_is_run_before_python_starts(ssh_host, tmp_path):
     """As `. venv/bin/activate` does, it finds python elsewhere and sets a variable."""
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "my-python").symlink_to("/usr/bin/python3")
+    (tmp_path / "bin" / "my-python").symlink_to(bare_python())
     spec = HostSpec("testhost", python="my-python", setup=f"export MARK=set PATH={tmp_path}/bin:$PATH")
     with Master(spec, ssh_config=ssh_host().config) as master:
         assert master.run(gather, variables("MARK")) == ["set"]

@@ -117,7 +117,7 @@ def private_sshd(
     temporary = Path(tempfile.mkdtemp(prefix="host-"))
     process = None
     try:
-        variables = {"HOME": str(home), "TMPDIR": str(temporary), **_same_python(own)}
+        variables = {"HOME": str(home), "TMPDIR": str(temporary), **_path_of_sessions(own)}
         if "QJAM_TEST_SESSION" in os.environ:
             variables["QJAM_TEST_SESSION"] = os.environ["QJAM_TEST_SESSION"]
         lines = _sshd_config(own, address, {**variables, **environment}, options)
@@ -174,14 +174,23 @@ def _ssh_config(sshd: Sshd) -> str:
     return "\n    ".join(lines) + "\n"
 
 
-def _same_python(own: Path) -> dict[str, str]:
-    """A PATH on which `python3` is of the version that runs the tests: functions travel as its byte code."""
+def bare_python() -> str:
+    """A python of the version that runs the tests, for functions travel as its byte code, without our packages: the
+    system's, or the one that the tests' environment was made from.
+    """
     there = shutil.which("python3", path=PATH)
-    if there is not None and _version(there) == _version(sys.executable):
+    same = there is not None and _version(there) == _version(sys.executable)
+    return there if there is not None and same else str(Path(sys.executable).resolve())
+
+
+def _path_of_sessions(own: Path) -> dict[str, str]:
+    """A PATH on which `python3` is that one."""
+    python = bare_python()
+    if python == shutil.which("python3", path=PATH):
         return {}
     folder = own / "bin"
     folder.mkdir()
-    (folder / "python3").symlink_to(Path(sys.executable).resolve())
+    (folder / "python3").symlink_to(python)
     return {"PATH": f"{folder}:{PATH}"}
 
 
