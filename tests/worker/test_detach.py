@@ -113,31 +113,31 @@ def one():
 
 
 def test_counters_of_several_slices_on_one_worker_add_up(one: Master, tmp_path, monkeypatch) -> None:
-    (tmp_path / "counting.py").write_text(
+    (tmp_path / "detach_counting.py").write_text(
         "import collections\n"
         "def mapfunc(params, part):\n    return collections.Counter(part)\n"
         "def reduce(a, b):\n    return a + b\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import counting
+    import detach_counting
 
     words = ["a", "b", "a", "c", "b", "a", "a", "c"]
-    total = one.run(counting, None, DataSet(words, slice_size=1))
+    total = one.run(detach_counting, None, DataSet(words, slice_size=1))
     assert total == collections.Counter(words)
     assert type(total) is collections.Counter
 
 
 def test_results_that_reuse_a_buffer_are_as_they_were_returned(one: Master, tmp_path, monkeypatch) -> None:
-    (tmp_path / "reusing.py").write_text(
+    (tmp_path / "detach_reusing.py").write_text(
         "import collections\nimport numpy as np\n"
         "buffer = np.zeros(1)\n"
         "def mapfunc(params, part):\n    buffer[0] = part[0]\n    return collections.deque([buffer])\n"
         "def reduce(a, b):\n    return collections.deque([*a, *b])\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    import reusing
+    import detach_reusing
 
     data = DataSet([1.0, 2.0, 3.0, 4.0, 5.0], slice_size=1)
     for _ in range(2):  # in the second round all slices are there, and the worker gets several at once
-        total = one.run(reusing, None, data)
+        total = one.run(detach_reusing, None, data)
         assert [float(item[0]) for item in total] == [1.0, 2.0, 3.0, 4.0, 5.0]
