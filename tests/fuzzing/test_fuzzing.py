@@ -236,7 +236,7 @@ def test_many_late_questions_take_no_time(bench: Bench) -> None:
     missing = [[ref(f"d7-{number}"), 0] for number in range(20_000)]
     start = time.perf_counter()
     say(bench, "liar", Kind.STATE, {"state": "blocked", "round": 999, "missing": missing})
-    assert time.perf_counter() - start < 30  # a walk through all for each would take minutes
+    assert time.perf_counter() - start < 5
     assert len(bench.inboxes["liar"]) > 20_000
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sys
@@ -31,11 +32,11 @@ def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
 
 
 def _short_description(error: BaseException, failure: BaseException) -> dict[str, Any]:
-    try:
-        trace = "".join(traceback.format_tb(_user_part(error), limit=-LAST_CALLS))[-MAX_TEXT:]
+    trace, text = "", f"its text cannot be read: {type(failure).__name__}"
+    with contextlib.suppress(BaseException):  # as above; each alone, as one may be had without the other
         text = str(error)[:MAX_SUMMARY]
-    except BaseException:  # noqa: BLE001  as above
-        trace, text = "", f"its text cannot be read: {type(failure).__name__}"
+    with contextlib.suppress(BaseException):
+        trace = "".join(traceback.format_tb(_user_part(error), limit=-LAST_CALLS))[-MAX_TEXT:]
     summary = f"{type(error).__name__}: {text}"
     return {"text": f"{trace}{summary}", "summary": summary, "pickled": None}
 
