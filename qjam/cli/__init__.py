@@ -1,1 +1,1 @@
-"""The subcommands of the program qjam: each module has a SUMMARY and `main(arguments)`, which gives the exit status."""
+"""The subcommands of qjam. Each has a SUMMARY and `main(arguments, program)`, which gives the exit status."""

@@ -100,6 +100,10 @@ class Carrier:
         record = self._dispatch.nodes.get(name)
         return name in self.leaving_nodes if record is None else record.state is not NodeState.LOST
 
+    def lose(self, name: str, why: str) -> None:
+        """A node has ended or is of no use any more."""
+        self.act(self._dispatch.on_node_lost(name, why))
+
     def submit(self, pending: Pending) -> None:
         """Begin a round."""
         if self.leaving:
@@ -131,7 +135,7 @@ class Carrier:
             lane.down.append(Message(kind, header, list(buffers)))
         elif not self._router.send(node, pack(kind, header, buffers)):
             self._peers.set_gone(node)  # it cannot say BYE
-            self.act(self._dispatch.on_node_lost(node, "its connection is gone"))
+            self.lose(node, "its connection is gone")
 
     def _lost(self, command: Lost) -> None:
         name = command.node

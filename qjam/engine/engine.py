@@ -99,17 +99,17 @@ class Engine:
                 self._local_nodes.add(name, make)
             except Exception as error:  # noqa: BLE001  no room for its files, say: the caller is told
                 self._peers.set_gone(name)
-                self._carrier.act(self._dispatch.on_node_lost(name, f"{type(error).__name__}: {error}"))
+                self._carrier.lose(name, f"{type(error).__name__}: {error}")
 
         self._calls.post(add)
 
     def _on_local_failed(self, name: str, why: str) -> None:
-        self._carrier.act(self._dispatch.on_node_lost(name, why))
+        self._carrier.lose(name, why)
 
     def lose_node(self, name: str, why: str) -> None:
         """Its launcher says that a node has ended or will not come."""
         self._peers.set_gone(name)
-        self._calls.post(lambda: self._carrier.act(self._dispatch.on_node_lost(name, why)))
+        self._calls.post(lambda: self._carrier.lose(name, why))
 
     def add_successor(self, lost: str, name: str) -> None:
         """Expect another node of the host of a lost one, before its launcher starts it. In the loop."""

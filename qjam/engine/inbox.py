@@ -64,7 +64,7 @@ class Inbox:
             try:
                 message = unpack(frames)
             except WireError as error:
-                self._carrier.act(self._dispatch.on_node_lost(name, _not_understood(error)))
+                self._carrier.lose(name, _not_understood(error))
             else:
                 self.on_message(name, message)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import decoder, lone_arrays
 from .header import Buffer, CodecError, Encoded, bytes_view
-from .lone_arrays import ALIGN, FLAT_MAGIC, flat_head
+from .lone_arrays import ALIGN, FLAT_MAGIC, flat_head, padded
 
 _FLAT = struct.Struct("<4sIQ")  # magic, number of buffers, size of the header; then the size of each buffer
 _FIXED_ONE = _FLAT.size + 8  # what comes before the header of a value with one buffer
@@ -53,8 +53,7 @@ def put(enc: Encoded, out: memoryview) -> int | None:
         if lone is not None and lone.nbytes == buffer.nbytes:
             head = lone.head
         else:
-            head = flat_head(enc.header, buffer.nbytes)
-            head += bytes(-len(head) % ALIGN)
+            head = padded(flat_head(enc.header, buffer.nbytes))
         start = len(head)
         end = start + buffer.nbytes
         if len(out) < end:
@@ -101,13 +100,13 @@ def head(view: memoryview) -> bytes:
 
 def layout(view: memoryview) -> Layout | None:
     """The layout of the flat form of an array of numbers as they lie in memory; None for any other value."""
-    known = lone_arrays.by_head.get(head(view))
+    before = head(view)
+    known = lone_arrays.by_head.get(before)
     if known is None:
         value = load(view, allow_pickle=False)
         if not lone_arrays.is_lone(value) or len(read(view)[1]) != 1:
             return None
-        start = len(head(view)) + -len(head(view)) % ALIGN
-        return Layout(value.dtype, start, value.size)
+        return Layout(value.dtype, len(padded(before)), value.size)
     return Layout(known.dtype, known.start, known.nbytes // known.dtype.itemsize)
 
 

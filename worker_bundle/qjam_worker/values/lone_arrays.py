@@ -48,9 +48,9 @@ def remember(header: bytes, array: np.ndarray[Any, Any], *, made_here: bool = Fa
         for known in (by_header, by_head, headers):
             known.clear()
     head = flat_head(header, array.nbytes)
-    padded = head + bytes(-len(head) % ALIGN)
-    start, end = len(padded), len(padded) + array.nbytes
-    lone = LoneArray(array.dtype, array.shape, array.nbytes, padded, start, end)
+    filled = padded(head)
+    start, end = len(filled), len(filled) + array.nbytes
+    lone = LoneArray(array.dtype, array.shape, array.nbytes, filled, start, end)
     by_header[header] = by_head[head] = lone
     if made_here:
         headers[id(array.dtype), array.shape] = header
@@ -59,3 +59,8 @@ def remember(header: bytes, array: np.ndarray[Any, Any], *, made_here: bool = Fa
 def flat_head(header: bytes, nbytes: int) -> bytes:
     """What stands before the buffer in the flat form of a value that has one, but for the padding."""
     return _ONE_BUFFER.pack(FLAT_MAGIC, 1, len(header), nbytes) + header
+
+
+def padded(head: bytes) -> bytes:
+    """What stands before the buffer, with the padding."""
+    return head + bytes(-len(head) % ALIGN)
