@@ -84,6 +84,13 @@ def check_speculation(speculation: Any) -> None:
         raise _wrong_type("speculation", "True or False", speculation)
 
 
+def ship(names: Any) -> tuple[str, ...]:
+    """Return `ship` of `Master`, names of packages. Raises TypeError."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise _wrong_type("ship", 'a list of names of packages, as ["mypkg"]', names)
+    return tuple(names)
+
+
 def check_new_hosts(specs: list[HostSpec], known: list[str]) -> None:
     """Check that the hosts passed to `add_hosts` are new."""
     for spec in specs:

@@ -27,7 +27,7 @@ from .engine.engine import Engine
 from .engine.pending import Pending
 from .engine.printer import Printer
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
-from .hosts import HostSpec, resolve
+from .hosts import LOCAL, HostSpec, resolve
 from .launch.fleet import Fleet
 from .launch.supervisor import STOP_TIMEOUT, SupervisedHost, Supervisor
 from .remote_worker import RemoteWorker, WorkerStatus
@@ -62,6 +62,9 @@ class Master:
     again. True: up to 20 GB per host; bytes or a text such as "100GB": up to that much. Hosts never use more than half
     of the free disk, and delete the least recently used slices first. False: nothing stays on any host.
 
+    `ship`: names of your own packages that are installed in site-packages here, if hosts shall get them from here, as
+    they get the modules of your project. They must be pure Python.
+
     A host that is lost later is started again in the background, with messages to the logger "qjam".
 
     Raises TypeError or ValueError for wrong arguments. Raises BootstrapError if a host does not start: the text has a
@@ -81,6 +84,7 @@ class Master:
         memory_limit: int | str | None = None,
         keep_data: bool | int | str = False,
         speculation: bool = True,
+        ship: Sequence[str] = (),
     ) -> None:
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
         limit = arguments.memory_limit_bytes(memory_limit)
@@ -88,8 +92,9 @@ class Master:
         options = arguments.options(host_keys, ssh_config, route, address, limit, keep)
         arguments.check_speculation(speculation)
         arguments.check_min_workers(min_workers, specs)
+        sources = Sources(arguments.ship(ship))
         self._owner = os.getpid()
-        self._sources = Sources()
+        self._sources = sources
         self._engine = Engine(self._sources.lookup, speculation=speculation)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
@@ -379,8 +384,11 @@ def _outcome(pending: Pending, user_code: UserCode, sources: Sources, timeout: f
         return pending.reduced(user_code.reduce)
     assert pending.failure is not None
     error = _EXCEPTIONS[pending.failure.what](pending.failure, timeout)
-    if isinstance(error.__cause__, ImportError):
+    cause = error.__cause__
+    if isinstance(cause, ImportError):
         sources.forget()
+    if isinstance(error, TaskError) and isinstance(cause, ModuleNotFoundError) and error.host != LOCAL:
+        error.what += sources.hint(cause.name or "")
     raise error
 
 

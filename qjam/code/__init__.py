@@ -1,1 +1,1 @@
-"""Finds user code and decides which source is sent to hosts."""
+"""Finds user code, and decides which source, state and package data travel to hosts."""

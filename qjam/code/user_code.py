@@ -1,37 +1,34 @@
-"""Describes a user's module or function so that workers can load it, and reads the source of modules they import."""
+"""Describes a user's module or function so that workers can load it, and what they need of the modules it imports."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import importlib.machinery
-import importlib.util
+import logging
 import os
-import site
 import sys
-import sysconfig
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import cloudpickle
 import msgpack
 
+from qjam.log import say
+
+from . import project
+from .loaded import Loaded, loaded, observe_imports, patched_from_file
+from .state import PYTHON, Watch, state_of
+
 Reduce = Callable[[Any, Any], Any]
 
 _MAIN = ("__main__", "__mp_main__")  # __mp_main__: the script in a child that multiprocessing spawned
-_INSTALLED = ("site-packages", "dist-packages")
-_ENVIRONMENT = tuple(
-    os.path.join(os.path.realpath(path), "")
-    for path in {
-        *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
-        *(site.getsitepackages() if hasattr(site, "getsitepackages") else ()),
-        site.getusersitepackages(),
-    }
-)
+_OFTEN = 5  # times that the state of a module changes between rounds before the user is told what this costs
 
-PYTHON = ".".join(map(str, sys.version_info[:2]))  # only this version can read our byte code
+observe_imports()
 
 
 class UserCode(NamedTuple):
@@ -47,18 +44,63 @@ class UserCode(NamedTuple):
     reduce: Reduce | None
 
 
-class Sources:
-    """The user code for `run`, and the source of the project modules that workers import.
+class _Sent:
+    """What workers know of a module, and how to see that it is out of date."""
 
-    The epoch is a number that grows with each edit: `user_code` checks whether a file that was sent to workers has
-    changed. When they get a new epoch, workers drop all project modules and load them again.
+    def __init__(self, name: str, module: ModuleType | None, known: Loaded | None, found: project.Found) -> None:
+        self.name, self.module, self.known, self.found = name, module, known, found
+        self.watch = Watch(module) if module is not None and known is not None else None
+
+    def is_current(self) -> bool:
+        """Whether the module here still is the one that was sent. One that is not loaded here is its file."""
+        here = sys.modules.get(self.name)
+        if self.module is None:
+            return here is None and project.stamp(self.found.path) == self.found.stamp
+        if here is None:  # it was taken out of sys.modules, and its functions are still used
+            return True
+        if here is not self.module or (self.known is not None and loaded(here) is not self.known):
+            return False
+        return self.watch is None or self.watch.is_unchanged()
+
+    def is_patched(self) -> bool:
+        """Whether the module has become what its file is now, without a reload. If the file alone has changed, the user
+        is told.
+        """
+        known = self.known
+        if known is None or self.module is None or (stamp := project.stamp(self.found.path)) == known.seen:
+            return False
+        known.seen = stamp
+        if patched_from_file(self.module):
+            return True
+        say(
+            f"{self.found.path} has changed on disk since {self.name} was loaded here. Workers run it as it is loaded; "
+            f"importlib.reload({self.name}) takes the file as it is now"
+        )
+        return False
+
+
+class Sources:
+    """The user code for `run`, and the project modules that workers import.
+
+    What runs on workers is what is loaded here: source as it was when it was loaded, and state that was set since. The
+    epoch is a number that grows whenever something that was sent is out of date. When they get a new epoch, workers
+    drop all project modules and load them again. `ship`: installed packages that count as the project's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ship: Collection[str] = ()) -> None:
+        project.check_shippable(ship)
+        self._ship = frozenset(ship)
         self._lock = threading.RLock()  # pickling a function may run user code
-        self._sent: dict[str, tuple[int, int]] = {}  # path: (time of change, size)
+        self._sent: dict[str, _Sent] = {}
+        self._trees: dict[str, project.Tree] = {}
+        self._missing: set[str] = set()  # modules that were not found,
+        self._searched: dict[str, project.Stamp] = {}  # and the folders where they could appear
         self._known: dict[tuple[str, str | None, Reduce | None], UserCode] = {}
         self._shadowing: list[str] | None = None
+        self._imports = _import_system()
+        self._here: dict[str, Any] | None = None
+        self._told: set[str] = set()
+        self._changes = 0
         self._epoch = 1
 
     def user_code(self, module: Any) -> UserCode:
@@ -67,7 +109,7 @@ class Sources:
         Raises TypeError, which names `module`, for anything else.
         """
         with self._lock:
-            self._notice_edits()
+            self._notice_changes()
             if isinstance(module, ModuleType):
                 return self._from_module(module)
             if callable(module):
@@ -82,28 +124,135 @@ class Sources:
         with self._lock:
             self._next_epoch()
 
+    def hint(self, name: str) -> str:
+        """Return what to do about a module that a host lacks; "" if it is not here either."""
+        top = name.partition(".")[0]
+        with self._lock:
+            spec = project.spec_of(top)
+            if spec is None or project.belongs(spec, self._ship):
+                return ""
+        ship = f', or, if {top} is a package of your own, send it: Master(..., ship=["{top}"])'
+        return (
+            f"; {top} is installed here and not on that host. Install it there, or name a python that has it: "
+            f"HostSpec(python=...){ship if project.is_pure(spec) else ''}"
+        )
+
     def lookup(self, name: str) -> bytes:
-        """Return what a worker needs to load a module, as msgpack: {"source", "path", "package"}, or None if the module
-        does not belong to the user's project.
+        """Return what a worker needs to load a module, as msgpack: a dict (user_modules.Shipped), or None if the module
+        does not belong to the user's project. For "package/" the files of that package.
         """
-        found = _find(name) if _is_name(name) else None
-        if found is not None:
-            path, stamp = found["path"], found.pop("stamp")
-            if path:
-                with self._lock:
-                    self._sent[path] = stamp
+        with self._lock:
+            if name.endswith("/"):
+                return self._files(name[:-1])
+            found = self._found(name) if _is_name(name) else None
         packed: bytes = msgpack.packb(found, unicode_errors="surrogatepass")
         return packed
 
-    def _notice_edits(self) -> None:
-        if any(_stamp(path) != stamp for path, stamp in self._sent.items()):
+    # What is sent
+
+    def _found(self, name: str) -> dict[str, Any] | None:
+        spec = project.spec_of(name)
+        if spec is None:
+            self._is_missing(name)
+            return None
+        if not project.belongs(spec, self._ship):
+            return None
+        try:
+            return self._described(name, spec)
+        except OSError as error:
+            return _described(refused=f"{name}: {error}")
+
+    def _described(self, name: str, spec: importlib.machinery.ModuleSpec) -> dict[str, Any]:
+        module = sys.modules.get(name)
+        observed = name.partition(".")[0] != "qjam" and module is not None
+        known = loaded(module, self._ship) if observed and module is not None else None
+        found = known.found if known is not None else project.read(spec)
+        if observed and known is None:
+            self._tell(f"{found.path} changed after {name} was loaded and before qjam was; workers run the file")
+        if found.source is None:
+            return _described(
+                refused=f"{name} is {_kind(found.path)} for this machine's python and cannot be sent: {found.path}. "
+                "Install it on the host, for the python that runs there; HostSpec(python=...) names another one"
+            )
+        sent = self._sent[name] = _Sent(name, module, known, found)
+        state = b""
+        if module is not None and known is not None and sent.watch is not None:
+            state, stays = state_of(module, known.baseline)
+            for path, why in stays:
+                self._tell(
+                    f"{name}.{path} was set here after {name} was loaded, and cannot be sent to workers: {why}. They "
+                    f"have what {name} sets when it is imported"
+                )
+        tree = self._tree(name, spec).digest if found.package and "." not in name and name != "qjam" else ""
+        return _described(found.source, found.path, found.package, found.folders, tree, state)
+
+    def _tree(self, name: str, spec: importlib.machinery.ModuleSpec) -> project.Tree:
+        if name not in self._trees:
+            tree = self._trees[name] = project.tree(spec)
+            if tree.left_out:
+                self._tell(
+                    f"package {name}: hosts get no more than {project.MAX_DATA:,} bytes of package data, and so not "
+                    f"{', '.join(tree.left_out[:5])}"
+                )
+        return self._trees[name]
+
+    def _files(self, name: str) -> bytes:
+        known = self._trees.get(name)
+        packed: bytes = msgpack.packb(
+            None if known is None else _described(files=known.files), unicode_errors="surrogatepass"
+        )
+        return packed
+
+    def _is_missing(self, name: str) -> None:
+        self._missing.add(name)
+        above = project.spec_of(name.rpartition(".")[0]) if "." in name else None
+        folders = sys.path if above is None else list(above.submodule_search_locations or ())
+        for folder in folders:
+            self._searched.setdefault(folder or ".", project.stamp(folder or "."))
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            say(text)
+
+    # What is out of date
+
+    def _notice_changes(self) -> None:
+        outdated = next((sent for sent in self._sent.values() if not sent.is_current() or sent.is_patched()), None)
+        if outdated is not None and outdated.watch is not None:
+            self._count_changes(outdated.name)
+        if outdated is not None or (sys.path, sys.meta_path, sys.path_hooks) != self._imports or self._has_appeared():
             self._next_epoch()
+
+    def _has_appeared(self) -> bool:
+        """Whether a module that was missing can be found now."""
+        changed = [folder for folder, stamp in self._searched.items() if project.stamp(folder) != stamp]
+        if not changed:
+            return False
+        self._searched.update((folder, project.stamp(folder)) for folder in changed)
+        importlib.invalidate_caches()
+        return any(project.spec_of(name) is not None for name in self._missing)
+
+    def _count_changes(self, name: str) -> None:
+        self._changes += 1
+        if self._changes == _OFTEN:
+            say(
+                f"module {name} changes from round to round here, so workers load it anew each time; what changes goes "
+                "faster in params",
+                logging.INFO,
+            )
 
     def _next_epoch(self) -> None:
         self._sent.clear()
+        self._trees.clear()
         self._known.clear()
-        self._shadowing = None
+        self._missing.clear()
+        self._searched.clear()
+        self._shadowing = self._here = None
+        self._imports = _import_system()
         self._epoch += 1
+
+    # Jobs
 
     def _from_module(self, module: ModuleType) -> UserCode:
         mapfunc = getattr(module, "mapfunc", None)
@@ -112,14 +261,15 @@ class Sources:
         reduce = getattr(module, "reduce", None)
         if reduce is functools.reduce or not callable(reduce):  # the module has `from functools import reduce`
             reduce = None
-        if not _has_source(module.__name__):
+        if not _is_importable(module):
             return self._by_value(mapfunc, reduce)
         return self._by_name(module.__name__, None, reduce)
 
     def _from_function(self, function: Callable[..., Any]) -> UserCode:
-        module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-        if isinstance(function, FunctionType) and module and _has_source(module) and _resolve(module, name) is function:
-            return self._by_name(module, name, None)
+        name = getattr(function, "__qualname__", None)
+        module = sys.modules.get(getattr(function, "__module__", None) or "")
+        if isinstance(function, FunctionType) and _is_importable(module) and _resolve(module, name) is function:
+            return self._by_name(function.__module__, name, None)
         return self._by_value(function, None)
 
     def _by_value(self, mapfunc: Callable[..., Any], reduce: Reduce | None) -> UserCode:
@@ -132,61 +282,95 @@ class Sources:
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
         digest = hashlib.sha256(code).hexdigest()[:32]
         header = {
-            "epoch": self._epoch,
+            **self._surroundings(),
             "reduce": reduce is not None,
             "code": digest,
             "python": PYTHON if b"CodeType" in code else None,  # a builtin, for example, works in any version
-            "shadows": self._shadows(),
         }
         return UserCode((self._epoch, digest), header, code, reduce)
-
-    def _shadows(self) -> list[str]:
-        """Names of standard library modules that are modules of the user's project here."""
-        if self._shadowing is None:
-            self._shadowing = [
-                name for name in sys.stdlib_module_names & sys.modules.keys() if name not in _MAIN and _find(name)
-            ]
-        return self._shadowing
 
     def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> UserCode:
         known = self._known.get((module, function, reduce))
         if known is None:
+            spec = project.spec_of(module)
             header = {
-                "epoch": self._epoch,
+                **self._surroundings(),
                 "module": module,
                 "function": function,
                 "reduce": reduce is not None,
-                "shipped": _find(module) is not None,
+                "shipped": spec is not None and project.belongs(spec, self._ship),
                 "code": None,
-                "shadows": self._shadows(),
             }
             known = UserCode((self._epoch, module, function, reduce), header, None, reduce)
             self._known[module, function, reduce] = known
         return known
 
+    def _surroundings(self) -> dict[str, Any]:
+        """What all jobs of an epoch have in common. `here`: how this machine's workers find modules."""
+        if self._shadowing is None or self._here is None:
+            self._shadowing = project.standard_names_of_the_project(self._ship)
+            self._here = {"path": [folder or os.getcwd() for folder in sys.path], "finders": self._finders()}
+        return {"epoch": self._epoch, "shadows": self._shadowing, "here": self._here}
 
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_size)
+    def _finders(self) -> bytes:
+        """The user's own finders and path hooks, pickled; b"" if there are none."""
+        finders, hooks = project.own_finders()
+        if not finders and not hooks:
+            return b""
+        try:
+            pickled: bytes = cloudpickle.dumps((finders, hooks))
+        except Exception as error:  # noqa: BLE001  a user's __reduce__ may raise anything
+            self._tell(f"workers cannot use the finders of sys.meta_path and sys.path_hooks: {error}")
+            return b""
+        return pickled
 
 
-def _has_source(name: str) -> bool:
-    """Whether workers can import the module by name. False for a script, a notebook or a module made at run time."""
-    if name in _MAIN or name not in sys.modules:
+def _import_system() -> tuple[list[Any], ...]:
+    return list(sys.path), list(sys.meta_path), list(sys.path_hooks)
+
+
+def _described(
+    source: bytes = b"",
+    path: str = "",
+    package: bool = False,
+    folders: Collection[str] = (),
+    tree: str = "",
+    state: bytes = b"",
+    refused: str = "",
+    files: Collection[tuple[str, bytes]] = (),
+) -> dict[str, Any]:
+    return {
+        "source": source,
+        "path": path,
+        "package": package,
+        "folders": list(folders),
+        "tree": tree,
+        "state": state,
+        "refused": refused,
+        "files": list(files),
+    }
+
+
+def _kind(path: str) -> str:
+    return "an extension module" if project.is_extension(path) else "byte code without source"
+
+
+def _is_importable(module: ModuleType | None) -> bool:
+    """Whether workers can import just this module by its name. False for a script, a notebook, a module made at run
+    time, and for one whose name another module has by now.
+    """
+    if module is None or module.__name__ in _MAIN or sys.modules.get(module.__name__) is not module:
         return False
-    spec = getattr(sys.modules[name], "__spec__", None)
-    return spec is not None and (spec.has_location or spec.origin == "built-in")
+    spec = getattr(module, "__spec__", None)
+    return spec is not None and (spec.has_location or spec.origin == "built-in" or project.has_source(spec))
 
 
-def _resolve(module: str, name: str | None) -> Any:
+def _resolve(module: ModuleType | None, name: str | None) -> Any:
     """Return the object that `name` refers to in the module; None if there is none."""
     if not name or "<" in name:
         return None
     try:
-        return functools.reduce(getattr, name.split("."), sys.modules[module])
+        return functools.reduce(getattr, name.split("."), module)
     except AttributeError:
         return None
 
@@ -194,57 +378,3 @@ def _resolve(module: str, name: str | None) -> Any:
 def _is_name(name: str) -> bool:
     """Whether `name` can be a module name. A node sends it, so it must not be a path to some file."""
     return all(name.split(".")) and not any(mark in name for mark in "/\\:\0")
-
-
-def _find(name: str) -> dict[str, Any] | None:
-    """Find a module of the user's project without importing it; None if it is not one.
-
-    The file's stamp is from before it was read, so that an edit during the reading is noticed later.
-    """
-    spec = _spec(name)
-    if spec is None:
-        return None
-    package = spec.submodule_search_locations is not None
-    if spec.origin is None or not spec.has_location:
-        if package and _is_ours(name, list(spec.submodule_search_locations or ())):
-            return {"source": b"", "path": "", "package": True, "stamp": None}
-        return None
-    if not _is_ours(name, [spec.origin]) or not spec.origin.endswith(".py"):
-        return None
-    stamp = _stamp(spec.origin)
-    try:
-        with open(spec.origin, "rb") as file:
-            return {"source": file.read(), "path": spec.origin, "package": package, "stamp": stamp}
-    except OSError:
-        return None
-
-
-def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
-    loaded = getattr(sys.modules.get(name), "__spec__", None)
-    if isinstance(loaded, importlib.machinery.ModuleSpec):
-        return loaded
-    parent, _, _ = name.rpartition(".")
-    path = None
-    if parent:
-        above = _spec(parent)
-        if above is None or above.submodule_search_locations is None:
-            return None
-        path = list(above.submodule_search_locations)
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        spec = find(name, path) if find is not None else None
-        if isinstance(spec, importlib.machinery.ModuleSpec):
-            return spec
-    return None
-
-
-def _is_ours(name: str, paths: list[str]) -> bool:
-    """Whether a module belongs to the user's project: it is neither in the standard library nor installed. qjam itself
-    counts as part of the project, because user modules may import it.
-    """
-    if name.partition(".")[0] == "qjam":
-        return True
-    real = [os.path.join(os.path.realpath(path), "") for path in paths]
-    return bool(real) and not any(
-        path.startswith(_ENVIRONMENT) or any(part in path.split(os.sep) for part in _INSTALLED) for path in real
-    )

@@ -114,7 +114,7 @@ class Supervisor:
             self._fleet.start(remote)
 
     def _make_local(self, workers: int, lane: Any, selector: Any) -> Node:
-        options = NodeOptions(workers, self._memory_limit, self._keep_data)
+        options = NodeOptions(workers, self._memory_limit, self._keep_data, here=True)
         return Node(lane, options, selector=selector)
 
     def _wait_for_start(self, host: SupervisedHost, began: float) -> HostReport:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.machinery
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import cloudpickle
 import msgpack
 import pytest
 
+from qjam.code import project as of_project
 from qjam.code import user_code
 from qjam.code.user_code import Sources, UserCode
 
@@ -52,8 +54,9 @@ def load(project: Path, path: str, text: str = MAPFUNC) -> types.ModuleType:
 
 
 def found(name: str) -> dict[str, Any] | None:
+    """Returns what a worker is told of a module, without what is empty."""
     answer: dict[str, Any] | None = msgpack.unpackb(Sources().lookup(name))
-    return answer
+    return answer and {field: value for field, value in answer.items() if value and field != "tree"}
 
 
 def by_value(user_code: UserCode) -> tuple[Callable[..., Any], Any]:
@@ -228,7 +231,7 @@ print(json.dumps([answers, [user_code.header["code"] is not None for user_code i
 
 def test_a_module_of_the_project_is_found_with_its_source(project: Path) -> None:
     path = write(project, "plain.py")
-    assert found("plain") == {"source": MAPFUNC.encode(), "path": str(path), "package": False}
+    assert found("plain") == {"source": MAPFUNC.encode(), "path": str(path)}
 
 
 def test_a_module_is_found_without_being_run(project: Path) -> None:
@@ -239,18 +242,32 @@ def test_a_module_is_found_without_being_run(project: Path) -> None:
 
 def test_a_package_is_found_by_its_init(project: Path) -> None:
     path = write(project, "package/__init__.py", "x = 1\n")
-    assert found("package") == {"source": b"x = 1\n", "path": str(path), "package": True}
+    assert found("package") == {
+        "source": b"x = 1\n",
+        "path": str(path),
+        "package": True,
+        "folders": [str(path.parent)],
+    }
 
 
 def test_the_parts_of_a_package_are_found(project: Path) -> None:
     write(project, "package/__init__.py", "")
     write(project, "package/inner/__init__.py", "")
     path = write(project, "package/inner/deep.py", "from ..other import x\n")
-    assert found("package.inner.deep") == {
-        "source": b"from ..other import x\n",
-        "path": str(path),
-        "package": False,
-    }
+    assert found("package.inner.deep") == {"source": b"from ..other import x\n", "path": str(path)}
+
+
+def test_the_files_of_a_package_are_found_without_caches_and_hidden_ones(project: Path) -> None:
+    write(project, "package/__init__.py", "")
+    write(project, "package/inner/data.csv", "1,2")
+    write(project, f"package/built{importlib.machinery.EXTENSION_SUFFIXES[0]}", "machine code")
+    for name in ("package/__pycache__/x.pyc", "package/.git/config", "package/.env"):
+        write(project, name, "secret")
+    sources = Sources()
+    assert msgpack.unpackb(sources.lookup("package/")) is None  # nobody has asked for the package
+    assert msgpack.unpackb(sources.lookup("package"))["tree"]
+    files = msgpack.unpackb(sources.lookup("package/"))["files"]
+    assert sorted(files) == [["__init__.py", b""], ["built.so", b""], ["inner/data.csv", b"1,2"]]
 
 
 def test_a_part_that_a_package_does_not_have_is_not_found(project: Path) -> None:
@@ -263,8 +280,8 @@ def test_a_part_that_a_package_does_not_have_is_not_found(project: Path) -> None
 
 def test_a_namespace_package_is_found_without_source(project: Path) -> None:
     path = write(project, "space/part.py", "y = 2\n")
-    assert found("space") == {"source": b"", "path": "", "package": True}
-    assert found("space.part") == {"source": b"y = 2\n", "path": str(path), "package": False}
+    assert found("space") == {"package": True, "folders": [str(path.parent)]}
+    assert found("space.part") == {"source": b"y = 2\n", "path": str(path)}
 
 
 def test_a_loaded_module_is_found_where_it_was_loaded_from(project: Path, tmp_path: Path) -> None:
@@ -297,20 +314,26 @@ def test_a_link_to_an_installed_module_is_not_shipped(project: Path) -> None:
 
 def test_qjam_is_shipped_wherever_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found("qjam.data.datasets") is not None
-    monkeypatch.setattr(user_code, "_ENVIRONMENT", (os.path.join(Path(user_code.__file__).parents[2], ""),))
+    monkeypatch.setattr(of_project, "_ENVIRONMENT", (os.path.join(Path(user_code.__file__).parents[2], ""),))
     assert found("qjam.data.datasets") is not None
 
 
-def test_a_module_that_is_compiled_is_not_shipped(project: Path) -> None:
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    write(project, f"compiled{suffix}", "")
-    assert found("compiled") is None
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(importlib.machinery.EXTENSION_SUFFIXES[0], "an extension module"), (".pyc", "byte code")]
+)
+def test_a_module_without_source_is_refused_by_its_file(project: Path, suffix: str, kind: str) -> None:
+    path = write(project, f"compiled{suffix}", "")
+    answer = found("compiled")
+    assert answer is not None
+    assert answer.keys() == {"refused"}
+    assert kind in answer["refused"]
+    assert str(path) in answer["refused"]
 
 
-def test_a_module_whose_file_is_gone_is_not_found(project: Path) -> None:
+def test_a_module_whose_file_is_gone_is_found_as_it_was_loaded(project: Path) -> None:
     load(project, "gone.py")
     (project / "gone.py").unlink()
-    assert found("gone") is None
+    assert found("gone") == {"source": MAPFUNC.encode(), "path": str(project / "gone.py")}
 
 
 def test_source_that_is_no_utf8_is_shipped_as_it_is(project: Path) -> None:
@@ -320,11 +343,11 @@ def test_source_that_is_no_utf8_is_shipped_as_it_is(project: Path) -> None:
     assert answer["source"].endswith(b"'\xe4'\n")
 
 
-def test_the_main_module_is_not_found_by_name() -> None:
-    assert not user_code._has_source("__main__")
+def test_the_main_module_cannot_be_imported_by_name() -> None:
+    assert not user_code._is_importable(sys.modules["__main__"])
 
 
-# ---- edits --------------------------------------------------------------------------------------------------
+# ---- what is out of date --------------------------------------------------------------------------------------
 
 
 def edit(path: Path, text: str) -> None:
@@ -334,7 +357,7 @@ def edit(path: Path, text: str) -> None:
     os.utime(path, ns=(later, later))
 
 
-def test_without_edits_the_epoch_stays(project: Path) -> None:
+def test_without_changes_the_epoch_stays(project: Path) -> None:
     sources, module = Sources(), load(project, "steady.py")
     first = sources.user_code(module)
     sources.lookup("steady")
@@ -342,19 +365,21 @@ def test_without_edits_the_epoch_stays(project: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [MAPFUNC.replace("return", "return 1 +"), MAPFUNC])  # other text, saved again
-def test_an_edited_module_begins_a_new_epoch(project: Path, text: str) -> None:
+def test_a_reloaded_module_begins_a_new_epoch(project: Path, text: str) -> None:
     sources, module = Sources(), load(project, "edited.py")
     first = sources.user_code(module)
     sources.lookup("edited")
     edit(project / "edited.py", text)
+    assert sources.user_code(module).key == first.key
+    importlib.reload(module)
     second = sources.user_code(module)
     assert second.header["epoch"] > first.header["epoch"]
     assert second.key != first.key
 
 
-def test_an_edit_of_a_module_that_is_only_imported_begins_a_new_epoch(project: Path) -> None:
+def test_an_edit_of_a_module_that_only_workers_load_begins_a_new_epoch(project: Path) -> None:
     write(project, "used.py", "x = 1\n")
-    sources, module = Sources(), load(project, "using.py", "import used\n" + MAPFUNC)
+    sources, module = Sources(), load(project, "using.py", "def mapfunc(p, s):\n    import used\n")
     first = sources.user_code(module)
     sources.lookup("using")
     sources.lookup("used")
@@ -362,39 +387,64 @@ def test_an_edit_of_a_module_that_is_only_imported_begins_a_new_epoch(project: P
     assert sources.user_code(module).key != first.key
 
 
-def test_an_edit_of_what_no_worker_has_begins_no_new_epoch(project: Path) -> None:
+def test_a_reload_of_what_no_worker_has_begins_no_new_epoch(project: Path) -> None:
     sources, module = Sources(), load(project, "lonely.py")
     first = sources.user_code(module)
     edit(project / "lonely.py", "x = 1\n" + MAPFUNC)
+    importlib.reload(module)
     assert sources.user_code(module).key == first.key
 
 
-def test_one_edit_begins_one_epoch(project: Path) -> None:
+def test_one_reload_begins_one_epoch(project: Path) -> None:
     sources, module = Sources(), load(project, "once.py")
     sources.lookup("once")
     edit(project / "once.py", "x = 1\n" + MAPFUNC)
+    importlib.reload(module)
     second = sources.user_code(module)
     sources.lookup("once")
     assert sources.user_code(module).key == second.key
 
 
-def test_a_module_that_is_removed_begins_a_new_epoch(project: Path) -> None:
-    sources, module = Sources(), load(project, "removed.py")
-    first = sources.user_code(module)
-    sources.lookup("removed")
-    (project / "removed.py").unlink()
-    assert sources.user_code(module).header["epoch"] > first.header["epoch"]
-
-
-def test_a_function_sent_by_value_has_a_new_key_after_an_edit(project: Path) -> None:
-    # It may refer to the module that was edited, by name.
+def test_a_function_sent_by_value_has_a_new_key_after_a_reload(project: Path) -> None:
+    # It may refer to the module that was reloaded, by name.
     sources = Sources()
-    write(project, "helper.py", "x = 1\n")
+    helper = load(project, "helper.py", "x = 1\n")
     f = load(project, "values.py", "f = lambda params, data: None\n").f
     first = sources.user_code(f)
     sources.lookup("helper")
-    edit(project / "helper.py", "x = 2\n")
+    importlib.reload(helper)
     assert sources.user_code(f).key != first.key
+
+
+def test_state_that_was_set_begins_a_new_epoch_and_what_was_not_does_not(project: Path) -> None:
+    sources, module = Sources(), load(project, "stateful.py", "RATE = 1\n" + MAPFUNC)
+    first = sources.user_code(module)
+    assert msgpack.unpackb(sources.lookup("stateful"))["state"] == b""
+    module.RATE = 2
+    second = sources.user_code(module)
+    assert second.key != first.key
+    assert msgpack.unpackb(sources.lookup("stateful"))["state"]
+    assert sources.user_code(module).key == second.key
+    module.RATE = 1
+    assert sources.user_code(module).key != second.key
+    assert msgpack.unpackb(sources.lookup("stateful"))["state"] == b""
+
+
+def test_a_folder_added_to_the_path_begins_a_new_epoch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources, module = Sources(), load(project, "pathless.py")
+    first = sources.user_code(module)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(project / "more")])
+    assert sources.user_code(module).key != first.key
+
+
+def test_a_module_that_was_missing_begins_a_new_epoch_when_it_appears(project: Path) -> None:
+    sources, module = Sources(), load(project, "hoping.py")
+    first = sources.user_code(module)
+    sources.lookup("promised")
+    write(project, "unrelated.py")
+    assert sources.user_code(module).key == first.key
+    write(project, "promised.py")
+    assert sources.user_code(module).key != first.key
 
 
 def test_what_is_forgotten_is_looked_for_anew(project: Path) -> None:
@@ -405,16 +455,17 @@ def test_what_is_forgotten_is_looked_for_anew(project: Path) -> None:
 
 
 def test_an_edit_while_the_source_is_being_read_is_noticed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources, module = Sources(), load(project, "racing.py")
+    write(project, "racing.py")
+    sources, module = Sources(), load(project, "racer.py")
     first = sources.user_code(module)
-    find = user_code._find
+    read = of_project.read
 
-    def find_and_edit(name: str) -> dict[str, Any] | None:
-        answer = find(name)
+    def read_and_edit(spec: importlib.machinery.ModuleSpec) -> of_project.Found:
+        answer = read(spec)
         edit(project / "racing.py", "x = 1\n" + MAPFUNC)
         return answer
 
-    monkeypatch.setattr(user_code, "_find", find_and_edit)
+    monkeypatch.setattr(of_project, "read", read_and_edit)
     sources.lookup("racing")
-    monkeypatch.setattr(user_code, "_find", find)
+    monkeypatch.setattr(of_project, "read", read)
     assert sources.user_code(module).key != first.key

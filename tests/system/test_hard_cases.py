@@ -270,18 +270,20 @@ def test_a_result_that_cannot_be_pickled_is_a_task_error_that_says_mapfunc(maste
 
 
 def test_the_syntax_error_of_an_edited_module_is_told_in_one_line(master, monkeypatch, tmp_path):
-    file = tmp_path / "edited_badly.py"
-    file.write_text("def mapfunc(params, part):\n    return 1\n")
+    (tmp_path / "imports_late.py").write_text(
+        "def mapfunc(p, s):\n    import edited_badly\n    return edited_badly.value"
+    )
+    file = tmp_path / "edited_badly.py"  # only workers load it, and so take it as it is
+    file.write_text("value = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.import_module("edited_badly")
+    module = importlib.import_module("imports_late")
     assert master.run(module) == 2
-    file.write_text("def mapfunc(params, part):\n    return 1 +\n")
+    file.write_text("value = 1 +\n")
     with pytest.raises(TaskError) as caught:
         master.run(module, None, [1])
     assert caught.value.what.startswith("SyntaxError: ")
     assert "\n" not in caught.value.what
-    assert caught.value.slice is None
-    file.write_text("def mapfunc(params, part):\n    return 100\n")
+    file.write_text("value = 100\n")
     assert master.run(module) == 200
 
 

@@ -81,7 +81,8 @@ class ForkServer:
         replaced = 0 if sys.flags.isolated else 1  # the folder that it is started in
         command = (
             f"import sys; sys.path[:{replaced}] = {[root, *options.paths]!r}; "
-            f"from qjam_worker.worker.fork_server import main; main({theirs.fileno()}, {files.directories!r})"
+            "from qjam_worker.worker.fork_server import main; "
+            f"main({theirs.fileno()}, {files.directories!r}, {options.here})"
         )
         with theirs:
             process = subprocess.Popen(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Optional
 
 from qjam_worker.wire.refs import Ref, module_name, of_module
+from qjam_worker.worker.user_modules import FIELDS, Shipped
 
 from .worker_handle import WorkerHandle
 
-Module = Optional[dict[str, Any]]  # as user_modules.Ask gives it
+Module = Optional[Shipped]
 
 MAX_NAME = 1000  # characters; no file of a module has a longer name
-FIELDS = {"source": bytes, "path": str, "package": bool}
 
 
 class ModuleCache:

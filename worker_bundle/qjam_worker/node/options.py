@@ -14,9 +14,11 @@ class NodeOptions(NamedTuple):
         memory_limit: bytes that each worker may allocate; None: no limit.
         keep_data: bytes of slices that may stay on disk for later programs; None: none.
         paths: folders in which workers find packages before they look where their python does.
+        here: whether workers run on the master's machine, and so can import what the master can.
     """
 
     workers: int
     memory_limit: Optional[int] = None
     keep_data: Optional[int] = None
     paths: Sequence[str] = ()
+    here: bool = False

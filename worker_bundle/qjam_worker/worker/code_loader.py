@@ -11,7 +11,7 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from qjam_worker.values.reduction import default_reduce
 
-from .user_modules import ShippedModules
+from .user_modules import ShippedModules, check_python
 
 MapFunction = Callable[[Any, Any], Any]
 Reduce = Callable[[Any, Any], Any]
@@ -54,7 +54,7 @@ class CodeLoader:
 
     def _load(self, number: int, job: Job) -> Code:
         if job.entry["epoch"] != self.epoch:
-            self._modules.forget(job.entry["shadows"])
+            self._modules.begin(job.entry["shadows"], job.entry["here"])
             self.epoch = job.entry["epoch"]
         mapfunc, reduce = self._by_value(job) if job.code is not None else self._by_name(job.entry)
         self._stay_the_worker()
@@ -63,13 +63,7 @@ class CodeLoader:
         return code
 
     def _by_value(self, job: Job) -> Code:
-        here = ".".join(map(str, sys.version_info[:2]))
-        python = job.entry["python"]
-        if python not in (None, here):
-            raise RuntimeError(
-                f"this function travels as byte code of python {python}, and this host has python {here}: "
-                "put it into a module, which travels as source"
-            )
+        check_python(job.entry["python"], "this function")
         assert job.code is not None
         mapfunc, reduce = pickle.loads(self._map_file(*job.code))
         _adopt(mapfunc)

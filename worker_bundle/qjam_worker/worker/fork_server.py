@@ -27,8 +27,11 @@ FORKED, EXITED = 1, 2
 FDS = 7
 
 
-def main(control_fd: int, directories: list[str]) -> NoReturn:
-    """Serve requests on a socket until its other end closes; then kill the workers and remove the node's files."""
+def main(control_fd: int, directories: list[str], here: bool = False) -> NoReturn:
+    """Serve requests on a socket until its other end closes; then kill the workers and remove the node's files.
+
+    `here`: whether this is the master's machine.
+    """
     control = socket.socket(fileno=control_fd)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
@@ -39,7 +42,7 @@ def main(control_fd: int, directories: list[str]) -> NoReturn:
     huge_pages.keep_freed()  # in the workers
     try:
         _preload()
-        _serve(control, files, workers, locks)
+        _serve(control, files, workers, locks, here)
     except BaseException:  # noqa: BLE001  the node passes on what this prints
         sys.excepthook(*sys.exc_info())
     finally:
@@ -70,7 +73,7 @@ def _preload() -> None:
     gc.freeze()  # or the garbage collector would touch, and so copy, memory that the workers share
 
 
-def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks: list[int]) -> None:
+def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks: list[int], here: bool) -> None:
     wake_read, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda signum, frame: None)
@@ -95,7 +98,7 @@ def _serve(control: socket.socket, files: Files, workers: dict[int, int], locks:
                 selector.close()
                 for fd in (wake_read, wake_write, control.fileno(), *locks):
                     os.close(fd)
-                _become_worker(worker, fds, files, memory_limit or None)
+                _become_worker(worker, fds, files, memory_limit or None, here)
             for fd in fds:
                 os.close(fd)
             workers[pid] = worker
@@ -151,7 +154,7 @@ def _kill_children(spared: Container[int] = ()) -> bool:
     return killed
 
 
-def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Optional[int]) -> NoReturn:
+def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Optional[int], here: bool) -> NoReturn:
     from .streams import flush_streams
     from .worker import main as work
 
@@ -160,7 +163,7 @@ def _become_worker(worker: int, fds: list[int], files: Files, memory_limit: Opti
         os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        status = work(worker, fds, files, memory_limit)
+        status = work(worker, fds, files, memory_limit, here)
     except SystemExit as leaving:
         status = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
         if isinstance(leaving.code, str):  # sys.exit("why")

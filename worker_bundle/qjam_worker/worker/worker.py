@@ -41,16 +41,17 @@ _SIGINT = (int(signal.SIGINT),)
 Results = list[tuple[Span, Any]]
 
 
-def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None) -> int:
+def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None, here: bool = False) -> int:
     """Serve one node until it closes its end of the pipe; returns the exit status.
 
     `fds`: the pipe of messages to this worker, the broadcast that wakes all workers, the pipe of messages from it, the
-    pipe that wakes the node for answers in mailboxes, the pipe of requested modules, stdout, stderr.
+    pipe that wakes the node for answers in mailboxes, the pipe of requested modules, stdout, stderr. `here`: whether
+    this is the master's machine.
     """
     _settle(*fds[5:])
     messages, broadcast, answer, answered, modules = map(out_of_the_way, fds[:5])
     doorbell = Doorbell(messages, broadcast, answered)
-    return Worker(index, Channel(messages, answer), Channel(modules, -1), files, doorbell, memory_limit).serve()
+    return Worker(index, Channel(messages, answer), Channel(modules, -1), files, doorbell, memory_limit, here).serve()
 
 
 def _settle(out: int, err: int) -> None:
@@ -73,6 +74,7 @@ class Worker:
         files: Files,
         doorbell: Doorbell,
         memory_limit: Optional[int] = None,
+        here: bool = False,
     ) -> None:
         self.channel = channel
         self.answers = answers
@@ -87,7 +89,7 @@ class Worker:
         self.slots: dict[str, memoryview] = {}  # of params
         self.results = ResultWriter(files, index, self._give_up)
         self.slices = SliceCache(self._map_file, self._give_up)
-        modules = ShippedModules(self.ask)
+        modules = ShippedModules(self.ask, os.path.join(files.directories[-1], "packages"), here)
         modules.install()
         self.loader = CodeLoader(modules, self._map_file)
         self.memory = MemoryLimit(memory_limit)
