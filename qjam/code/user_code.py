@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Hashable
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -52,31 +53,31 @@ class _Sent:
         self.watch = Watch(module) if module is not None and known is not None else None
 
     def is_current(self) -> bool:
-        """Whether the module here still is the one that was sent. One that is not loaded here is its file."""
+        """Whether the module here, if it is loaded, still is the one that was sent."""
         here = sys.modules.get(self.name)
-        if self.module is None:
-            return here is None and project.stamp(self.found.path) == self.found.stamp
-        if here is None:  # it was taken out of sys.modules, and its functions are still used
+        if here is None:  # nor was it loaded then; or it was taken out, and its functions are still used
             return True
         if here is not self.module or (self.known is not None and loaded(here) is not self.known):
             return False
         return self.watch is None or self.watch.is_unchanged()
 
-    def is_patched(self) -> bool:
-        """Whether the module has become what its file is now, without a reload. If the file alone has changed, the user
-        is told.
+    def is_on_disk(self) -> bool:
+        """Whether the file, too, is as before, where that counts: where the module is not loaded here, and where the
+        loaded one has become what its file is now, without a reload. If only the file has changed, the user is told.
         """
-        known = self.known
-        if known is None or self.module is None or (stamp := project.stamp(self.found.path)) == known.seen:
-            return False
-        known.seen = stamp
-        if patched_from_file(self.module):
+        stamp = project.stamp(self.found.path)
+        if self.module is None or self.known is None:
+            return stamp == self.found.stamp
+        if stamp == self.known.seen:
             return True
+        self.known.seen = stamp
+        if patched_from_file(self.module):
+            return False
         say(
             f"{self.found.path} has changed on disk since {self.name} was loaded here. Workers run it as it is loaded; "
             f"importlib.reload({self.name}) takes the file as it is now"
         )
-        return False
+        return True
 
 
 class Sources:
@@ -87,7 +88,7 @@ class Sources:
     drop all project modules and load them again. `ship`: installed packages that count as the project's.
     """
 
-    def __init__(self, ship: Collection[str] = ()) -> None:
+    def __init__(self, ship: Collection[str] = (), clock: Callable[[], float] = time.perf_counter) -> None:
         project.check_shippable(ship)
         self._ship = frozenset(ship)
         self._lock = threading.RLock()  # pickling a function may run user code
@@ -101,6 +102,8 @@ class Sources:
         self._here: dict[str, Any] | None = None
         self._told: set[str] = set()
         self._changes = 0
+        self._clock = clock
+        self._look_again = 0.0
         self._epoch = 1
 
     def user_code(self, module: Any) -> UserCode:
@@ -169,22 +172,27 @@ class Sources:
         found = known.found if known is not None else project.read(spec)
         if observed and known is None:
             self._tell(f"{found.path} changed after {name} was loaded and before qjam was; workers run the file")
+        state = b"" if module is None or known is None else self._state(module, known)
         if found.source is None:
             return _described(
                 refused=f"{name} is {_kind(found.path)} for this machine's python and cannot be sent: {found.path}. "
                 "Install it on the host, for the python that runs there; HostSpec(python=...) names another one"
             )
-        sent = self._sent[name] = _Sent(name, module, known, found)
-        state = b""
-        if module is not None and known is not None and sent.watch is not None:
-            state, stays = state_of(module, known.baseline)
-            for path, why in stays:
-                self._tell(
-                    f"{name}.{path} was set here after {name} was loaded, and cannot be sent to workers: {why}. They "
-                    f"have what {name} sets when it is imported"
-                )
+        self._sent[name] = _Sent(name, module, known, found)
         tree = self._tree(name, spec).digest if found.package and "." not in name and name != "qjam" else ""
         return _described(found.source, found.path, found.package, found.folders, tree, state)
+
+    def _state(self, module: ModuleType, known: Loaded) -> bytes:
+        name = module.__name__
+        state, stays = state_of(module, known.baseline)
+        if known.found.source is None:
+            stays = [(path, f"{name} has no source") for path, _ in known.baseline.changes(module, name)]
+        for path, why in stays:
+            self._tell(
+                f"{name}.{path} was set here after {name} was loaded, and cannot be sent to workers: {why}. They have "
+                f"what {name} sets when it is imported"
+            )
+        return state
 
     def _tree(self, name: str, spec: importlib.machinery.ModuleSpec) -> project.Tree:
         if name not in self._trees:
@@ -218,11 +226,20 @@ class Sources:
     # What is out of date
 
     def _notice_changes(self) -> None:
-        outdated = next((sent for sent in self._sent.values() if not sent.is_current() or sent.is_patched()), None)
-        if outdated is not None and outdated.watch is not None:
-            self._count_changes(outdated.name)
-        if outdated is not None or (sys.path, sys.meta_path, sys.path_hooks) != self._imports or self._has_appeared():
+        changed = next((sent for sent in self._sent.values() if not sent.is_current()), None)
+        if changed is not None and changed.watch is not None:
+            self._count_changes(changed.name)
+        if changed is not None or (sys.path, sys.meta_path, sys.path_hooks) != self._imports or not self._is_on_disk():
             self._next_epoch()
+
+    def _is_on_disk(self) -> bool:
+        """Whether all that comes from files is as before. Looked at so seldom that it takes a fiftieth of the time."""
+        began = self._clock()
+        if began < self._look_again:
+            return True
+        same = all(sent.is_on_disk() for sent in self._sent.values()) and not self._has_appeared()
+        self._look_again = began + 50 * (self._clock() - began)
+        return same
 
     def _has_appeared(self) -> bool:
         """Whether a module that was missing can be found now."""
@@ -309,7 +326,7 @@ class Sources:
         """What all jobs of an epoch have in common. `here`: how this machine's workers find modules."""
         if self._shadowing is None or self._here is None:
             self._shadowing = project.standard_names_of_the_project(self._ship)
-            self._here = {"path": [folder or os.getcwd() for folder in sys.path], "finders": self._finders()}
+            self._here = {"path": [os.path.abspath(folder) for folder in sys.path], "finders": self._finders()}
         return {"epoch": self._epoch, "shadows": self._shadowing, "here": self._here}
 
     def _finders(self) -> bytes:
