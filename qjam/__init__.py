@@ -1,5 +1,7 @@
 """Map a function over data that stays cached on your machines, reduce the results, send only what changes."""
 
+from qjam_worker.task import Task, current_task
+
 from .data.datasets import BaseDataSet, DataSet, ListDataSet, NumpyMatrixDataSet, NumpyMatrixFileDataSet
 from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
 from .hosts import HostSpec
@@ -25,6 +27,8 @@ __all__ = [
     "RemoteWorker",
     "RoundTimeout",
     "Stats",
+    "Task",
     "TaskError",
     "WorkerLost",
+    "current_task",
 ]

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from qjam_worker.ipc.file_slices import stamp
 from qjam_worker.values import codec
@@ -366,6 +365,8 @@ def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def _content_hash(encoded: codec.Encoded) -> str:
     # Over exactly the bytes that qjam sends; with the lengths, no two contents run together to the same bytes.
     sizes = [len(encoded.header), *(buffer.nbytes for buffer in encoded.buffers)]
+    import xxhash  # here, for user modules that import qjam are loaded on hosts that lack it
+
     content = xxhash.xxh3_128(struct.pack(f"<{len(sizes)}Q", *sizes))
     content.update(encoded.header)
     for buffer in encoded.buffers:

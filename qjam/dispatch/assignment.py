@@ -68,9 +68,10 @@ def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
 def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
     """The TASK for these slices. `known`: the node has the params; else its link sends them, or names them as a ref."""
     params = "have" if known else "send"
-    return Send(
-        name, Kind.TASK, {"job": round_.job.number, "round": round_.number, "indices": indices, "params": params}
-    )
+    header = {"job": round_.job.number, "round": round_.number, "indices": indices, "params": params}
+    if round_.again:
+        header["attempts"] = [1 + round_.again[index] for index in indices]
+    return Send(name, Kind.TASK, header)
 
 
 def forget(jobs: Iterable[Job], roster: Roster) -> None:

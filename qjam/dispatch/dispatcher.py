@@ -90,7 +90,7 @@ class Dispatch:
             raise ValueError(f"it has {count} workers; it was to have {node.asked}")
         node.workers = count
         self._roster.move(node, "hello")
-        welcome = {"node": name, "speculation": self.speculation}
+        welcome = {"node": name, "host": node.host, "speculation": self.speculation}
         return [Send(name, Kind.WELCOME, welcome), *node.transfers.grant(header["credit"])]
 
     def on_ready(self, name: str, pids: list[int]) -> list[Command]:
@@ -170,7 +170,9 @@ class Dispatch:
         """A node will not do these slices. Another node that tries one of them too is now alone with it."""
         shared = [index for index in indices if round_.owners[index] and round_.owners[index][0] != name]
         others = {owner for index in round_.shared.intersection(indices) for owner in round_.owners[index]}
-        self.resent += len(round_.take_back(name, indices))
+        nobodys = round_.take_back(name, indices)
+        self.resent += len(nobodys)
+        round_.again.update(nobodys)
         for owner in others:
             self._stealer.touch(round_, owner)
         return self._leave_alone(round_, shared)

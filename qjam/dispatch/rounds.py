@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -112,6 +112,7 @@ class Round:
         self.shared: set[int] = set()  # the slices that several nodes owe
         self.debts: dict[str, set[int]] = {}  # what each node owes, of all nodes with a part in the round
         self.given: dict[str, frozenset[int]] = {}  # all slices that each node was ever given
+        self.again: Counter[int] = Counter()  # by slice: how often it was given out beyond the first time
         self.deaths: defaultdict[int | None, int] = defaultdict(int)  # by the slice at fault; None: while reducing
 
     def __repr__(self) -> str:
@@ -140,6 +141,7 @@ class Round:
             elif name not in owners[index]:
                 owners[index] += mine
                 self.shared.add(index)
+                self.again[index] += 1
         self.queued -= slices
 
     def take_back(self, name: str, indices: Iterable[int]) -> list[int]:

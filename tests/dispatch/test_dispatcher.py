@@ -172,7 +172,7 @@ def test_a_hello_is_welcomed() -> None:
     to = Dispatch()
     to.add_node("a", "host-a", 1)
     assert to.on_hello("a", {"workers": 1, "credit": 5}) == [
-        Send("a", Kind.WELCOME, {"node": "a", "speculation": True})
+        Send("a", Kind.WELCOME, {"node": "a", "host": "host-a", "speculation": True})
     ]
     assert to.nodes["a"].credit == 5
 

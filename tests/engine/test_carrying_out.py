@@ -386,7 +386,7 @@ def test_a_node_does_not_do_what_the_master_has_from_elsewhere(node: Node) -> No
 def test_a_node_gives_away_what_it_shares_where_nothing_may_be_tried_twice(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node.handlers[Kind.WELCOME]({"node": "node", "speculation": False}, [])
+    node.handlers[Kind.WELCOME]({"node": "node", "host": "host", "speculation": False}, [])
     begin_round(node, 0, 1, 2)
     told = sent(node, monkeypatch)
     node.handlers[Kind.SHARE]({"round": 1, "count": 2, "seconds": 0.0, "for": "idle"}, [])

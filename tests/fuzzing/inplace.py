@@ -151,7 +151,7 @@ class InPlace:
     def map(self, message: dict[str, Any]) -> dict[tuple[int, int], Any]:
         values = {}
         params = codec.decode(*flat.read(map_file(*message["params"])))
-        for index, path, size in message["slices"]:
+        for index, path, size, _ in message["slices"]:
             data = None if path is None else codec.decode(*flat.read(map_file(path, size)))
             values[index, index + 1] = mapped(params, data, index)
         return values

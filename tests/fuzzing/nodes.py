@@ -180,7 +180,7 @@ class Episode:
         total = rng.choice((offset + len(piece), 64, 1000, 1 << 20, 1 << 52))
         params = rng.choice(("inline", "ref", "have"))
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
-            (Kind.WELCOME, {"node": self.node.name, "speculation": rng.random() < 0.5}, []),
+            (Kind.WELCOME, {"node": self.node.name, "host": "host", "speculation": rng.random() < 0.5}, []),
             (Kind.JOB, {"job": job, "entry": entry, "slices": list(map(list, zip(indices, refs))), "nslices": nslices,
                         "reduce": rng.random() < 0.2, "forget": rng.choice(([], [number], [job], [*jobs]))}, []),
             (Kind.TASK, {"job": job, "round": number, "indices": indices, "params": params},

@@ -137,7 +137,7 @@ def test_a_node_that_begins_wrongly_is_lost(bench: Bench, kind: Kind, header: di
         (Kind.LOG, {"worker": 1 << 40, "stream": 1}, [b"x"], "it has no worker"),
         (Kind.STATE, {"state": "blocked", "round": None, "missing": [[ref("module:1:m"), 0]] * 2}, [], "a ref twice"),
         (Kind.TASK, {"job": 1, "round": 1, "indices": [0], "params": "have"}, [], "TASK is for nodes"),
-        (Kind.WELCOME, {"node": "liar", "speculation": True}, [], "WELCOME is for nodes"),
+        (Kind.WELCOME, {"node": "liar", "host": "liar", "speculation": True}, [], "WELCOME is for nodes"),
     ],
 )
 def test_what_a_node_cannot_mean_is_its_end(
@@ -270,7 +270,7 @@ def node(clock: Clock, tmp_path: Path) -> Iterator[InPlace]:
     """With two workers, a job of four slices and a round of it that waits for two of them."""
     node = InPlace("node", 2, Random(1), tmp_path)
     node.receive()
-    hear(node, Kind.WELCOME, {"node": "node", "speculation": True})
+    hear(node, Kind.WELCOME, {"node": "node", "host": "host", "speculation": True})
     hear(node, Kind.JOB, JOB)
     hear(node, Kind.TASK, TASK, [codec.encode(None).header])
     yield node

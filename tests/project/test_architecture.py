@@ -15,7 +15,7 @@ from source_tree import FOLDERS, MAX_LINES, MODULES, circle, imports, long_files
 # Each room (a folder, or a file at the root of its package) and the rooms whose modules it may import besides its own.
 # A package alone (`qjam`) stands for its `__init__`: the public face.
 LAYERS = {
-    "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats",
+    "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats qjam_worker.task",
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
     "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
@@ -38,7 +38,8 @@ LAYERS = {
     "qjam_worker.stdio_node": "qjam_worker.__main__ qjam_worker.node qjam_worker.wire",
     "qjam_worker.__main__": "qjam_worker.node qjam_worker.ipc qjam_worker.wire",
     "qjam_worker.node": "qjam_worker.worker qjam_worker.ipc qjam_worker.values qjam_worker.wire",
-    "qjam_worker.worker": "qjam_worker.ipc qjam_worker.values",
+    "qjam_worker.worker": "qjam_worker.task qjam_worker.ipc qjam_worker.values",
+    "qjam_worker.task": "",
     "qjam_worker.ipc": "qjam_worker.values",
     "qjam_worker.values": "",
     "qjam_worker.wire": "",

@@ -9,7 +9,7 @@ from qjam.dispatch.commands import Failure
 from qjam.dispatch.dispatcher import POISON, Dispatch
 from qjam.dispatch.rounds import Round
 from qjam.dispatch.states import COMING, DONE, PRESENT, QUEUED, SENT, NodeState
-from qjam_worker.node.rounds import NodeRound
+from qjam_worker.node.rounds import NodeRound, Work
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import MODULE
@@ -118,6 +118,14 @@ def _check_round(dispatch: Dispatch, round_: Round) -> None:
         hold(not dispatch.capacity, f"slices of round {round_.number} wait, and there are ready nodes")
         hold(any(node.state in COMING for node in dispatch.nodes.values()),
              f"round {round_.number} waits for nodes that do not come")  # fmt: skip
+
+
+def check_attempts(run: Run, round_: NodeRound, work: Work) -> None:
+    """No two workers are told that they are the first ones at a slice."""
+    firsts = {index for index in work.slices if round_.attempts.get(index, 1) == 1}
+    twice = run.firsts & firsts
+    hold(not twice, f"round {run.number}: other workers were the first at", twice)
+    run.firsts |= firsts
 
 
 def check_failure(cluster: Cluster, run: Run, failure: Failure) -> None:

@@ -44,6 +44,7 @@ class Run:
         self.ended_at = 0.0
         self.cancelled = False
         self.attempts: Counter[int] = Counter()
+        self.firsts: set[int] = set()  # the slices that a worker was given as the first one
         self.folds = 0
         self.by: list[tuple[str, int, int]] = []  # node, worker, slice of each attempt
         self.raised: set[int | None] = set()

@@ -158,6 +158,7 @@ class Worker:
         self.began = world.now
         self.token += 1
         run = cluster.runs[round_.number]
+        checks.check_attempts(run, round_, work)
         slices = [items[-1][0][0]] if work.fold is not None else work.slices
         time = world.now + 2e-5
         self.steps = []

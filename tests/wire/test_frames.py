@@ -26,7 +26,7 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
     Kind.HELLO: [
         ({"workers": 2, "credit": 1 << 24}, 0),
     ],
-    Kind.WELCOME: [({"node": "a/1", "speculation": True}, 0)],
+    Kind.WELCOME: [({"node": "a/1", "host": "a", "speculation": True}, 0)],
     Kind.JOB: [
         ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"], [1, None]], "nslices": 2, "reduce": False,
           "forget": [4]}, 0),
@@ -65,7 +65,7 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
     Kind.HELLO: [
         {"credit": -1}, {"credit": 1.5}, {"workers": []}, {"workers": True}, {"workers": 0}, {"workers": 1 << 17},
     ],
-    Kind.WELCOME: [{"speculation": 1}, {"node": b"a"}],
+    Kind.WELCOME: [{"speculation": 1}, {"node": b"a"}, {"host": None}],
     Kind.JOB: [
         {"nslices": 0}, {"nslices": 1 << 40}, {"slices": []}, {"slices": [[0]]}, {"slices": [[0, 1]]},
         {"slices": [["r", 0]]}, {"slices": [0, "ref"]}, {"slices": [[-1, None]]}, {"forget": ["x"]},

@@ -31,7 +31,7 @@ from .params import ParamsLocations
 from .pool import Pool
 from .refs import RefReceiver
 from .results import Held
-from .rounds import NodeJob
+from .rounds import NodeRound
 from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from .slice_index import SliceIndex
 from .store import Store
@@ -95,6 +95,7 @@ class Node:
         self.refs = RefReceiver(self.store, self.scheduler, self.modules, self.pool, self.send, self.act)
         self.print_credit = PRINT_CREDIT
         self.made = 0  # files for folds
+        self.host = ""  # the name that the master has for this one
         self.commands: deque[Command] = deque()
         self.acting = False
         self.perform: dict[type, Callable[[Any], None]] = {
@@ -110,7 +111,7 @@ class Node:
             "cancelled": lambda worker, message, now: self.scheduler.on_cancelled(worker.index, now),
         }
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
-            Kind.WELCOME: lambda header, buffers: self.act(self.scheduler.on_welcome(header)),
+            Kind.WELCOME: self.on_welcome,
             Kind.JOB: self.on_job,
             Kind.TASK: self.on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, time.monotonic())),
@@ -220,6 +221,10 @@ class Node:
             self.acting = False
         self.pool.wake()
 
+    def on_welcome(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        self.host = header["host"]
+        self.act(self.scheduler.on_welcome(header))
+
     def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.modules.begin(header["entry"]["epoch"])
         commands = self.scheduler.on_job(header)
@@ -271,7 +276,7 @@ class Node:
         message: dict[str, Any] = {"job": job.number}
         if work.fold is None:
             message["op"], message["params"] = "run", self.params.where(round_.number, index)
-            message["slices"] = self._slice_places(job, work.slices)
+            message["slices"] = self._slice_places(round_, work.slices)
         else:
             try:
                 message.update(op="fold", items=self._fold_items(work.fold))
@@ -283,16 +288,22 @@ class Node:
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
             place = None if job.code is None else (self.store.path(job.code), self.store.size(job.code))
-            self.pool.tell(
-                worker,
-                {"op": "job", "job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices},
-            )
+            about = {"job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices, "host": self.host}
+            self.pool.tell(worker, {"op": "job", **about})
         self.pool.assign(worker, message)
 
-    def _slice_places(self, job: NodeJob, slices: list[int]) -> list[tuple[int, Union[str, FileSlice, None], int]]:
-        if not job.has_data:
-            return [(index, None, 0) for index in slices]
-        return [(index, *self.slices.where(ref)) for index in slices if (ref := job.refs[index]) is not None]
+    def _slice_places(
+        self, round_: NodeRound, slices: list[int]
+    ) -> list[tuple[int, Union[str, FileSlice, None], int, int]]:
+        """Of each slice its index, path, size, and which attempt this is."""
+        refs, attempts = round_.job.refs, round_.attempts
+        if not round_.job.has_data:
+            return [(index, None, 0, attempts.get(index, 1)) for index in slices]
+        return [
+            (index, *self.slices.where(ref), attempts.get(index, 1))
+            for index in slices
+            if (ref := refs[index]) is not None
+        ]
 
     def _out(self, fold: Fold) -> Held:
         """Where the parts of a fold go."""

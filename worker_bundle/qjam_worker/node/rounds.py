@@ -77,6 +77,7 @@ class NodeRound:
         self.works: dict[int, Work] = {}  # by worker
         self.tree: Tree[Held] = Tree(job.nslices)
         self.folds = FoldPlan(self.tree, workers)
+        self.attempts: dict[int, int] = {}  # slices that are not tried for the first time: how often with this one
         self.pinned: set[Ref] = set()  # refs that the store keeps for this round
         self.mapped, self.seconds = 0, 0.0  # slices that workers have mapped, and the seconds that took in all
         self._shared: set[int] = set()  # slices that another node tries as well, begun here or not
@@ -88,17 +89,21 @@ class NodeRound:
             f"at work {self.works}, holds {self.tree.spans}>"
         )
 
-    def add(self, indices: list[int], missing: Collection[Ref]) -> None:
-        """The master gives the node more slices; those whose ref is missing wait for it.
+    def add(self, indices: list[int], missing: Collection[Ref], attempts: Collection[int] = ()) -> None:
+        """The master gives the node more slices; those whose ref is missing wait for it. `attempts`: how often each was
+        given out with this time, unless it is the first time for all.
 
         Of slices that the node has already, mapped or not, it learns only that no other node tries them any more.
         """
+        tried = dict(zip(indices, attempts))
         if self._contested or not self.owed.isdisjoint(indices):
             self._shared.difference_update(indices)
             self.again(index for index in self.offered if index in indices)
             self.offered = [index for index in self.offered if index not in indices]
             held = {index for lo, hi in self._spans for index in range(lo, hi)}
             indices = [index for index in indices if index not in self.owed and index not in held]
+        if tried:
+            self.attempts.update((index, max(tried[index], self.attempts.get(index, 1))) for index in indices)
         self.owed.update(indices)
         if not missing and not self.ready:
             self.ready = sorted(indices)
@@ -214,6 +219,7 @@ class NodeRound:
                 continue
             self._contested = True
             second = self.works[worker] = Work(now, [] if work.fold else slices[-1:], work.fold, work.part)
+            self._count(second.slices)
             return second
         return None
 
@@ -295,7 +301,13 @@ class NodeRound:
                 self.folds.give_back(work.fold, work.part)
             return []
         others = {index for other in self.works.values() for index in other.slices}.union(self.offered)
-        return [index for index in work.slices if index in self.owed and index not in others]
+        left = [index for index in work.slices if index in self.owed and index not in others]
+        self._count(left)
+        return left
+
+    def _count(self, indices: Iterable[int]) -> None:
+        """These slices are to be tried once more."""
+        self.attempts.update((index, self.attempts.get(index, 1) + 1) for index in indices)
 
     def again(self, indices: Iterable[int]) -> None:
         """Map these slices here after all."""

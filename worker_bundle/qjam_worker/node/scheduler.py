@@ -130,7 +130,8 @@ class Scheduler:
             if ref is not None and not self._pin(round_, ref):
                 round_.lacking.add(ref)
         refs = [job.refs[index] for index in header["indices"]]
-        round_.add(header["indices"], {ref for ref in refs if ref is not None and not self._pin(round_, ref)})
+        missing = {ref for ref in refs if ref is not None and not self._pin(round_, ref)}
+        round_.add(header["indices"], missing, header.get("attempts", ()))
         return [*self._ask_for_missing(round_), *self._assign(now)]
 
     def _pin(self, round_: NodeRound, ref: Ref) -> bool:
@@ -221,6 +222,8 @@ class Scheduler:
         wanted = set(indices)
         if len(wanted) < len(indices) or not wanted <= job.refs.keys():
             raise ValueError(f"a task of job {job.number} has a slice twice, or one that the master has not named")
+        if len(header.get("attempts", indices)) != len(indices):
+            raise ValueError(f"a task of job {job.number} does not say for each slice which attempt it is")
         return job
 
     def named(self, ref: Ref) -> bool:

@@ -162,7 +162,7 @@ FILE = {
 # The fields that somebody reads. More may be there, and are kept.
 HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.HELLO: {"workers": _one("a number of workers", range(1, MAX_WORKERS + 1).__contains__, int), "credit": COUNT},
-    Kind.WELCOME: {"node": NAME, "speculation": FLAG},
+    Kind.WELCOME: {"node": NAME, "host": NAME, "speculation": FLAG},
     Kind.JOB: {
         "job": COUNT, "entry": _one("what to map with", lambda value: _misfit(value, ENTRY) is None, dict),
         "slices": _some("a list of [index, ref or None]", _are_slices),
@@ -173,6 +173,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.TASK: {
         "job": COUNT, "round": COUNT, "indices": COUNTS,
         "params": _one("inline, ref or have", frozenset(["inline", "ref", "have"]).__contains__, str),
+        "attempts": _optional(COUNTS),
     },
     Kind.STATE: {"state": _one("the word for a state", lambda value: value in STATES, str)},
     Kind.REFS: {"ref": REF, "offset": COUNT, "total": COUNT, "gone": _optional(FLAG)},

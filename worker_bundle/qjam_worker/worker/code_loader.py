@@ -18,11 +18,14 @@ Reduce = Callable[[Any, Any], Any]
 
 
 class Job(NamedTuple):
-    """What to map with: the entry that names the code, the file of its pickle if there is one, the number of slices."""
+    """What to map with: the entry that names the code, the file of its pickle if there is one, the number of slices;
+    and the name that the master has for this host.
+    """
 
     entry: dict[str, Any]
     code: Optional[tuple[str, int]]  # path and size
     nslices: int
+    host: str
 
 
 class Code(NamedTuple):

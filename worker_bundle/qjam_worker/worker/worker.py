@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import Any, Callable, NoReturn, Optional
 
 import numpy as np
@@ -18,6 +19,7 @@ from qjam_worker.ipc.files import Files, map_file
 from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLICE, TASK, Mailbox, mailbox_name
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT
+from qjam_worker.task import Task, set_current
 from qjam_worker.values import codec, segmented_sum
 from qjam_worker.values.reduction import Span, Tree, default_reduce
 
@@ -26,6 +28,7 @@ from .detach import detached
 from .doorbell import Doorbell
 from .exceptions import describe, print_exception
 from .memory_limit import MemoryLimit
+from .public_face import PublicFace
 from .result_writer import ResultWriter, Where
 from .slice_cache import SliceCache, decoded
 from .streams import flush_streams, open_streams, out_of_the_way, restore_streams
@@ -91,6 +94,7 @@ class Worker:
         self.slices = SliceCache(self._map_file, self._give_up)
         modules = ShippedModules(self.ask, os.path.join(files.directories[-1], "packages"), here)
         modules.install()
+        PublicFace().install()
         self.loader = CodeLoader(modules, self._map_file)
         self.memory = MemoryLimit(memory_limit)
         self.large_params: Optional[weakref.ref[Any]] = None  # the map of those of this task
@@ -136,7 +140,7 @@ class Worker:
     # What the node says
 
     def on_job(self, message: dict[str, Any]) -> None:
-        self.loader.jobs[message["job"]] = Job(message["entry"], message["code"], message["nslices"])
+        self.loader.jobs[message["job"]] = Job(message["entry"], message["code"], message["nslices"], message["host"])
 
     def on_forget(self, message: dict[str, Any]) -> None:
         self.loader.forget(message["job"])
@@ -173,6 +177,7 @@ class Worker:
             raise
         except BaseException as error:  # noqa: BLE001  whatever user code raises is the answer
             self.interruptible = False
+            set_current(None)
             if os.getpid() != self.pid:
                 _end_as_a_fork(error)
             self.memory.relax()
@@ -227,20 +232,24 @@ class Worker:
         packed = self._params(*message["params"])
         slices = message["slices"]
         if len(slices) == 1:
-            index, path, size = slices[0]
-            return [self._map_one(index, path, size, packed, code)]
+            return [self._map_one(slices[0], packed, job, code)]
         tree: Tree[Any] = Tree(job.nslices)
-        for index, path, size in slices:
-            span, result = self._map_one(index, path, size, packed, code)
+        for place in slices:
+            span, result = self._map_one(place, packed, job, code)
             tree.add(span, detached(result))
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _map_one(self, index: int, path: Any, size: int, packed: Any, code: Code) -> tuple[Span, Any]:
+    def _map_one(self, place: Sequence[Any], packed: Any, job: Job, code: Code) -> tuple[Span, Any]:
+        index, path, size, attempt = place
         self.status[SLICE] = index
         # They are decoded anew for each slice, so that none sees what another has done to them.
         params = decoded(packed)
-        return (index, index + 1), code.mapfunc(params, None if path is None else self.slices.get(path, size))
+        part = None if path is None else self.slices.get(path, size)
+        set_current(Task(index, job.nslices, self.index, job.host, attempt))
+        result = code.mapfunc(params, part)
+        set_current(None)
+        return (index, index + 1), result
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         if "part" in message:
