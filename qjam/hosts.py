@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 LOCAL = "local"
+# The variable that decides what hash(text) is; python reads it when it starts.
+HASH_SEED = "PYTHONHASHSEED"
 
 _FORM = (
     "write [user@]host[:port][*workers], as in 'alice@node1:2222*8', 'node2*auto' or '[::1]:22'; "
@@ -35,7 +37,8 @@ class HostSpec:
         port: the port of the ssh server; None: as the ssh configuration says.
         workers: the number of workers; None (`auto`): one worker per usable core of that host.
         python: the shell command that starts python on the host; None: QJAM_REMOTE_PYTHON if it is set, else python3.
-        env: environment variables for the workers. They are sent over ssh's stdin, so no list of processes shows them.
+        env: environment variables for the workers. They are sent over ssh's stdin, so no list of processes shows them
+            (but PYTHONHASHSEED, which python reads when it starts).
         setup: a line that the login shell runs before it starts python, such as `module load python` or
             `. venv/bin/activate`.
 

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from qjam.hosts import HASH_SEED
 from qjam.report import PHASES
 from qjam.ssh.connection import Connection, Refused, SSHException, connect, kill_proxies
 from qjam_worker.wire.stdio_frames import HEARTBEAT, Frames, frame
@@ -239,7 +240,9 @@ class HostProcess:
         # eval, because the line may end with ; or a comment. The echo shows that the setup did not fail.
         set_up = f"qjam {os.urandom(12).hex()}"
         setup = f"eval {shlex.quote(order['setup'])} && echo {set_up} && " if order["setup"] else ""
-        line = f"{setup}exec {python} -c {shlex.quote(loader)}"
+        # The fork server of the workers is forked from this python.
+        seed = shlex.quote(order["env"][HASH_SEED])
+        line = f"{setup}exec env {HASH_SEED}={seed} {python} -c {shlex.quote(loader)}"
         command = self.command = RemoteCommand(connection.transport, line, PYTHON_TIMEOUT)
         marker = f"qjam {os.urandom(12).hex()}"
         try:

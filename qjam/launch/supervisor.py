@@ -7,17 +7,19 @@ the loop uses they change through `Engine.ask`.
 from __future__ import annotations
 
 import logging
+import os
+import secrets
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from qjam.dispatch.states import COMING, PRESENT, NodeState
 from qjam.engine.engine import Engine
 from qjam.errors import BootstrapError
-from qjam.hosts import HostSpec
+from qjam.hosts import HASH_SEED, HostSpec
 from qjam.log import say
 from qjam.report import HostReport, failures, table
 from qjam_worker.node.node import Node
@@ -60,6 +62,8 @@ class Supervisor:
         self._fleet = fleet
         self._memory_limit = memory_limit
         self._keep_data = keep_data
+        # One for all workers, those of later hosts too: a set has the same order on all of them.
+        self._hash_seed = os.environ.get(HASH_SEED) or str(secrets.randbelow(2**32))
         self._hosts: dict[str, SupervisedHost] = {}  # by node name
         self.reports: list[HostReport] = []  # of all first starts, also of those that failed
 
@@ -109,12 +113,14 @@ class Supervisor:
             if host.spec.local:
                 self._engine.add_local(host.node_name, partial(self._make_local, host.spec.workers or 1))
             else:
-                remote[host.node_name] = (host.spec, self._engine.admit(host.node_name)._asdict())
+                spec = replace(host.spec, env={HASH_SEED: self._hash_seed, **(host.spec.env or {})})
+                remote[host.node_name] = (spec, self._engine.admit(host.node_name)._asdict())
         if remote:
             self._fleet.start(remote)
 
     def _make_local(self, workers: int, lane: Any, selector: Any) -> Node:
-        options = NodeOptions(workers, self._memory_limit, self._keep_data, here=True)
+        environment = {HASH_SEED: self._hash_seed}
+        options = NodeOptions(workers, self._memory_limit, self._keep_data, here=True, environment=environment)
         return Node(lane, options, selector=selector)
 
     def _wait_for_start(self, host: SupervisedHost, began: float) -> HostReport:

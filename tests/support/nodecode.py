@@ -1,6 +1,8 @@
-"""What the nodes of test_node_process run."""
+"""What the nodes of test_node_process and test_hash_seed run."""
 
 from __future__ import annotations
+
+import os
 
 from gates import announce, wait_at
 
@@ -10,3 +12,8 @@ def pass_gates(gates, part):
     announce(gates[0])
     wait_at(gates[1])
     return len(part)
+
+
+def hash_of_a_text(part):
+    """It, the variable that decides it, and the pid of the fork server."""
+    return hash("qjam"), os.environ["PYTHONHASHSEED"], os.getppid()

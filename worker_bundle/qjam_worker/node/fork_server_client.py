@@ -91,7 +91,7 @@ class ForkServer:
                 stdout=output_end,
                 stderr=output_end,
                 pass_fds=[theirs.fileno()],
-                env=thread_environment(options.workers),
+                env={**thread_environment(options.workers), **options.environment},
                 start_new_session=True,
             )
         os.close(output_end)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, Optional
 
 
@@ -15,6 +16,7 @@ class NodeOptions(NamedTuple):
         keep_data: bytes of slices that may stay on disk for later programs; None: none.
         paths: folders in which workers find packages before they look where their python does.
         here: whether workers run on the master's machine, and so can import what the master can.
+        environment: variables of the workers, beside those of the node; for a fork server that is started.
     """
 
     workers: int
@@ -22,3 +24,4 @@ class NodeOptions(NamedTuple):
     keep_data: Optional[int] = None
     paths: Sequence[str] = ()
     here: bool = False
+    environment: Mapping[str, str] = MappingProxyType({})
