@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from qjam_worker.importing import check_not_importing
 from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.values import codec
 from qjam_worker.wire.messages import MAX_SLICES
@@ -68,7 +69,8 @@ class Master:
     A host that is lost later is started again in the background, with messages to the logger "qjam".
 
     Raises TypeError or ValueError for wrong arguments. Raises BootstrapError if a host does not start: the text has a
-    table of all hosts, the attribute `hosts` one HostReport per host.
+    table of all hosts, the attribute `hosts` one HostReport per host. Raises RuntimeError in a worker that imports a
+    module which makes a Master at its top level: that belongs under `if __name__ == "__main__":`.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Master:
         speculation: bool = True,
         ship: Sequence[str] = (),
     ) -> None:
+        check_not_importing()
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
         limit = arguments.memory_limit_bytes(memory_limit)
         keep = arguments.keep_data_bytes(keep_data)

@@ -19,7 +19,8 @@ LAYERS = {
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
     "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
-    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire",
+    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.importing qjam_worker.ipc qjam_worker.values "
+    "qjam_worker.wire",
     "qjam.arguments": "qjam.launch qjam.hosts",
     "qjam.remote_worker": "qjam.hosts",
     "qjam.launch": "qjam.engine qjam.dispatch qjam.ssh qjam.hosts qjam.errors qjam.report qjam.log "
@@ -38,8 +39,9 @@ LAYERS = {
     "qjam_worker.stdio_node": "qjam_worker.__main__ qjam_worker.node qjam_worker.wire",
     "qjam_worker.__main__": "qjam_worker.node qjam_worker.ipc qjam_worker.wire",
     "qjam_worker.node": "qjam_worker.worker qjam_worker.ipc qjam_worker.values qjam_worker.wire",
-    "qjam_worker.worker": "qjam_worker.task qjam_worker.ipc qjam_worker.values",
+    "qjam_worker.worker": "qjam_worker.task qjam_worker.importing qjam_worker.ipc qjam_worker.values",
     "qjam_worker.task": "",
+    "qjam_worker.importing": "",
     "qjam_worker.ipc": "qjam_worker.values",
     "qjam_worker.values": "",
     "qjam_worker.wire": "",

@@ -15,6 +15,7 @@ from typing import Any, Callable, NoReturn, Optional
 
 import numpy as np
 
+from qjam_worker import importing
 from qjam_worker.ipc.files import Files, map_file
 from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLICE, TASK, Mailbox, mailbox_name
 from qjam_worker.ipc.pipes import Channel
@@ -58,6 +59,7 @@ def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] =
 
 
 def _settle(out: int, err: int) -> None:
+    importing.in_worker = True
     open_streams(out, err)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the fork server
