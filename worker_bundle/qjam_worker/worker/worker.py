@@ -101,6 +101,7 @@ class Worker:
         self.memory = MemoryLimit(memory_limit)
         self.large_params: Optional[weakref.ref[Any]] = None  # the map of those of this task
         self.interruptible = False
+        self.import_torn = False  # whether an interrupt has left a package half imported
         self.ask_lock = threading.Lock()
         self.operations: dict[str, Callable[[dict[str, Any]], None]] = {
             "job": self.on_job,
@@ -193,7 +194,7 @@ class Worker:
         if answer["op"] != "done":
             self.results.discard()
         flush_streams()
-        if not _sound() or (answer["op"] != "done" and not self.memory.come_back()):
+        if self.import_torn or not _sound() or (answer["op"] != "done" and not self.memory.come_back()):
             answer["leaving"] = True
         try:
             restore_streams()
@@ -328,12 +329,14 @@ class Worker:
         if interruptible:
             self.interruptible = True
             if self.status[CANCELLED] == self.status[RUNNING]:
+                self.import_torn = True
                 raise KeyboardInterrupt
         found: Optional[dict[str, Any]] = message["module"]
         return found
 
     def _on_interrupt(self, signum: int, frame: Any) -> None:
         if self.interruptible and self.status[CANCELLED] == self.status[RUNNING]:
+            self.import_torn |= importing.importing(frame) is not None
             raise KeyboardInterrupt
 
 
