@@ -64,7 +64,11 @@ def _left_nothing() -> Iterator[None]:
     deadline = time.monotonic() + GRACE_S
     pause = threading.Event()
     while True:
-        left_processes = [process for process in map(Process, sorted(_pids() - processes)) if process.ours]
+        left_processes = [
+            process
+            for process in map(Process, sorted(_pids() - processes))
+            if process.ours and not process.replaces(processes)
+        ]
         left_threads = [thread for thread in threading.enumerate() if thread not in threads | _told]
         left_files = [path for path in _files() if path not in files | _told and not _held_by_a_stranger(path)]
         if not (left_processes or left_threads or left_files):
@@ -92,8 +96,17 @@ class Process:
         self.pid = pid
         self._proc = Path("/proc", str(pid))
         fields = self._read("stat").rpartition(")")[2].split()
-        self.state, self.parent = (fields[0], int(fields[1])) if fields else ("gone", 0)
+        self.state, self.parent, self.session = (
+            (fields[0], int(fields[1]), int(fields[3])) if fields else ("gone", 0, 0)
+        )
         self.command = self._read("cmdline").replace("\0", " ").strip()
+
+    def replaces(self, before: set[int]) -> bool:
+        """Whether it is a worker of a pool that was there before, in the place of one that had to go. Workers lead
+        sessions of their own; what user code starts does not.
+        """
+        pool = self.parent in before - {os.getpid()} and Process(self.parent).ours
+        return self.session == self.pid and pool
 
     @property
     def ours(self) -> bool:
