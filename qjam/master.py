@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 import time
 import weakref
@@ -399,7 +398,7 @@ def _task_error(failure: Failure, timeout: float | None) -> BaseException:
     error = TaskError(failure.host, failure.worker, failure.slice, failure.text, failure.summary)
     if failure.error is not None:
         try:
-            error.__cause__ = pickle.loads(failure.error)
+            error.__cause__ = codec.decode(failure.error, [], copy=True)
         except Exception:  # noqa: BLE001, S110  its class cannot be imported here; the text remains
             pass
     return error

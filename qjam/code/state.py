@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import operator
 import sys
@@ -10,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-import cloudpickle
 import msgpack
 import numpy as np
+
+from qjam_worker.values import by_value
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))  # only this version can read our byte code
 
@@ -175,41 +175,28 @@ def state_of(module: ModuleType, baseline: Snapshot) -> State:
     changes = list(baseline.changes(module, module.__name__))
     changed = {id(value) for _, value in changes}
     values: list[tuple[str, bytes | None]] = []
+    has_code = False
     stays: list[tuple[str, str]] = []
     for path, value in changes:
+        if value is _DELETED:
+            values.append((path, None))
+            continue
         try:
-            values.append((path, None if value is _DELETED else _pickled(value, module, changed)))
+            kind, pickled = _pickled(value, module, changed)
         except Exception as error:  # noqa: BLE001  a user's __reduce__ may raise anything
             stays.append((path, str(error)))
+            continue
+        values.append((path, kind + pickled.data))
+        has_code = has_code or pickled.has_code
     if not values:
         return State(b"", stays)
-    python = PYTHON if any(b"CodeType" in (data or b"") for _, data in values) else None
+    python = PYTHON if has_code else None
     return State(msgpack.packb({"python": python, "values": values}), stays)
 
 
-def _pickled(value: Any, module: ModuleType, changed: set[int]) -> bytes:
+def _pickled(value: Any, module: ModuleType, changed: set[int]) -> tuple[bytes, by_value.Pickled]:
     if type(value) is FunctionType and value.__globals__ is vars(module) and value.__closure__ is None:
         # It is at home there: the worker makes it anew among the globals of its own module.
         parts = (value.__code__, value.__name__, value.__qualname__, value.__defaults__, value.__kwdefaults__)
-        return _dumped((*parts, value.__dict__), changed, b"f")
-    return _dumped(value, changed, b"v")
-
-
-def _dumped(value: Any, changed: set[int], kind: bytes) -> bytes:
-    file = io.BytesIO()
-    file.write(kind)
-    _Pickler(file, changed).dump(value)
-    return file.getvalue()
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Pickles functions that were set on a module by value, as the name means another function on the workers."""
-
-    def __init__(self, file: io.BytesIO, changed: set[int]) -> None:
-        super().__init__(file, protocol=5)
-        self._changed = changed
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is FunctionType and id(value) in self._changed:
-            return self._dynamic_function_reduce(value)
-        return super().reducer_override(value)
+        return b"f", by_value.dumps_code((*parts, value.__dict__), changed)
+    return b"v", by_value.dumps_code(value, changed)

@@ -11,14 +11,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Collection, Hashable, Sequence
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-import cloudpickle
 import msgpack
 
 from qjam.log import say
+from qjam_worker.values import by_value
 
 from . import project
 from .loaded import Loaded, loaded, observe_imports, patched_from_file
@@ -36,13 +36,14 @@ class UserCode(NamedTuple):
     """Code to map with. Equal keys mean equal code.
 
     `header`: what a JOB tells the nodes. `code`: the pickled functions if workers cannot import them. `reduce`: the
-    user-defined reduce, if there is one.
+    user-defined reduce, if there is one. `classes`: those that the pickle defines, which results may be made of.
     """
 
     key: Hashable
     header: dict[str, Any]
     code: bytes | None
     reduce: Reduce | None
+    classes: Sequence[type] = ()
 
 
 class _Sent:
@@ -290,21 +291,19 @@ class Sources:
         return self._by_value(function, None)
 
     def _by_value(self, mapfunc: Callable[..., Any], reduce: Reduce | None) -> UserCode:
-        if "__mp_main__" in sys.modules:
-            cloudpickle.register_pickle_by_value(sys.modules["__mp_main__"])
         try:
-            code = cloudpickle.dumps((mapfunc, reduce))
+            pickled = by_value.dumps_code((mapfunc, reduce))
         except Exception as error:  # pickling runs user code, which may raise anything
             name = getattr(mapfunc, "__name__", repr(mapfunc))
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
-        digest = hashlib.sha256(code).hexdigest()[:32]
+        digest = hashlib.sha256(pickled.data).hexdigest()[:32]
         header = {
             **self._surroundings(),
             "reduce": reduce is not None,
             "code": digest,
-            "python": PYTHON if b"CodeType" in code else None,  # a builtin, for example, works in any version
+            "python": PYTHON if pickled.has_code else None,  # a builtin, for example, works in any version
         }
-        return UserCode((self._epoch, digest), header, code, reduce)
+        return UserCode((self._epoch, digest), header, pickled.data, reduce, pickled.classes)
 
     def _by_name(self, module: str, function: str | None, reduce: Reduce | None) -> UserCode:
         known = self._known.get((module, function, reduce))
@@ -335,11 +334,10 @@ class Sources:
         if not finders and not hooks:
             return b""
         try:
-            pickled: bytes = cloudpickle.dumps((finders, hooks))
+            return by_value.dumps_code((finders, hooks)).data
         except Exception as error:  # noqa: BLE001  a user's __reduce__ may raise anything
             self._tell(f"workers cannot use the finders of sys.meta_path and sys.path_hooks: {error}")
             return b""
-        return pickled
 
 
 def _import_system() -> tuple[list[Any], ...]:

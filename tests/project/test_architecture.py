@@ -28,7 +28,7 @@ LAYERS = {
     "qjam.engine": "qjam.dispatch qjam.errors qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire",
     "qjam.dispatch": "qjam.data qjam_worker.values qjam_worker.wire",
     "qjam.data": "qjam_worker.ipc qjam_worker.values",
-    "qjam.code": "qjam.log",
+    "qjam.code": "qjam.log qjam_worker.values",
     "qjam.ssh": "",
     "qjam.errors": "qjam.report",
     "qjam.hosts": "",

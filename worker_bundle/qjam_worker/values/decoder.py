@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import enum
-import pickle
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import msgpack
 import numpy as np
 
-from . import lone_arrays, numpy_payload
+from . import lone_arrays, numpy_payload, pickles
 from .header import (
     ARRAY,
     BODY,
@@ -138,7 +137,7 @@ class _Decoder:
         ]
         if self.copy:
             buffers = [bytearray(buffer) for buffer in buffers]
-        self.objects = pickle.loads(data, buffers=buffers)
+        self.objects = pickles.loads(data, buffers, own=self.copy)
         if not self.copy:
             for item in self.objects:
                 if isinstance(item, np.ndarray):  # of objects, or of a subclass: these came inside the pickle

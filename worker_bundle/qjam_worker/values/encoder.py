@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 
-from . import lone_arrays, numpy_payload
+from . import lone_arrays, numpy_payload, pickles
 from .header import (
     ARRAY,
     BUFFER,
@@ -269,20 +269,22 @@ def _in_order(values: Collection[Any]) -> list[Any]:
 
 
 def _pickled(objects: list[Any]) -> tuple[bytes, list[memoryview]]:
-    """The objects in one pickle, and its out-of-band buffers; by cloudpickle if need be and it is there."""
+    """The objects in one pickle, and its out-of-band buffers; by value if need be and cloudpickle is there."""
     result, failure = None, None
     try:
-        result = _dump(pickle, objects)
-        if b"__main__" not in result[0]:  # pickle would send the name, and __main__ is another module there
+        buffers: list[pickle.PickleBuffer] = []
+        data = pickle.dumps(objects, protocol=5, buffer_callback=buffers.append)
+        result = pickles.with_versions(data), [buffer.raw() for buffer in buffers]
+        if not pickles.names_main(data):
             return result
     except RecursionError as error:
         raise CodecError(f"{_types(objects)} is nested too deeply to be sent") from error
     except Exception as error:  # noqa: BLE001 - a user's __reduce__ may raise anything
         failure = error
     try:
-        import cloudpickle
+        from . import by_value
 
-        return _dump(cloudpickle, objects)
+        return by_value.dumps(objects)[:2]
     except ImportError:
         if result is not None:
             return result
@@ -293,12 +295,6 @@ def _pickled(objects: list[Any]) -> tuple[bytes, list[memoryview]]:
 
 def _types(objects: list[Any]) -> str:
     return "a value of type " + ", ".join(sorted({type(item).__name__ for item in objects})[:5])
-
-
-def _dump(module: Any, objects: list[Any]) -> tuple[bytes, list[memoryview]]:
-    buffers: list[pickle.PickleBuffer] = []
-    data = module.dumps(objects, protocol=5, buffer_callback=buffers.append)
-    return data, [buffer.raw() for buffer in buffers]
 
 
 _LOWERINGS: dict[type, Any] = {

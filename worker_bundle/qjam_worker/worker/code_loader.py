@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-import pickle
-import sys
 from typing import Any, Callable, NamedTuple, Optional
 
+from qjam_worker.values import definitions
 from qjam_worker.values.reduction import default_reduce
 
 from .user_modules import ShippedModules, check_python
@@ -29,10 +28,11 @@ class Job(NamedTuple):
 
 
 class Code(NamedTuple):
-    """The functions of a job."""
+    """The functions of a job. `classes`: keys of the classes that have come with them."""
 
     mapfunc: MapFunction
     reduce: Reduce
+    classes: frozenset[str] = frozenset()
 
 
 class CodeLoader:
@@ -53,24 +53,25 @@ class CodeLoader:
 
     def code(self, number: int) -> Code:
         """The functions of a job; importing user code may raise anything."""
-        return self._codes.get(number) or self._load(number, self.jobs[number])
+        code = self._codes.get(number) or self._load(number, self.jobs[number])
+        definitions.settle(code.classes)
+        return code
 
     def _load(self, number: int, job: Job) -> Code:
         if job.entry["epoch"] != self.epoch:
             self._modules.begin(job.entry["shadows"], job.entry["here"])
             self.epoch = job.entry["epoch"]
-        mapfunc, reduce = self._by_value(job) if job.code is not None else self._by_name(job.entry)
+        mapfunc, reduce, classes = self._by_value(job) if job.code is not None else self._by_name(job.entry)
         self._stay_the_worker()
         own = reduce is default_reduce
-        code = self._codes[number] = Code(self._guarded(mapfunc), reduce if own else self._guarded(reduce))
+        code = self._codes[number] = Code(self._guarded(mapfunc), reduce if own else self._guarded(reduce), classes)
         return code
 
     def _by_value(self, job: Job) -> Code:
         check_python(job.entry["python"], "this function")
         assert job.code is not None
-        mapfunc, reduce = pickle.loads(self._map_file(*job.code))
-        _adopt(mapfunc)
-        return Code(mapfunc, reduce or default_reduce)
+        (mapfunc, reduce), classes = definitions.load_code(self._map_file(*job.code))
+        return Code(mapfunc, reduce or default_reduce, classes)
 
     def _by_name(self, entry: dict[str, Any]) -> Code:
         load: Callable[[str], Any] = self._modules.load if entry["shipped"] else importlib.import_module
@@ -92,11 +93,3 @@ class CodeLoader:
     def _stay_the_worker(self) -> None:
         if os.getpid() != self._pid:
             os._exit(0)
-
-
-def _adopt(mapfunc: MapFunction) -> None:
-    """Let classes of the user's `__main__` be pickled by name, so that the master gets its own classes back."""
-    main = vars(sys.modules["__main__"])
-    for name, value in getattr(mapfunc, "__globals__", {}).items():
-        if isinstance(value, type) and value.__module__ == "__main__":
-            main[name] = value

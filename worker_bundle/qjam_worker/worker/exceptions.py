@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import sys
 import traceback
 from typing import Any, Optional
 
-# The most that the master gets of an exception: characters of traceback and summary, bytes of its pickle, and calls of
+from qjam_worker.values import codec, functions
+
+# The most that the master gets of an exception: characters of traceback and summary, encoded bytes, and calls of
 # the traceback, which may have millions if user code has raised the recursion limit.
 MAX_TEXT, MAX_SUMMARY, MAX_PICKLE, LAST_CALLS = 256 * 1024, 4096, 16 * 1024 * 1024, 1000
 
 
 def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
-    """Text and summary of an exception, and its pickle if it can be pickled and loaded again.
+    """Text and summary of an exception, and the encoded one if it can be encoded and decoded again.
 
     `memory_limit`: that of the worker in bytes; 0 without one.
     """
@@ -42,17 +43,18 @@ def _short_description(error: BaseException, failure: BaseException) -> dict[str
 
 
 def _description(error: BaseException) -> dict[str, Any]:
-    text = "".join(traceback.format_exception(type(error), error, _user_part(error), limit=-LAST_CALLS))
+    lines = traceback.format_exception(type(error), error, _user_part(error), limit=-LAST_CALLS)
+    text = functions.with_cells("".join(lines))
     if len(text) > MAX_TEXT:
         text = f"{text[: MAX_TEXT // 2]}\n[...]\n{text[-MAX_TEXT // 2 :]}"
     try:
-        pickled: Optional[bytes] = pickle.dumps(error)
-        pickle.loads(pickled or b"")
+        encoded: Optional[bytes] = codec.encode(error, inline=sys.maxsize).header
+        codec.decode(encoded or b"", [])
     except BaseException:  # noqa: BLE001  a user's __reduce__ or __init__ may raise anything: send text only
-        pickled = None
-    if pickled is not None and len(pickled) > MAX_PICKLE:
-        pickled = None
-    return {"text": text, "summary": _summary(error)[:MAX_SUMMARY], "pickled": pickled}
+        encoded = None
+    if encoded is not None and len(encoded) > MAX_PICKLE:
+        encoded = None
+    return {"text": text, "summary": _summary(error)[:MAX_SUMMARY], "pickled": encoded}
 
 
 def _summary(error: BaseException) -> str:

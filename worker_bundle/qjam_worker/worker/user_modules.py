@@ -72,14 +72,14 @@ class ShippedModules(importlib.abc.MetaPathFinder):
         """Forget every shipped module, as something has changed. `shadows`: names of the standard library that modules
         of the user's project have. `here`: how the master finds modules, for its own machine.
         """
-        for name in self._found:
+        for name, module in self._found.items():
             sys.modules.pop(name, None)
+            linecache.cache.pop(_in_tracebacks(name, module), None)
         self._found.clear()
         self._absent.clear()
         self._shadows = frozenset(shadows)
         for name in self._shadows:
             sys.modules.pop(name, None)
-        linecache.clearcache()
         importlib.invalidate_caches()
         if self._here:
             sys.path[:] = [*self._bundle, *(folder for folder in here["path"] if folder not in self._bundle)]
@@ -204,13 +204,20 @@ class _Loader(importlib.machinery.SourceFileLoader):
         return importlib.util.decode_source(self._shipped["source"])
 
     def get_code(self, fullname: str) -> Any:
-        name = self._shipped["path"] or f"<{fullname}>"  # in tracebacks: the file that the user knows
+        name = _in_tracebacks(fullname, self._shipped)
+        lines = self.get_source(fullname).splitlines(keepends=True)
+        linecache.cache[name] = (len(lines), None, lines, name)
         return compile(self._shipped["source"], name, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         if self._shipped["state"]:
             set_state(module, self._shipped["state"])
+
+
+def _in_tracebacks(fullname: str, shipped: Shipped) -> str:
+    """The file that the user knows."""
+    return shipped["path"] or f"<{fullname}>"
 
 
 def set_state(module: ModuleType, packed: bytes) -> None:
