@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from own_programs import script  # noqa: F401
+from own_programs import hosts, script  # noqa: F401
 from ssh_hosts import home, ssh_host  # noqa: F401
 
 HELPERS = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from own_programs import script  # noqa: F401
+from own_programs import hosts, script  # noqa: F401
 from ssh_hosts import home, ssh_host  # noqa: F401
 
 
