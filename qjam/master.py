@@ -378,20 +378,25 @@ def _settle(
         future.set_result(_outcome(pending, user_code, sources, timeout))
     except BaseException as error:  # noqa: BLE001  goes to whoever waits for the future
         future.set_exception(error)
+    finally:
+        del future, pending  # the error's traceback leads to this frame
 
 
 def _outcome(pending: Pending, user_code: UserCode, sources: Sources, timeout: float | None) -> Any:
     """Return the result of a finished round, or raise its exception."""
     if pending.roots is not None:
         return pending.reduced(user_code.reduce)
-    assert pending.failure is not None
-    error = _EXCEPTIONS[pending.failure.what](pending.failure, timeout)
+    raise _error(pending.take_failure(), sources, timeout)  # in no variable: its traceback leads to this frame
+
+
+def _error(failure: Failure, sources: Sources, timeout: float | None) -> BaseException:
+    error = _EXCEPTIONS[failure.what](failure, timeout)
     cause = error.__cause__
     if isinstance(cause, ImportError):
         sources.forget()
     if isinstance(error, TaskError) and isinstance(cause, ModuleNotFoundError) and error.host != LOCAL:
         error.what += sources.hint(cause.name or "")
-    raise error
+    return error
 
 
 def _task_error(failure: Failure, timeout: float | None) -> BaseException:

@@ -39,16 +39,12 @@ class Pending:
         self.dataset = dataset
         self.deadline = deadline
         self.number = 0
+        self.over = False
         self.roots: Roots | None = None
         self.failure: Failure | None = None
         self._on_end = on_end
         self._over = threading.Lock()  # a bare lock wakes its waiter faster than an Event does
         self._over.acquire()
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self.roots is not None or self.failure is not None
 
     def wait(self) -> None:
         """Block until the round is over. A signal handler's exception (Ctrl-C) comes through."""
@@ -59,10 +55,17 @@ class Pending:
         """The round is over. Only the first call counts."""
         if self.over:
             return
-        self.roots, self.failure = roots, failure
+        self.over, self.roots, self.failure = True, roots, failure
         self._over.release()
-        if self._on_end is not None:
-            self._on_end(self)
+        on_end, self._on_end = self._on_end, None  # which refers to a future whose callbacks refer to this
+        if on_end is not None:
+            on_end(self)
+
+    def take_failure(self) -> Failure:
+        """Why it has failed; to be asked once. An error in there must not be held by a frame of its own traceback."""
+        failure, self.failure = self.failure, None
+        assert failure is not None
+        return failure
 
     def reduced(self, reduce: Callable[[Any, Any], Any] | None = None) -> Any:
         """The result of the round: its roots folded by `reduce`, by default default_reduce. Its arrays are the caller's

@@ -34,13 +34,17 @@ PACKAGE = {
             wait_at(WAY)
         """,
     "importer.py": """
-        def mapfunc(swallow, part):
+        def mapfunc(arrivals, part):
             import os
+            import signal
+            from gates import announce
             try:
                 import half
-            except BaseException:
-                if not swallow:
-                    raise
+                while arrivals:
+                    signal.pause()
+            except KeyboardInterrupt:
+                announce(arrivals, "interrupted after the import")
+                raise
             return os.getpid()
         """,
 }
@@ -65,32 +69,46 @@ def importer(tmp_path, gates, monkeypatch):
     del sys.modules["importer"]
 
 
-@pytest.mark.parametrize("swallow", [False, True])
-@pytest.mark.parametrize("host", ["local", "testhost"])
-def test_a_worker_that_is_interrupted_in_an_import_is_replaced(importer, gates, ssh_host, host, swallow):
+@pytest.fixture(params=["local", "testhost"])
+def master(request, ssh_host):
+    options = {} if request.param == "local" else {"ssh_config": ssh_host().config}
+    with Master(f"{request.param}*1", **options) as master:
+        yield master
+
+
+def test_an_import_that_is_interrupted_comes_to_its_end(importer, gates, master):
     arrivals, way = gates
-    options = {} if host == "local" else {"ssh_config": ssh_host().config}
-    with Master(f"{host}*1", **options) as master:
-        before = master.workers[0].pid
-        running = master.submit(importer, swallow)
-        arrivals.heard()
-        running.cancel()
-        again = master.submit(importer, False)
-        arrivals.heard()
-        way.open()
-        assert again.result() == master.workers[0].pid != before
+    before = master.workers[0].pid
+    running = master.submit(importer, arrivals.path)
+    arrivals.heard()
+    running.cancel()
+    way.open()
+    assert arrivals.heard() == "interrupted after the import"
+    assert master.run(importer) == master.workers[0].pid == before
+
+
+def test_a_worker_whose_import_does_not_end_is_replaced(importer, gates, master):
+    arrivals, way = gates
+    before = master.workers[0].pid
+    running = master.submit(importer)
+    arrivals.heard()
+    running.cancel()
+    again = master.submit(importer)
+    arrivals.heard()
+    way.open()
+    assert again.result() == master.workers[0].pid != before
 
 
 def test_a_worker_that_is_interrupted_elsewhere_stays(importer, gates):
     arrivals, way = gates
     with Master(1) as master:
         way.open()
-        before = master.run(importer, False)
+        before = master.run(importer)
         arrivals.heard()
         running = master.submit(lingering(arrivals.path))
         arrivals.heard()
         running.cancel()
-        assert master.run(importer, False) == before
+        assert master.run(importer) == before
 
 
 def lingering(path):

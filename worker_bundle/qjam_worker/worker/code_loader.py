@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, Optional
 
 from qjam_worker.values import definitions
@@ -18,13 +19,21 @@ Reduce = Callable[[Any, Any], Any]
 
 class Job(NamedTuple):
     """What to map with: the entry that names the code, the file of its pickle if there is one, the number of slices;
-    and the name that the master has for this host.
+    the name that the master has for this host; `function` is equal for jobs that map the same code.
     """
 
     entry: dict[str, Any]
     code: Optional[tuple[str, int]]  # path and size
     nslices: int
     host: str
+    function: Hashable
+
+    @classmethod
+    def described(cls, message: dict[str, Any]) -> Job:
+        """As the node describes it."""
+        entry = message["entry"]
+        function = entry["epoch"], entry["code"], entry.get("module"), entry.get("function")
+        return cls(entry, message["code"], message["nslices"], message["host"], function)
 
 
 class Code(NamedTuple):

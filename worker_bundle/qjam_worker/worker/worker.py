@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import ctypes
-import importlib
 import os
 import random
 import signal
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any, Callable, NoReturn, Optional
@@ -29,17 +30,18 @@ from .detach import detached
 from .doorbell import Doorbell
 from .exceptions import describe, print_exception
 from .memory_limit import MemoryLimit
+from .process_state import ProcessState, bare_signal
 from .public_face import PublicFace
 from .result_writer import ResultWriter, Where
 from .slice_cache import SliceCache, decoded
 from .streams import flush_streams, open_streams, out_of_the_way, restore_streams
 from .user_modules import ShippedModules
 
+# Seconds until user code that was to be interrupted in an import is interrupted again.
+IMPORT_PAUSE = 0.02
 # Calls within calls, without which python's own libraries are of no use.
 MIN_CALLS = 200
 
-# What `signal` wraps in a search for the names of signals, which takes 2 us each time.
-_bare_signal = importlib.import_module("_signal")
 _SIGINT = (int(signal.SIGINT),)
 
 Results = list[tuple[Span, Any]]
@@ -99,9 +101,9 @@ class Worker:
         PublicFace().install()
         self.loader = CodeLoader(modules, self._map_file)
         self.memory = MemoryLimit(memory_limit)
+        self.state = ProcessState()
         self.large_params: Optional[weakref.ref[Any]] = None  # the map of those of this task
         self.interruptible = False
-        self.import_torn = False  # whether an interrupt has left a package half imported
         self.ask_lock = threading.Lock()
         self.operations: dict[str, Callable[[dict[str, Any]], None]] = {
             "job": self.on_job,
@@ -143,7 +145,7 @@ class Worker:
     # What the node says
 
     def on_job(self, message: dict[str, Any]) -> None:
-        self.loader.jobs[message["job"]] = Job(message["entry"], message["code"], message["nslices"], message["host"])
+        self.loader.jobs[message["job"]] = Job.described(message)
 
     def on_forget(self, message: dict[str, Any]) -> None:
         self.loader.forget(message["job"])
@@ -166,13 +168,15 @@ class Worker:
         status[SLICE] = -1
         status[RUNNING] = seq
         self.results.begin()
+        job = self.loader.jobs[number]
+        fit = job.function == self.state.function or self.state.enter(job.function)
         if self.memory.holds:
             self.memory.hold()
         try:
             self.interruptible = True
-            if status[CANCELLED] == seq:
+            if status[CANCELLED] == seq or not fit:
                 raise KeyboardInterrupt
-            job, code = self.loader.jobs[number], self.loader.code(number)
+            code = self._code(number)
             roots = [self._root(span, value) for span, value in work(message, job, code)]
             self.interruptible = False
             answer: dict[str, Any] = {"op": "done", "roots": roots}
@@ -184,7 +188,7 @@ class Worker:
             if os.getpid() != self.pid:
                 _end_as_a_fork(error)
             self.memory.relax()
-            if status[CANCELLED] == seq:
+            if status[CANCELLED] == seq or not fit:
                 answer = {"op": "cancelled"}
             else:
                 at = status[SLICE] if status[SLICE] >= 0 else None
@@ -194,7 +198,8 @@ class Worker:
         if answer["op"] != "done":
             self.results.discard()
         flush_streams()
-        if self.import_torn or not _sound() or (answer["op"] != "done" and not self.memory.come_back()):
+        sound = fit and _sound()
+        if not sound or (answer["op"] != "done" and not self.memory.come_back()):
             answer["leaving"] = True
         try:
             restore_streams()
@@ -205,6 +210,12 @@ class Worker:
         if "leaving" in answer:
             raise SystemExit
         self._listen()
+
+    def _code(self, number: int) -> Code:
+        code = self.loader.code(number)
+        if self.state.imports:
+            self.state.adopt()
+        return code
 
     def _tell(self, answer: dict[str, Any]) -> None:
         """Answer the task: in the mailbox if the answer fits. The answer says whether user code keeps a part of large
@@ -226,9 +237,9 @@ class Worker:
 
     def _listen(self) -> None:
         """Make the process interruptible again, whatever user code has done to the signal."""
-        if _bare_signal.getsignal(_SIGINT[0]) != self._on_interrupt:
+        if bare_signal.getsignal(_SIGINT[0]) != self._on_interrupt:
             signal.signal(signal.SIGINT, self._on_interrupt)
-        _bare_signal.pthread_sigmask(_bare_signal.SIG_UNBLOCK, _SIGINT)
+        bare_signal.pthread_sigmask(bare_signal.SIG_UNBLOCK, _SIGINT)
 
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         self.results.reuse(message.get("reuse", ()))
@@ -329,15 +340,30 @@ class Worker:
         if interruptible:
             self.interruptible = True
             if self.status[CANCELLED] == self.status[RUNNING]:
-                self.import_torn = True
-                raise KeyboardInterrupt
+                self._interrupt_later()
         found: Optional[dict[str, Any]] = message["module"]
         return found
 
     def _on_interrupt(self, signum: int, frame: Any) -> None:
-        if self.interruptible and self.status[CANCELLED] == self.status[RUNNING]:
-            self.import_torn |= importing.importing(frame) is not None
+        if not self.interruptible or self.status[CANCELLED] != self.status[RUNNING]:
+            return
+        if importing.importing(frame) is None:
             raise KeyboardInterrupt
+        self._interrupt_later()
+
+    def _interrupt_later(self) -> None:
+        """An import goes on first: what python would leave of a package cannot be imported again. If that takes too
+        long, the node kills this process.
+        """
+
+        def interrupt() -> None:
+            time.sleep(IMPORT_PAUSE)
+            os.kill(self.pid, signal.SIGINT)
+
+        try:
+            _thread.start_new_thread(interrupt, ())  # a Thread would take locks, and this is a signal handler
+        except RuntimeError:
+            pass  # no more threads
 
 
 def _has_children() -> bool:
