@@ -6,7 +6,6 @@ import builtins
 import copy
 import operator
 import os
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qjam_worker.ipc.file_slices import stamp
-from qjam_worker.values import codec
+from qjam_worker.values import codec, flat
 
 from . import file_slices
 from .text_matrix import TextMatrix
@@ -44,7 +43,8 @@ class BaseDataSet(ABC):
     then a slice is that many chunks (the last one may have fewer), and `slice(index)` returns them together.
 
     The data must not change while the data set is in use: qjam computes each hash once, and sends no slice to a host
-    that has one with the same hash. For changed data make a new data set.
+    that has one with the same hash. What is sent is hashed again: if it has changed, `run` raises RuntimeError. So
+    `slice(index)` must give the same bytes each time. For changed data make a new data set.
     """
 
     slice_size: int | None = None
@@ -363,14 +363,12 @@ def _frozen(part: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _content_hash(encoded: codec.Encoded) -> str:
-    # Over exactly the bytes that qjam sends; with the lengths, no two contents run together to the same bytes.
-    sizes = [len(encoded.header), *(buffer.nbytes for buffer in encoded.buffers)]
     import xxhash  # here, for user modules that import qjam are loaded on hosts that lack it
 
-    content = xxhash.xxh3_128(struct.pack(f"<{len(sizes)}Q", *sizes))
-    content.update(encoded.header)
-    for buffer in encoded.buffers:
-        content.update(buffer)
+    # Over exactly the bytes that qjam sends: the engine hashes them again as they go.
+    content = xxhash.xxh3_128()
+    for piece in flat.pieces(encoded):
+        content.update(piece)
     return content.hexdigest()
 
 

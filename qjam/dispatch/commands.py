@@ -31,12 +31,13 @@ class Load(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Send these bytes of a loaded ref."""
+    """Send these bytes of a loaded ref, or call `on_changed`."""
 
     node: str
     ref: Ref
     offset: int
     size: int
+    round: int
 
 
 class Unload(NamedTuple):

@@ -15,7 +15,7 @@ from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import MODULE, Ref
 
 from .assignment import announce, forget, shares, task
-from .commands import Command, Done, Fail, Failure, Lost, Note, Send
+from .commands import Block, Command, Done, Fail, Failure, Lost, Note, Send
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
 from .rounds import Jobs, JobSpec, Round, Share, share
@@ -388,6 +388,19 @@ class Dispatch:
         wanted_by = self.rounds.get(transfer.round)
         if wanted_by is None or ref.kind == MODULE:
             return transfers.drop(transfer)
+        return self._fail_job(wanted_by, failure)
+
+    def on_changed(self, block: Block, failure: Failure) -> list[Command]:
+        """This block, the last one of a ref, was not sent: the content has changed since it was hashed. The node drops
+        what it has; if rounds of other jobs need the ref, it asks for it again.
+        """
+        node, wanted_by = self.nodes.get(block.node), self.rounds.get(block.round)
+        if node is None:
+            return []
+        commands = [gone(node.name, block.ref), *node.transfers.taken(block.size)]
+        return commands if wanted_by is None else [*commands, *self._fail_job(wanted_by, failure)]
+
+    def _fail_job(self, wanted_by: Round, failure: Failure) -> list[Command]:
         rounds = [round_.number for round_ in self.rounds.values() if round_.job is wanted_by.job]
         return [command for number in rounds for command in self.on_cancel(number, failure)]
 

@@ -146,7 +146,7 @@ class Transfers:
         while self._queue and (transfer := self._queue[0]).size is not None:
             while transfer.offset < transfer.size and self.credit > 0:
                 size = min(BLOCK_BYTES, transfer.size - transfer.offset, self.credit)
-                commands.append(Block(self.node, transfer.ref, transfer.offset, size))
+                commands.append(Block(self.node, transfer.ref, transfer.offset, size, transfer.round))
                 transfer.offset += size
                 self.credit -= size
                 self.sent += size

@@ -18,7 +18,7 @@ from qjam_worker.wire.frames import Kind, Message, pack
 from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref
 
 from .call_queue import CallQueue
-from .loader import Blob, Loader
+from .loader import Blob, Changed, Loader
 from .local_nodes import LocalNodes
 from .peers import Peers
 from .pending import Pending
@@ -173,7 +173,12 @@ class Carrier:
             return
         blob = self._peers[command.node].blobs[command.ref]
         header = {"ref": command.ref, "offset": command.offset, "total": blob.size}
-        self._send(Send(command.node, Kind.REFS, header, tuple(blob.range(command.offset, command.size))))
+        try:
+            buffers = tuple(blob.range(command.offset, command.size))
+        except Changed as error:
+            self.act(self._dispatch.on_changed(command, Failure("load", str(error), error=error)))
+            return
+        self._send(Send(command.node, Kind.REFS, header, buffers))
         counter = COUNTERS[command.ref.kind]
         setattr(self._stats, counter, getattr(self._stats, counter) + command.size)
 

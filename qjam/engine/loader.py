@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values import codec, flat
+from qjam_worker.wire.frames import SMALL
 from qjam_worker.wire.refs import CODE, MODULE, PARAMS, Ref, module_name
 
 from .pending import Pending
 
 STOP_TIMEOUT = 5.0  # seconds
+# Bytes that are copied and then hashed at a time: few enough that they are in the processor's cache still.
+PIECE = 256 * 1024
+# Blocks that are kept to be used again: as many as one node accepts at a time.
+BUFFERS = 4
+
+
+class Changed(RuntimeError):
+    """A slice is not what it was when it was hashed."""
 
 
 class Blob:
@@ -34,11 +49,63 @@ class Blob:
         ]
 
 
+class Scratch:
+    """Memory for blocks on their way, used again as soon as nobody refers to it: fresh memory costs page faults, which
+    take longer than copying and hashing together.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[tuple[npt.NDArray[np.uint8], weakref.ref[Any]]] = []
+
+    def take(self, size: int) -> memoryview:
+        """So many bytes, which are free again when all views of them are gone."""
+        if not SMALL < size <= BLOCK_BYTES:
+            return np.empty(size, np.uint8).data
+        place = next((place for place, (_, used) in enumerate(self._buffers) if used() is None), None)
+        buffer = np.empty(BLOCK_BYTES, np.uint8) if place is None else self._buffers[place][0]
+        view = buffer[:size]
+        if place is not None:
+            self._buffers[place] = buffer, weakref.ref(view)
+        elif len(self._buffers) < BUFFERS:
+            self._buffers.append((buffer, weakref.ref(view)))
+        return view.data
+
+
+class HashedBlob(Blob):
+    """A slice. What is sent of it is copied, and the copy is hashed: no host ever has other bytes under a hash than
+    those that were hashed, whatever user code writes meanwhile.
+    """
+
+    def __init__(self, pieces: list[Any], content_hash: str, name: str, scratch: Scratch) -> None:
+        super().__init__(pieces)
+        self._wanted, self._name, self._scratch = content_hash, name, scratch
+        self._content = xxhash.xxh3_128()
+        self._hashed = 0  # bytes
+
+    def range(self, offset: int, size: int) -> list[memoryview]:
+        """A copy of these bytes. Raises Changed in place of the last ones if any have changed."""
+        if offset != self._hashed:  # the node has some from before
+            self._content.reset()
+            for view in super().range(0, offset):
+                self._content.update(view)
+        copy, end = self._scratch.take(size), 0
+        for view in super().range(offset, size):
+            for start in range(0, len(view), PIECE):
+                begin, end = end, min(end + PIECE, end + len(view) - start)
+                copy[begin:end] = view[start : start + PIECE]
+                self._content.update(copy[begin:end])
+        self._hashed = offset + size
+        if self._hashed == self.size and self._content.hexdigest() != self._wanted:
+            raise Changed(f"{self._name} of the data set changed since it was hashed: make a new DataSet")
+        return [copy]
+
+
 class Loader:
     """A thread that loads one ref after the other, and calls back when it has."""
 
     def __init__(self, find_module: Callable[[str], bytes]) -> None:
         self._find_module = find_module
+        self._scratch = Scratch()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="qjam-load", daemon=True)
 
@@ -81,4 +148,6 @@ class Loader:
         if ref.kind == CODE and pending.code is not None:
             return Blob([pending.code])
         assert pending.dataset is not None
-        return Blob(flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key))))
+        pieces = flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key)))
+        index = 0 if pending.spec.refs is None else pending.spec.refs.index(ref.key)
+        return HashedBlob(pieces, ref.key, f"slice {index}", self._scratch)

@@ -683,7 +683,7 @@ def test_a_ref_that_is_on_its_way_is_not_loaded_twice() -> None:
 def test_a_loaded_ref_goes_out_whole_and_the_next_is_loaded() -> None:
     to = waiting("job-0", "job-1")
     assert to.on_loaded("a", ref("job-0"), 100) == [
-        Block("a", ref("job-0"), 0, 100),
+        Block("a", ref("job-0"), 0, 100, 1),
         Unload("a", ref("job-0")),
         Load("a", 1, ref("job-1")),
     ]
@@ -716,9 +716,9 @@ def test_a_large_ref_goes_out_in_chunks() -> None:
     to = waiting("job-0")
     chunks = to.on_loaded("a", ref("job-0"), 2 * BLOCK_BYTES + 1)[:-1]
     assert chunks == [
-        Block("a", ref("job-0"), 0, BLOCK_BYTES),
-        Block("a", ref("job-0"), BLOCK_BYTES, BLOCK_BYTES),
-        Block("a", ref("job-0"), 2 * BLOCK_BYTES, 1),
+        Block("a", ref("job-0"), 0, BLOCK_BYTES, 1),
+        Block("a", ref("job-0"), BLOCK_BYTES, BLOCK_BYTES, 1),
+        Block("a", ref("job-0"), 2 * BLOCK_BYTES, 1, 1),
     ]
 
 
@@ -726,14 +726,14 @@ def test_a_transfer_goes_on_where_the_node_says() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
     to.on_missing("a", 1, [(ref("job-0"), 40)])
-    assert to.on_loaded("a", ref("job-0"), 100)[0] == Block("a", ref("job-0"), 40, 60)
+    assert to.on_loaded("a", ref("job-0"), 100)[0] == Block("a", ref("job-0"), 40, 60, 1)
 
 
 def test_no_more_is_sent_than_there_is_credit() -> None:
     to = waiting("job-0", credit=50)
-    assert to.on_loaded("a", ref("job-0"), 100) == [Block("a", ref("job-0"), 0, 50)]
-    assert to.on_credit("a", 30) == [Block("a", ref("job-0"), 50, 30)]
-    assert to.on_credit("a", 30)[:2] == [Block("a", ref("job-0"), 80, 20), Unload("a", ref("job-0"))]
+    assert to.on_loaded("a", ref("job-0"), 100) == [Block("a", ref("job-0"), 0, 50, 1)]
+    assert to.on_credit("a", 30) == [Block("a", ref("job-0"), 50, 30, 1)]
+    assert to.on_credit("a", 30)[:2] == [Block("a", ref("job-0"), 80, 20, 1), Unload("a", ref("job-0"))]
     assert to.nodes["a"].credit == 10
 
 
@@ -751,7 +751,7 @@ def test_each_node_has_its_own_credit() -> None:
     submit(to, 1, spec(2))
     for name, its in (("a", ref("job-0")), ("b", ref("job-1"))):
         to.on_missing(name, 1, [(its, 0)])
-        assert to.on_loaded(name, its, 100) == [Block(name, its, 0, 50)]
+        assert to.on_loaded(name, its, 100) == [Block(name, its, 0, 50, 1)]
 
 
 def test_a_round_that_is_over_sends_no_ref() -> None:
@@ -794,7 +794,7 @@ def test_transfers_of_another_job_are_left_alone() -> None:
 def test_a_module_on_its_way_outlives_its_round() -> None:
     to = waiting("module:1:text", "job-0")
     to.on_cancel(1, CANCELLED)
-    assert to.on_loaded("a", ref("module:1:text"), 10)[0] == Block("a", ref("module:1:text"), 0, 10)
+    assert to.on_loaded("a", ref("module:1:text"), 10)[0] == Block("a", ref("module:1:text"), 0, 10, 1)
 
 
 def test_content_that_nobody_waits_for_any_more_is_unloaded() -> None:

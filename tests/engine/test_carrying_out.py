@@ -104,7 +104,7 @@ def test_what_follows_from_a_node_that_is_gone_comes_after_what_was_to_be_done(
 
 def test_a_chunk_is_the_bytes_of_its_place(engine: Engine, network: Network) -> None:
     engine._peers["a"].blobs[ref("ref0")] = Blob([b"abc", b"", b"defgh"])
-    engine._carrier.act([Block("a", ref("ref0"), 2, 4)])
+    engine._carrier.act([Block("a", ref("ref0"), 2, 4, 1)])
     (refs,) = network.to("a", Kind.REFS)
     assert b"".join(refs.buffers) == b"cdef"
     assert (refs.header["offset"], refs.header["total"]) == (2, 8)

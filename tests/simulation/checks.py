@@ -12,7 +12,7 @@ from qjam.dispatch.states import COMING, DONE, PRESENT, QUEUED, SENT, NodeState
 from qjam_worker.node.rounds import NodeRound, Work
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import MODULE
+from qjam_worker.wire.refs import MODULE, SLICE
 
 from .world import Broken
 
@@ -138,7 +138,7 @@ def check_failure(cluster: Cluster, run: Run, failure: Failure) -> None:
         "cancelled": run.cancelled,
         "closed": cluster.master.leaving,
         "room": cluster.no_room,
-        "load": run.job.unloadable,
+        "load": run.job.unloadable or run.job.changing,
         "unreachable": not any(n.state in PRESENT | COMING for n in cluster.master.dispatch.nodes.values()),
     }
     hold(reasons.get(what), f"round {run.number} has failed for no reason:", failure)
@@ -273,6 +273,8 @@ def _check_node_at_rest(node: Node) -> None:
     hold(not any(seat.busy or not seat.ready for seat in scheduler.seats), f"{node.name} has", scheduler.seats)
     hold(not scheduler.asked, f"{node.name} still waits for", scheduler.asked)
     hold(not scheduler._params and not node.params, f"{node.name} keeps params")
+    parts = [ref for ref in node.refs.entries if ref.kind == SLICE and ref not in node.refs]
+    hold(not parts, f"{node.name} keeps what other data might be put to:", parts)
     hold(
         not node.refs.pins and not node.files.data,
         f"{node.name} keeps",

@@ -301,6 +301,13 @@ class Cluster(World):
             return 0, Failure("load", "the slice cannot be made")
         return self.size(ref), None
 
+    def has_changed(self, number: int, ref: Ref) -> bool:
+        """Whether a slice is another one, now that all of it is sent, than when it was hashed."""
+        if ref.kind != SLICE or not self.runs[number].job.changing:
+            return False
+        self.counts["fault: slice has changed"] += 1
+        return True
+
     def read(self, path: str) -> bytes:
         if path not in self.files:
             raise Broken(f"{path} is read, and it has been removed")

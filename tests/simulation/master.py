@@ -185,6 +185,9 @@ class Master(Process):
             raise Broken(f"{command} is of what is not loaded")
         node = self.cluster.nodes[command.node]
         header = {"ref": command.ref, "offset": command.offset, "total": self.cluster.size(command.ref)}
+        if command.offset + command.size == header["total"] and self.cluster.has_changed(command.round, command.ref):
+            self.act(self.dispatch.on_changed(command, Failure("load", "it has changed")))
+            return
         if self.world.trace is not None:
             self.cluster.say("master", f"-> {command.node}: {command.size} bytes of {command.ref} at {command.offset}")
         self._deliver(node, Message(Kind.REFS, header, [command.size]), command.size)

@@ -114,6 +114,10 @@ MUTATIONS = [
              "return self.nodes[name].transfers.taken(granted - 1)"),
     Mutation("leaves a failed load as it is", DISPATCH,
              "return [command for number in rounds for command in self.on_cancel(number, failure)]", "return []"),
+    Mutation("leaves nodes with a part of what has changed", DISPATCH,
+             "commands = [gone(node.name, block.ref), *", "commands = [*", "refs"),
+    Mutation("takes it that what has changed was sent", DISPATCH,
+             "block.ref), *node.transfers.taken(block.size)]", "block.ref)]", "refs"),
     Mutation("gives out the same slice twice at a time", DISPATCH,
              "        if not self.speculation:  # it has given them away\n",
              "        if not self.speculation:\n"

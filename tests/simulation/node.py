@@ -451,10 +451,13 @@ class Node(Process):
         ref = Ref(*header["ref"])
         if header.get("gone"):
             self.imports.refuse(ref)
+            if ref not in self.refs:
+                self.refs.drop(ref)
             self.act(self.scheduler.on_gone(ref))
             return
         try:
-            self.refs.write(ref, header["offset"], header["total"], buffers[0])
+            if header["offset"] <= self.refs.have(ref):  # else there was no room for what comes before
+                self.refs.write(ref, header["offset"], header["total"], buffers[0])
         except NoRoom as error:
             self.cluster.no_room = True
             for number in self.scheduler.wanting(ref):

@@ -57,6 +57,7 @@ class JobPlan:
     seconds: float = 0.05  # for a slice
     size: int = 1000  # bytes of a slice, about
     unloadable: bool = False
+    changing: bool = False  # whether its slices are other ones when they are sent than when they were hashed
 
 
 @dataclass
@@ -154,7 +155,14 @@ def draw(seed: int, profile: str = "any") -> Plan:
     plan.incidents.sort(key=lambda incident: incident.at)
     if not calm and rng.random() < (0.2 if name == "churn" else 0.05):
         plan.close = 1.0 + rng.random() * horizon
+    _draw_data(random.Random(f"qjam data {seed}"), plan)
     return plan
+
+
+def _draw_data(rng: random.Random, plan: Plan) -> None:
+    """What becomes of the data, drawn apart: so the seeds that have failed before stay what they are."""
+    for job in plan.jobs:
+        job.changing = plan.profile in ("errors", "refs", "mixed") and job.data is not None and rng.random() < 0.08
 
 
 def _host(rng: random.Random, calm: bool) -> HostPlan:

@@ -51,6 +51,7 @@ def test_nothing_breaks_in_fresh_worlds(fresh):
         "worker crashes", "worker hangs", "worker is slow", "node crashes", "node freezes", "host joins",
         "host is removed", "link breaks", "link is down", "result comes twice", "start fails", "cancelled",
         "master is away", "user code raises", "user code kills", "no room",
+        "slice has changed",
     ],
 )  # fmt: skip
 def test_every_kind_of_fault_is_tried(fresh, fault):

@@ -51,6 +51,8 @@ class RefReceiver:
         ref = Ref(*header["ref"])
         if header.get("gone"):
             self._modules.refuse(ref)
+            if ref not in self._store:  # it must not be completed with the bytes of other data
+                self._store.drop(ref)
             self._act(self._scheduler.on_gone(ref))
             return
         data = [memoryview(buffer).cast("B") for buffer in buffers]
