@@ -268,13 +268,12 @@ class Master:
             spec = JobSpec((user_code.key, capacity), user_code.header, None, capacity)
         else:
             data = DataSet(dataset).bind(capacity)
-            file = data.in_file()  # before hashing: if the file changes later, hosts must not map it
             refs = _hashes(data)
             if not refs:
                 raise ValueError(
                     "dataset has no slices, so there is nothing to map over; with None mapfunc runs once on each worker"
                 )
-            spec = JobSpec((user_code.key, tuple(refs)), user_code.header, refs, len(refs), file)
+            spec = JobSpec((user_code.key, tuple(refs)), user_code.header, refs, len(refs), data.in_file())
         try:
             encoded = codec.encode(params)
         except codec.CodecError as error:

@@ -90,6 +90,7 @@ class BaseDataSet(ABC):
         """
         index = self._index(index)
         if index not in self._known.hash_at:
+            self.in_file()  # before: if the file changes afterwards, hosts must not map it
             found = _content_hash(codec.encode(self.slice(index)))
             # index_of first: a thread that sees the hash must be able to find its slice.
             self._known.index_of.setdefault(found, index)
@@ -207,6 +208,7 @@ class _CutDataSet(BaseDataSet):
 
     def _hash_all(self, slices: range) -> None:
         """Hash large slices in threads: qjam sends nothing before it knows all hashes."""
+        self.in_file()
         array = self._array
         if array is not None and _is_bare(array) and array.nbytes >= PARALLEL_HASH * len(slices):
             with ThreadPoolExecutor(min(HASH_THREADS, len(slices))) as pool:
@@ -270,9 +272,9 @@ class NumpyMatrixDataSet(_CutDataSet):
 class NumpyMatrixFileDataSet(_CutDataSet):
     """The rows of a matrix in a file, which may be larger than memory; a slice is an array of some rows.
 
-    A `.npy` file is mapped into memory, and slices are views of the map; hosts that have the same file at the same path
-    map it as well, and qjam sends them nothing. Any other file is text, one row a line, without `#` comments and
-    empty lines: one pass finds where the rows are, and each slice then reads only its own.
+    A `.npy` file is mapped into memory, and slices are views of the map; hosts on this machine map the file too, and
+    qjam sends them nothing, if only the user and root can write to it. Any other file is text, one row a line, without
+    `#` comments and empty lines: one pass finds where the rows are, and each slice then reads only its own.
     """
 
     def __init__(
@@ -293,7 +295,7 @@ class NumpyMatrixFileDataSet(_CutDataSet):
             raise TypeError(f"path must be the name of a file, not {_named(path)}")
         # The same file later, even if the program changes its working directory.
         self._file = os.path.abspath(os.fspath(path))
-        self._stamp = stamp(self._file)
+        self._stamp = _content_stamp(self._file)
         self._matrix: npt.NDArray[Any] | TextMatrix
         if _is_npy(self._file):
             if delimiter is not None or dtype is not None:
@@ -306,7 +308,7 @@ class NumpyMatrixFileDataSet(_CutDataSet):
         super().__init__(path, len(self._matrix), slice_size)
 
     def _cut(self, start: int, stop: int) -> Any:
-        if stamp(self._file) != self._stamp:
+        if _content_stamp(self._file) != self._stamp:
             raise RuntimeError(
                 f"{self._file} has changed since its data set was made; "
                 "make a new NumpyMatrixFileDataSet to work on what it holds now"
@@ -332,6 +334,11 @@ def DataSet(data: Any, *, slice_size: int | None = None) -> BaseDataSet:
     if isinstance(data, np.ndarray):
         return NumpyMatrixDataSet(data, slice_size)
     raise TypeError(f"data must be {_ACCEPTED}, not {_named(data)}{_hint(data)}")
+
+
+def _content_stamp(file: str) -> tuple[int, ...]:
+    *found, _ = stamp(file)  # without the time that a link to the file, or another mode, changes too
+    return tuple(found)
 
 
 def _is_npy(file: str) -> bool:

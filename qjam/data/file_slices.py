@@ -44,7 +44,7 @@ def find(array: npt.NDArray[Any], slices: Iterable[npt.NDArray[Any]]) -> InFile 
     if mapping is None:
         return None
     try:
-        identity, (_, inode, _, _) = identify(mapping.path)
+        identity, (_, inode, *_) = identify(mapping.path)
     except OSError:
         return None
     if inode != mapping.inode:  # another file has this path by now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import gather
 import pyzmq_garbage  # noqa: F401
 from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet, NumpyMatrixFileDataSet
 from qjam_worker.ipc import file_slices
-from qjam_worker.ipc.file_slices import PAGE, SAMPLES, FileSlice, identify
+from qjam_worker.ipc.file_slices import FileSlice, identify
 from qjam_worker.ipc.files import Files
 from qjam_worker.node.slice_index import SliceIndex
 from qjam_worker.node.store import Store
@@ -143,13 +144,12 @@ def test_a_file_that_is_gone_or_another_by_now_is_sent_from_memory(master: Maste
 
 @pytest.fixture
 def lookalike(file: Path, tmp_path: Path) -> Path:
-    """Another file: only its inode, and bytes that `identify` does not read, differ from those of `file`."""
+    """Another file: only its inode, one number, and the time that nobody can set differ from those of `file`."""
     other = MATRIX.copy()
     other.flat[734] += 1
     np.save(tmp_path / "other.npy", other)
     status = os.stat(file)
     os.utime(tmp_path / "other.npy", ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert identify(str(tmp_path / "other.npy"))[0] == identify(str(file))[0]
     return tmp_path / "other.npy"
 
 
@@ -179,6 +179,47 @@ def test_a_file_that_changes_before_a_host_looks_at_it_is_sent_from_memory(maste
     assert sent(master, data, float((MATRIX + 0.75).sum())) > 0
 
 
+def test_a_file_that_others_can_write_to_is_sent(master: Master, file: Path) -> None:
+    np.save(file, MATRIX * 11)
+    file.chmod(0o666)
+    assert sent(master, NumpyMatrixFileDataSet(file), float((MATRIX * 11).sum())) > MATRIX.nbytes
+
+
+def test_what_is_written_through_a_map_that_is_still_open_is_not_seen_later(master: Master, file: Path) -> None:
+    writer = np.lib.format.open_memmap(file, "w+", np.float64, MATRIX.shape)
+    writer[:] = MATRIX + 13
+    data = NumpyMatrixFileDataSet(file)
+    assert sent(master, data, float((MATRIX + 13).sum())) > MATRIX.nbytes
+    writer[5] = 0
+    assert sent(master, data, float((MATRIX + 13).sum())) == 0
+
+
+@pytest.mark.parametrize("asked", ["hash_list", "hash"])
+def test_a_file_that_changes_once_it_is_hashed_and_gets_its_time_back_is_an_error(
+    master: Master, file: Path, asked: str
+) -> None:
+    np.save(file, MATRIX * 17)
+    data = NumpyMatrixFileDataSet(file).bind(3)
+    data.hash_list() if asked == "hash_list" else [data.hash(index) for index in range(3)]
+    before = os.stat(file)
+    with open(file, "r+b") as changed:
+        changed.seek(20_001)
+        changed.write(b"x")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(RuntimeError, match="slice 0 of the data set changed since it was hashed: make a new DataSet"):
+        master.run(lambda params, part: part.sum(), None, data)
+    assert master.run(lambda params, part: len(part), None, [1]) == 1
+
+
+def test_a_file_that_gets_a_link_or_another_mode_goes_on(master: Master, file: Path, tmp_path: Path) -> None:
+    np.save(file, MATRIX * 19)
+    data = NumpyMatrixFileDataSet(file)
+    assert sent(master, data, float((MATRIX * 19).sum())) == 0
+    os.link(file, tmp_path / "link")
+    file.chmod(0o600)
+    assert sent(master, data, float((MATRIX * 19).sum())) > 0
+
+
 def test_a_file_that_changes_between_rounds_is_an_error(master: Master, file: Path) -> None:
     np.save(file, MATRIX * 7)
     data = NumpyMatrixFileDataSet(file)
@@ -200,27 +241,81 @@ def test_the_same_data_from_memory_goes_on_when_the_file_has_changed(master: Mas
 # Whether a file is the same
 
 
-def test_the_identity_of_a_file_is_its_size_its_time_and_what_is_in_it(file: Path, tmp_path: Path) -> None:
+def test_the_identity_of_a_file_is_that_of_no_copy_and_of_no_later_content(file: Path, tmp_path: Path) -> None:
     identity, stamp = identify(str(file))
     assert stamp == file_slices.stamp(str(file))
+    assert identify(str(file))[0] == identity
     status = os.stat(file)
     times = (status.st_atime_ns, status.st_mtime_ns)
     copy = tmp_path / "copy"
     copy.write_bytes(file.read_bytes())
-    assert identify(str(copy))[0] != identity
-    os.utime(copy, ns=times)
-    assert identify(str(copy))[0] == identity
-    for offset in (0, status.st_size - 1, (status.st_size - PAGE) // (SAMPLES - 1)):
-        with open(copy, "r+b") as other:
-            old = os.pread(other.fileno(), 1, offset)
-            os.pwrite(other.fileno(), bytes([old[0] ^ 1]), offset)
-            os.utime(copy, ns=times)
-            assert identify(str(copy))[0] != identity
-            os.pwrite(other.fileno(), old, offset)
-    with open(copy, "ab") as other:
-        other.write(b"\0")
     os.utime(copy, ns=times)
     assert identify(str(copy))[0] != identity
+    with open(file, "r+b") as same:
+        os.pwrite(same.fileno(), b"\1", 9000)
+    os.utime(file, ns=times)
+    assert os.stat(file).st_mtime_ns == status.st_mtime_ns
+    assert identify(str(file))[0] != identity
+
+
+def test_a_file_on_another_machine_is_another_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    identity, _ = identify(str(file))
+    (tmp_path / "boot").write_text("another")
+    monkeypatch.setattr(file_slices, "BOOT", str(tmp_path / "boot"))
+    assert identify(str(file))[0] != identity
+    monkeypatch.setattr(file_slices, "BOOT", str(tmp_path / "none"))
+    with pytest.raises(OSError, match="none"):
+        identify(str(file))
+
+
+def test_a_file_that_somebody_may_write_to_has_no_identity(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open(file, "r+b") as writer:
+        with pytest.raises(OSError, match="somebody may be writing"):
+            identify(str(file))
+        mapped = mmap.mmap(writer.fileno(), 0)
+    with pytest.raises(OSError, match="somebody may be writing"):
+        identify(str(file))
+    mapped.close()
+    identify(str(file))
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(file_slices.fcntl, "fcntl", refuse)
+    with pytest.raises(OSError, match="somebody may be writing"):
+        identify(str(file))  # nobody can tell, and it has just been made
+    monkeypatch.setattr(file_slices, "SETTLED", 0.0)
+    identify(str(file))
+
+
+def test_a_file_that_others_could_change_or_replace_is_not_safe(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / "file"
+    file.write_bytes(b"content")
+    assert file_slices.is_safe(str(file))
+    for mode in (0o620, 0o602, 0o666):
+        file.chmod(mode)
+        assert not file_slices.is_safe(str(file))
+    file.chmod(0o644)
+    for mode, safe in ((0o770, False), (0o707, False), (0o777, False), (0o1777, True), (0o755, True)):
+        folder.chmod(mode)
+        assert file_slices.is_safe(str(file)) is safe
+    (tmp_path / "link").symlink_to(folder)
+    assert not file_slices.is_safe(str(tmp_path / "link" / "file"))
+    assert not file_slices.is_safe(str(folder))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_file_or_folder_of_another_user_is_not_safe(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder" / "file"
+    file.write_bytes(b"content")
+    for path in (file, tmp_path / "folder"):
+        os.chown(path, 12345, -1)
+        assert not file_slices.is_safe(str(file))
+        os.chown(path, 0, -1)
+    assert file_slices.is_safe(str(file))
 
 
 @pytest.fixture

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, Optional, Union
 
-from qjam_worker.ipc.file_slices import FileSlice, has_changed, identify
+from qjam_worker.ipc.file_slices import FileSlice, has_changed, identify, is_safe
 from qjam_worker.wire.refs import Ref
 
 from .store import Store
@@ -37,6 +38,9 @@ class SliceIndex:
         """The slices of a job lie in a file, which this host may have too. ValueError if they cannot lie in it."""
         path, heads = file["path"], file["heads"]
         try:
+            path = os.path.realpath(path)
+            if not is_safe(path):
+                return
             identity, its_stamp = identify(path)
         except (OSError, ValueError):  # ValueError: a path with a null byte
             return
