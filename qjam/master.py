@@ -13,6 +13,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from qjam_worker.importing import check_not_importing
 from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.values import codec
@@ -21,6 +23,7 @@ from qjam_worker.wire.messages import MAX_SLICES
 from . import arguments
 from .code.user_code import Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
+from .data.leases import Lease, Leases
 from .dispatch.commands import Failure
 from .dispatch.rounds import JobSpec
 from .engine.engine import Engine
@@ -98,6 +101,7 @@ class Master:
         self._owner = os.getpid()
         self._sources = sources
         self._engine = Engine(self._sources.lookup, speculation=speculation)
+        self._leases = Leases(self._engine.let_go)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
         self._supervisor = Supervisor(self._engine, self._fleet, limit, keep)
@@ -264,8 +268,9 @@ class Master:
         user_code = self._sources.user_code(module)
         capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None
+        code_bytes = len(user_code.code or b"")
         if dataset is None:
-            spec = JobSpec((user_code.key, capacity), user_code.header, None, capacity)
+            spec = JobSpec((user_code.key, capacity), user_code.header, None, capacity, code_bytes=code_bytes)
         else:
             data = DataSet(dataset).bind(capacity)
             refs = _hashes(data)
@@ -273,13 +278,21 @@ class Master:
                 raise ValueError(
                     "dataset has no slices, so there is nothing to map over; with None mapfunc runs once on each worker"
                 )
-            spec = JobSpec((user_code.key, tuple(refs)), user_code.header, refs, len(refs), data.in_file())
+            lease = self._lease(dataset, data, refs)
+            key = user_code.key, lease.key
+            spec = JobSpec(key, user_code.header, refs, len(refs), data.in_file(), lease, code_bytes)
         try:
             encoded = codec.encode(params)
         except codec.CodecError as error:
             raise TypeError(f"params cannot be sent to workers: {error}") from error
         deadline = None if timeout is None or timeout > NEVER else time.monotonic() + timeout
         return user_code, Pending(spec, user_code.code, encoded, data, deadline, on_end)
+
+    def _lease(self, given: Any, data: BaseDataSet, refs: list[str]) -> Lease:
+        """Who holds the data: the data set, or the array that was passed as it is; nobody holds a list."""
+        if isinstance(given, (BaseDataSet, np.ndarray)):
+            return self._leases.of(given if isinstance(given, np.ndarray) else data, refs, data.size_in_bytes)
+        return Lease(tuple(refs), data.size_in_bytes(), held=False)
 
 
 def _hashes(data: BaseDataSet) -> list[str]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from qjam_worker.ipc.file_slices import stamp
 from qjam_worker.values import codec, flat
 
-from . import file_slices
+from . import file_slices, leases
 from .text_matrix import TextMatrix
 
 _ACCEPTED = "a list, a tuple, a range, a numpy array of one dimension or more (cut by rows), or a BaseDataSet"
@@ -34,6 +34,7 @@ class _Known(NamedTuple):
 
     hash_at: dict[int, str]
     index_of: dict[str, int]
+    size_of: dict[str, int]  # bytes
 
 
 class BaseDataSet(ABC):
@@ -91,7 +92,9 @@ class BaseDataSet(ABC):
         index = self._index(index)
         if index not in self._known.hash_at:
             self.in_file()  # before: if the file changes afterwards, hosts must not map it
-            found = _content_hash(codec.encode(self.slice(index)))
+            encoded = codec.encode(self.slice(index))
+            found = _content_hash(encoded)
+            self._known.size_of[found] = flat.size(encoded)
             # index_of first: a thread that sees the hash must be able to find its slice.
             self._known.index_of.setdefault(found, index)
             self._known.hash_at[index] = found
@@ -110,6 +113,10 @@ class BaseDataSet(ABC):
         for index in slices:
             self.hash(index)
 
+    def size_in_bytes(self) -> int:
+        """The bytes that hosts keep of the slices that were hashed: each content once."""
+        return sum(self._known.size_of.values())
+
     def slice_from_hash(self, hash: str) -> Any:
         """The data of the slice with this hash. Raises KeyError if there is none."""
         index_of = self._known.index_of
@@ -118,6 +125,15 @@ class BaseDataSet(ABC):
         if hash not in index_of:
             raise KeyError(f"none of the {len(self)} slices of this data set has the hash {hash!r}")
         return self.slice(index_of[hash])
+
+    def release(self) -> None:
+        """Have the hosts remove the slices: at once, or when the rounds that use them are over.
+
+        Without it they do so some seconds after this object has gone. Slices that another data set in use has too
+        stay, and so does what hosts keep on disk (`keep_data`). The data set can still be used: its slices are then
+        sent again.
+        """
+        leases.release(self)
 
     def __len__(self) -> int:
         """The number of slices."""
@@ -140,7 +156,7 @@ class BaseDataSet(ABC):
     @property
     def _known(self) -> _Known:
         # Made on demand, as a subclass need not call __init__; by setdefault, as all threads must share one.
-        known: _Known = vars(self).setdefault("_slices_known", _Known({}, {}))
+        known: _Known = vars(self).setdefault("_slices_known", _Known({}, {}, {}))
         return known
 
     def _index(self, index: int) -> int:
@@ -193,7 +209,8 @@ class _CutDataSet(BaseDataSet):
             return self
         if wanted not in self._bindings:
             bound = copy.copy(self)
-            vars(bound).update(_bound=wanted, _slices_known=_Known({}, {}))
+            # Not its own _bindings: they would be a circle, and the data stay until the garbage collector comes.
+            vars(bound).update(_bound=wanted, _slices_known=_Known({}, {}, {}), _bindings={})
             vars(bound).pop("_in_file", None)
             # Two threads may come here at once; both must get the same object.
             self._bindings.setdefault(wanted, bound)
@@ -205,6 +222,10 @@ class _CutDataSet(BaseDataSet):
         if "_in_file" not in vars(self):
             self._in_file = file_slices.find(self._array, self)
         return self._in_file
+
+    def release(self) -> None:
+        for one in (self, *self._bindings.values()):
+            leases.release(one)
 
     def _hash_all(self, slices: range) -> None:
         """Hash large slices in threads: qjam sends nothing before it knows all hashes."""

@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from qjam_worker.wire.frames import Kind
 
 from .commands import Send
+from .holdings import Data
 from .nodes import NodeRecord, Roster
 from .rounds import Job, Round, Share, share
 
@@ -62,6 +63,9 @@ def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
         "forget": forget,
         **({} if job.file is None else {"file": job.file.announcement(indices)}),
     }
+    if job.data is not None:
+        header["data"] = job.data.number
+        job.data.at.add(node.name)
     return [Send(node.name, Kind.JOB, header)]
 
 
@@ -80,6 +84,16 @@ def forget(jobs: Iterable[Job], roster: Roster) -> None:
         for name in job.announced:
             del roster.nodes[name].jobs[job.number]
             roster.nodes[name].forget.append(job.number)
+
+
+def release(data: Data, roster: Roster) -> list[Send]:
+    """Tell the nodes that know of this data that it goes, and which jobs are forgotten."""
+    commands = []
+    for name in sorted(data.at & roster.present.keys()):
+        node = roster.nodes[name]
+        commands.append(Send(name, Kind.RELEASE, {"data": [data.number], "forget": node.forget}))
+        node.forget = []
+    return commands
 
 
 def place(nslices: int, homes: Mapping[int, str], workers: Mapping[str, int]) -> dict[int, str]:

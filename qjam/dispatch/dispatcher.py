@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from qjam.data.leases import Lease
 from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import MODULE, Ref
 
-from .assignment import announce, forget, shares, task
+from .assignment import announce, forget, release, shares, task
 from .commands import Block, Command, Done, Fail, Failure, Lost, Note, Send
+from .holdings import Data, Holdings
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
 from .rounds import Jobs, JobSpec, Round, Share, share
@@ -29,6 +31,8 @@ from .validation import check_given, check_named, check_roots, check_slices, che
 POISON = 3
 # The number of jobs that the master and its nodes remember.
 JOBS_KEPT = 64
+# The bytes of code of these that nodes keep.
+CODE_KEPT = 64 * 1024 * 1024
 
 
 class Dispatch:
@@ -47,10 +51,11 @@ class Dispatch:
         self._now = 0.0
         self._roster = Roster()
         self._jobs = Jobs()
+        self._holdings = Holdings()
         self._deadlines: Timers[int] = Timers()  # of rounds
         self._liveness = Liveness(self._roster)
         self._stealer = WorkStealer(self._roster, self.rounds, speculation)
-        self._timers = (self._deadlines, self._stealer.timers)
+        self._timers = (self._deadlines, self._stealer.timers, self._holdings.timers)
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name} {node.state.value}" for node in self.nodes.values())
@@ -159,6 +164,7 @@ class Dispatch:
         for job in node.jobs.values():
             del job.announced[name]
         node.jobs.clear()
+        self._holdings.lose(name)
         self._stealer.drop(name)
         for round_ in self.rounds.values():
             if name in round_.debts:
@@ -202,11 +208,14 @@ class Dispatch:
         """A new round."""
         self._now = now
         job = self._jobs.begin(spec)
+        if spec.lease is not None:
+            job.data = job.data or self._holdings.find(spec.lease)
+            self._holdings.begin(job.data, spec.lease)
         round_ = self.rounds[number] = Round(number, job, now, self._roster.owe)
         if deadline is not None:
             self._deadlines.set(number, deadline)
         self._liveness.begin(now)
-        forget(self._jobs.forget(JOBS_KEPT), self._roster)
+        forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)
         commands = self._send_queued(round_)
         if job.refs is not None:
             self._stealer.wake(self._roster.idle(job.nslices), now, job.typical_slice_seconds / 2)
@@ -297,6 +306,20 @@ class Dispatch:
                 commands += self.on_node_lost(name, why)
         for name, since in self._stealer.due(now):
             commands += self._find_work(name, since)
+        return commands + self._release(self._holdings.due(now))
+
+    # Data
+
+    def on_let_go(self, lease: Lease, at_once: bool, now: float) -> list[Command]:
+        """The program holds this data no longer. `at_once`: nodes are not to keep it in case that it comes again."""
+        self._now = now
+        return self._release(self._holdings.let_go(lease, at_once, now))
+
+    def _release(self, dropped: list[Data]) -> list[Command]:
+        commands: list[Command] = []
+        for data in dropped:
+            forget(self._jobs.forget_those_of(data), self._roster)
+            commands += release(data, self._roster)
         return commands
 
     # Second attempts
@@ -458,6 +481,8 @@ class Dispatch:
                 commands += self.nodes[name].transfers.end_round(round_.number, heir)
         if self.rounds:
             self._stealer.wake(round_.debts, self._now)
+        if round_.job.data is not None:
+            commands += self._release(self._holdings.end(round_.job.data, self._now))
         return commands
 
     def _heir(self, ended: Round, name: str) -> int | None:

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from qjam.data.file_slices import InFile
+from qjam.data.leases import Lease
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Tree
 
+from .holdings import Data
 from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
 
 _RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items() if event == "result"}
@@ -18,13 +20,17 @@ _RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items()
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a round runs. Specs with equal keys are one job, which each node is told once."""
+    """What a round runs. Specs with equal keys are one job, which each node is told once. `code_bytes`: of code that
+    nodes have to be sent. `lease`: that of the data.
+    """
 
     key: Hashable
     entry: dict[str, Any]
     refs: list[str] | None
     nslices: int
     file: InFile | None = None
+    lease: Lease | None = None
+    code_bytes: int = 0
 
 
 class Share(NamedTuple):
@@ -47,6 +53,7 @@ class Job:
     announced: dict[str, frozenset[int]] = field(default_factory=dict)  # the slices that each node knows of
     typical_slice_seconds: float = 0.0  # as the fastest node measured last; 0: unknown
     rounds: int = 0  # in flight
+    data: Data | None = None
 
     def __post_init__(self) -> None:
         self.entry, self.refs, self.nslices = self.spec.entry, self.spec.refs, self.spec.nslices
@@ -67,6 +74,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self._made = 0
+        self._code_bytes = 0
         self._jobs: dict[Hashable, Job] = {}
         self._unused: OrderedDict[Hashable, Job] = OrderedDict()
 
@@ -79,6 +87,7 @@ class Jobs:
         if job is None:
             self._made += 1
             job = self._jobs[spec.key] = Job(self._made, spec)
+            self._code_bytes += spec.code_bytes
         elif not job.rounds:
             del self._unused[spec.key]
         job.rounds += 1
@@ -90,12 +99,22 @@ class Jobs:
         if not job.rounds:
             self._unused[job.spec.key] = job
 
-    def forget(self, kept: int) -> Iterator[Job]:
-        """Forget unused jobs, the oldest first, until at most `kept` are left; yields them."""
-        while len(self._jobs) > kept and self._unused:
-            key, job = self._unused.popitem(last=False)
-            del self._jobs[key]
-            yield job
+    def forget(self, kept: int, code_kept: int) -> Iterator[Job]:
+        """Forget unused jobs, the oldest first, until at most `kept` of them and so many bytes of code are left; yields
+        them.
+        """
+        while (len(self._jobs) > kept or self._code_bytes > code_kept) and self._unused:
+            yield self._forget(next(iter(self._unused)))
+
+    def forget_those_of(self, data: Data) -> Iterator[Job]:
+        """Forget all jobs with this data, which no round uses; yields them."""
+        for key in [key for key, job in self._unused.items() if job.data is data]:
+            yield self._forget(key)
+
+    def _forget(self, key: Hashable) -> Job:
+        del self._unused[key]
+        self._code_bytes -= self._jobs[key].spec.code_bytes
+        return self._jobs.pop(key)
 
 
 class Round:

@@ -43,6 +43,13 @@ class CallQueue:
         self._wake_owner()
         return posted
 
+    def slip(self, call: Call) -> None:
+        """Like `post`, but take no lock, and say nothing: for the garbage collector, which may have interrupted this
+        thread anywhere.
+        """
+        self.posted.append(call)
+        self._wake_owner()
+
     def leave(self, call: Call) -> bool:
         """Like `post`, without waking the loop."""
         with self._lock:

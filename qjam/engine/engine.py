@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from qjam.data.leases import Lease
 from qjam.dispatch.commands import Failure, Send
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import PRESENT, NodeState
@@ -211,6 +212,10 @@ class Engine:
         """End a round that nobody waits for; nothing happens when it is over already."""
         failure = Failure("cancelled", "cancelled")
         self._calls.post(lambda: self._carrier.act(self._dispatch.on_cancel(pending.number, failure)))
+
+    def let_go(self, lease: Lease, at_once: bool) -> None:
+        """The program holds this data no longer. Also for the garbage collector."""
+        self._calls.slip(lambda: self._carrier.act(self._dispatch.on_let_go(lease, at_once, time.monotonic())))
 
     def say_goodbye(self) -> None:
         """Tell all nodes to leave and end all rounds."""

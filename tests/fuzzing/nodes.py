@@ -182,7 +182,10 @@ class Episode:
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
             (Kind.WELCOME, {"node": self.node.name, "host": "host", "speculation": rng.random() < 0.5}, []),
             (Kind.JOB, {"job": job, "entry": entry, "slices": list(map(list, zip(indices, refs))), "nslices": nslices,
-                        "reduce": rng.random() < 0.2, "forget": rng.choice(([], [number], [job], [*jobs]))}, []),
+                        "reduce": rng.random() < 0.2, "forget": rng.choice(([], [number], [job], [*jobs])),
+                        **rng.choice(({}, {"data": 1}, {"data": number}))}, []),
+            (Kind.RELEASE, {"data": rng.choice(([], [1], [number], [1 << 40])),
+                            "forget": rng.choice(([], [number], [*jobs]))}, []),
             (Kind.TASK, {"job": job, "round": number, "indices": indices, "params": params},
              rng.choice(([], [b"x"], [piece, piece]))),
             (Kind.TASK, {"job": job, "round": self.bench.made + 5, "indices": indices, "params": params}, [piece]),

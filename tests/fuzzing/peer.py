@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qjam_worker.node.results import Held
-from qjam_worker.node.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell
+from qjam_worker.node.scheduler import Command, Drop, Ended, Forget, Give, Interrupt, Scheduler, Tell
 from qjam_worker.values import codec, flat
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire import frames
@@ -82,6 +82,7 @@ class Peer:
             Kind.JOB: lambda header, buffers: self.act(self.scheduler.on_job(header)),
             Kind.TASK: self.on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, self.now)),
+            Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
             Kind.REFS: self.on_refs,
             Kind.CREDIT: self.on_credit,
             Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, self.now)),
@@ -111,7 +112,7 @@ class Peer:
             elif isinstance(command, Ended):
                 self.params.pop(command.round, None)
             else:
-                assert isinstance(command, Forget)
+                assert isinstance(command, (Forget, Drop))
 
     def on_welcome(self, header: dict[str, Any], buffers: list[Any]) -> None:
         assert not self.welcome

@@ -25,7 +25,7 @@ LAYERS = {
     "qjam.remote_worker": "qjam.hosts",
     "qjam.launch": "qjam.engine qjam.dispatch qjam.ssh qjam.hosts qjam.errors qjam.report qjam.log "
     "qjam_worker qjam_worker.node qjam_worker.ipc qjam_worker.wire",
-    "qjam.engine": "qjam.dispatch qjam.errors qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire",
+    "qjam.engine": "qjam.dispatch qjam.data qjam.errors qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire",
     "qjam.dispatch": "qjam.data qjam_worker.values qjam_worker.wire",
     "qjam.data": "qjam_worker.ipc qjam_worker.values",
     "qjam.code": "qjam.log qjam_worker.values",

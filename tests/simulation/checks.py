@@ -12,7 +12,7 @@ from qjam.dispatch.states import COMING, DONE, PRESENT, QUEUED, SENT, NodeState
 from qjam_worker.node.rounds import NodeRound, Work
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import MODULE, SLICE
+from qjam_worker.wire.refs import CODE, MODULE, SLICE, of_slice
 
 from .world import Broken
 
@@ -262,9 +262,30 @@ def check_rest(cluster: Cluster) -> None:
             state = dispatch.nodes[name].state if name in dispatch.nodes else None
             hold(state is NodeState.READY, f"{name} is alive and well, and for the master it is", state)
             _check_node_at_rest(node)
+            _check_data(cluster, node)
+    if not master.leaving:
+        lost = [key for key in cluster.leases if key not in dispatch._holdings._data]
+        hold(not lost, "the user holds what the master has forgotten:", lost)
     left = {name for name, node in cluster.nodes.items() if not node.alive or node.leaving}
     ready = {name for name, record in dispatch.nodes.items() if record.state in PRESENT}
     hold(not ready & left, "the master relies on nodes that are gone:", ready & left)
+
+
+def _check_data(cluster: Cluster, node: Node) -> None:
+    """A node has what the user holds, and nothing else."""
+    dispatch, scheduler, record = cluster.master.dispatch, node.scheduler, cluster.master.dispatch.nodes[node.name]
+    held = [data for data in dispatch._holdings._data.values() if node.name in data.at]
+    hold(all(data.leases for data in held), "nobody holds", held)
+    numbers = {data.number for data in held}
+    known = {number for number, refs in scheduler._data.items() if refs}
+    hold(known == numbers, f"{node.name} keeps the data {known}; held are", numbers)
+    jobs = record.jobs.keys() | set(record.forget)
+    hold(scheduler.jobs.keys() <= jobs, f"{node.name} keeps the jobs {list(scheduler.jobs)} and is to know", jobs)
+    refs = {of_slice(ref) for data in held for ref in data.key}
+    codes = {job.code for job in scheduler.jobs.values()}
+    for ref in node.refs.entries:
+        if ref.kind in (SLICE, CODE):
+            hold(ref in refs or ref in codes, f"{node.name} keeps what nobody holds:", ref)
 
 
 def _check_node_at_rest(node: Node) -> None:

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import qjam.dispatch.dispatcher
+from qjam.data.leases import Lease
 from qjam.dispatch.commands import Done, Fail, Failure
 from qjam.dispatch.rounds import JobSpec
 from qjam.dispatch.states import DONE, NodeState
 from qjam_worker.node import results
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref
+from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref, of_slice
 
 from . import checks, usercode
 from .master import Master
@@ -124,6 +125,7 @@ class Cluster(World):
         self.errors: Counter[tuple[str, int, int | None]] = Counter()
         self.watch = Watch(self)
         self.limit = plan.ends + CALM
+        self.leases: dict[tuple[str, ...], Lease] = {}  # that the user holds
         self._launched = 0
 
     # From beginning to end
@@ -206,12 +208,29 @@ class Cluster(World):
         self.watch.rounds = max(self.watch.rounds, sum(run.end is None for run in self.runs.values()))
         if self.trace is not None:
             self.say("user", f"submits round {number}: {nslices} slices of job {plan.job} ({job}); {plan}")
-        spec = JobSpec(key, entry, refs, nslices)
+        spec = JobSpec(key, entry, refs, nslices, lease=None if refs is None else self._lease(plan, job, tuple(refs)))
         run.disturbed = self.master.frozen or not all(self._is_well(name) for name in dispatch.nodes)
         self.at(self.now, self.master, self.master.submit, number, spec, plan.deadline)
         if plan.cancel is not None:
             self.at(self.now + plan.cancel, None, self._cancel, number)
         return number
+
+    def _lease(self, plan: RoundPlan, job: JobPlan, refs: tuple[str, ...]) -> Lease:
+        size = sum(self.size(of_slice(ref)) for ref in set(refs))
+        if not job.held:
+            return Lease(refs, size, held=False)
+        lease = self.leases.setdefault(refs, Lease(refs, size))
+        if plan.let_go is not None:
+            self.at(self.now + plan.let_go, None, self._let_go, lease, plan.at_once)
+        return lease
+
+    def _let_go(self, lease: Lease, at_once: bool) -> None:
+        if lease.held:
+            self.say("user", f"lets go of {lease.key}{', at once' if at_once else ''}")
+            self.counts["data is let go"] += 1
+            lease.held = False
+            del self.leases[lease.key]
+            self.at(self.now, self.master, self.master.let_go, lease, at_once)
 
     def _is_well(self, name: str) -> bool:
         node = self.nodes.get(name)

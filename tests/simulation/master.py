@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from qjam.data.leases import Lease
 from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import JobSpec
@@ -204,6 +205,9 @@ class Master(Process):
 
     def cancel(self, number: int) -> None:
         self.act(self.dispatch.on_cancel(number, Failure("cancelled", "cancelled")))
+
+    def let_go(self, lease: Lease, at_once: bool) -> None:
+        self.act(self.dispatch.on_let_go(lease, at_once, self.world.now))
 
     def say_goodbye(self) -> None:
         self.leaving = True

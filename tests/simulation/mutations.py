@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
+HOLDINGS = "qjam.dispatch.holdings"
 REDUCTION = "qjam_worker.values.reduction"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
@@ -114,6 +115,22 @@ MUTATIONS = [
              "return self.nodes[name].transfers.taken(granted - 1)"),
     Mutation("leaves a failed load as it is", DISPATCH,
              "return [command for number in rounds for command in self.on_cancel(number, failure)]", "return []"),
+    Mutation("lets go of data that a round uses", HOLDINGS,
+             "        if data.rounds or data.leases:\n", "        if data.leases:\n"),
+    Mutation("lets go of data that somebody holds", HOLDINGS,
+             "        if data.rounds or data.leases:\n", "        if data.rounds:\n"),
+    Mutation("keeps data that nobody holds", HOLDINGS,
+             "        self.timers.set(data.number, now + GRACE)\n", "        pass\n"),
+    Mutation("tells nodes nothing of data that goes", ASSIGNMENT,
+             '        commands.append(Send(name, Kind.RELEASE, {"data": [data.number], "forget": node.forget}))\n',
+             "        pass\n"),
+    Mutation("lets nodes keep the jobs of data that goes", DISPATCH,
+             "            forget(self._jobs.forget_those_of(data), self._roster)\n", ""),
+    Mutation("node: removes what other data has as well", SCHEDULER,
+             "gone = [ref for ref in dict.fromkeys(unnamed) if self._named[ref] <= 0]",
+             "gone = list(dict.fromkeys(unnamed))"),
+    Mutation("node: keeps the code of jobs that are forgotten", SCHEDULER,
+             "                unnamed += [] if job.code is None else [job.code]\n", ""),
     Mutation("leaves nodes with a part of what has changed", DISPATCH,
              "commands = [gone(node.name, block.ref), *", "commands = [*", "refs"),
     Mutation("takes it that what has changed was sent", DISPATCH,

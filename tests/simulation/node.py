@@ -15,7 +15,7 @@ from qjam_worker.node.module_cache import ModuleCache
 from qjam_worker.node.pool import GRACE
 from qjam_worker.node.results import Held
 from qjam_worker.node.rounds import NodeRound, Work
-from qjam_worker.node.scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from qjam_worker.node.scheduler import Command, Drop, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree
 from qjam_worker.wire.frames import Kind
@@ -329,6 +329,7 @@ class Node(Process):
             Give: self._give,
             Interrupt: lambda command: self.workers[command.worker].interrupt(),
             Forget: self._forget,
+            Drop: self._drop,
             Ended: lambda command: self._release(command.round),
         }
         self._handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
@@ -336,6 +337,7 @@ class Node(Process):
             Kind.JOB: self._on_job,
             Kind.TASK: self._on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, self.world.now)),
+            Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
             Kind.REFS: self._on_refs,
             Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, self.world.now)),
             Kind.PING: lambda header, buffers: self.send(Kind.PONG, header),
@@ -445,6 +447,13 @@ class Node(Process):
     def _release(self, number: int) -> None:
         ref = self.params.pop(number)
         if ref is not None:
+            self.refs.drop(ref)
+
+    def _drop(self, command: Drop) -> None:
+        for ref in command.refs:
+            if ref in self.refs.pins:
+                raise Broken(f"{self.name} is to remove {ref}, and a round needs it")
+            self.world.counts["released"] += ref in self.refs
             self.refs.drop(ref)
 
     def _on_refs(self, header: dict[str, Any], buffers: list[Any]) -> None:

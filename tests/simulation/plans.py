@@ -57,6 +57,7 @@ class JobPlan:
     seconds: float = 0.05  # for a slice
     size: int = 1000  # bytes of a slice, about
     unloadable: bool = False
+    held: bool = True  # whether the user holds the data, or makes it anew for each round
     changing: bool = False  # whether its slices are other ones when they are sent than when they were hashed
 
 
@@ -75,6 +76,8 @@ class RoundPlan:
     fold_raises: bool = False
     fold_kills: int = 0  # so many attempts at folding
     fold_hangs: bool = False  # the first attempt
+    let_go: float | None = None  # the user holds the data until so long after this began; None: for ever
+    at_once: bool = False  # whether nodes shall not keep what the user lets go of
 
 
 @dataclass
@@ -161,7 +164,12 @@ def draw(seed: int, profile: str = "any") -> Plan:
 
 def _draw_data(rng: random.Random, plan: Plan) -> None:
     """What becomes of the data, drawn apart: so the seeds that have failed before stay what they are."""
+    for round_ in plan.rounds:
+        if rng.random() < 0.4:
+            round_.let_go = rng.choice([0.0, 0.02, 0.3, 2.0]) * rng.random()
+            round_.at_once = rng.random() < 0.5
     for job in plan.jobs:
+        job.held = rng.random() < 0.7
         job.changing = plan.profile in ("errors", "refs", "mixed") and job.data is not None and rng.random() < 0.08
 
 

@@ -58,6 +58,11 @@ def test_every_kind_of_fault_is_tried(fresh, fault):
     assert fresh[f"fault: {fault}"] > 0
 
 
+def test_data_is_let_go_and_released(fresh):
+    assert fresh["data is let go"] > 0
+    assert fresh["released"] > 0
+
+
 @pytest.mark.parametrize("outcome", ["done", "task", "lost", "timeout", "cancelled", "unreachable", "closed", "room"])
 def test_every_kind_of_end_is_seen(fresh, outcome):
     assert fresh[f"outcome: {outcome}"] > 0

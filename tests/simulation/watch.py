@@ -136,7 +136,8 @@ class Watch:
                 coming |= {Ref(*ref) for ref, _ in m.header["missing"]}
         hold(missing <= coming, f"{node.name} waits for what does not come:", missing - coming)
         known = record.jobs.keys() | {*record.forget}
-        known.update(job for m in down if m.kind is Kind.JOB for job in (*m.header["forget"], m.header["job"]))
+        told = [m for m in down if m.kind in (Kind.JOB, Kind.RELEASE)]
+        known.update(job for m in told for job in (*m.header["forget"], m.header.get("job", 0)))
         hold(node.scheduler.jobs.keys() <= known, f"{node.name} keeps jobs for ever:", node.scheduler.jobs)
 
     # Who could help

@@ -30,6 +30,7 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
     Kind.JOB: [
         ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"], [1, None]], "nslices": 2, "reduce": False,
           "forget": [4]}, 0),
+        ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"]], "nslices": 2, "reduce": False, "forget": [], "data": 3}, 0),
     ],
     Kind.TASK: [(TASK, 2), ({**TASK, "params": "ref"}, 0), ({**TASK, "params": "have"}, 0)],
     Kind.STATE: [
@@ -57,6 +58,7 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
     Kind.PONG: [({"t": 0.5}, 0)],
     Kind.BYE: [({"reason": "done"}, 0)],
     Kind.SHARE: [({"round": 1, "count": 2, "seconds": 0.1, "for": "b/1"}, 0)],
+    Kind.RELEASE: [({"data": [3], "forget": []}, 0)],
 }  # fmt: skip
 CASES = [(kind, header, count) for kind, cases in SAMPLES.items() for header, count in cases]
 
@@ -69,6 +71,7 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
     Kind.JOB: [
         {"nslices": 0}, {"nslices": 1 << 40}, {"slices": []}, {"slices": [[0]]}, {"slices": [[0, 1]]},
         {"slices": [["r", 0]]}, {"slices": [0, "ref"]}, {"slices": [[-1, None]]}, {"forget": ["x"]},
+        {"data": -1}, {"data": [1]},
         {"entry": {}}, {"entry": {**ENTRY, "code": 5}}, {"entry": {**ENTRY, "shadows": "os"}},
     ],
     Kind.TASK: [
@@ -94,6 +97,7 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
     Kind.PING: [{"t": math.nan}, {"t": math.inf}, {"t": "0"}],
     Kind.PONG: [{"t": -math.inf}],
     Kind.BYE: [{"reason": "x" * (2 << 20)}],
+    Kind.RELEASE: [{"data": 3}, {"data": [-1]}, {"forget": [None]}],
     Kind.SHARE: [{"count": -1}, {"for": 1}, {"seconds": math.nan}],
 }  # fmt: skip
 WRONG_STATES: list[dict[str, Any]] = [

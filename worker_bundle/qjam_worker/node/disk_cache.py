@@ -106,6 +106,13 @@ class DiskCache:
         """Whether there is a file for the slice; `take` may find that it is damaged."""
         return REF.fullmatch(ref) is not None and os.path.lexists(self._name(ref))
 
+    def release(self, ref: str) -> None:
+        """This node uses a slice no longer, and was the last to use it: others may evict it."""
+        if REF.fullmatch(ref):
+            with suppress(OSError):
+                os.utime(self._link(ref))
+            remove(self._link(ref))
+
     def take(self, ref: str) -> Optional[tuple[str, int]]:
         """The path and the size of a slice, after all of it was read and checked; None if it is not here.
 

@@ -55,6 +55,7 @@ class DiskCacheThreads:
         self._write: queue.SimpleQueue[Optional[Item]] = queue.SimpleQueue()
         self._arrived: list[Optional[Item]] = []
         self._held_back = 0
+        self.waiting: set[str] = set()  # refs that are still to be written
         self._readers: list[threading.Thread] = []
         self._writers: list[threading.Thread] = []
         self._damaged = 0
@@ -62,6 +63,10 @@ class DiskCacheThreads:
 
     def fileno(self) -> int:
         return self._wake_fd
+
+    def release(self, ref: str) -> None:
+        """The node uses this slice no longer."""
+        self.cache.release(ref)
 
     def look(self, ref: str, round_: Optional[int]) -> bool:
         """Look for a slice that a round needs; False if it is not on disk, else `found` gives the answer later."""
@@ -89,6 +94,7 @@ class DiskCacheThreads:
 
         Writing while slices arrive would slow these down (512 MiB took 0.34 s instead of 0.29 s, on 2 cores).
         """
+        self.waiting.add(ref)
         self._arrived.append((ref, path, size))
         self._held_back += size
         if self._held_back > self.most:
@@ -170,7 +176,10 @@ class DiskCacheThreads:
                 except Stopped:
                     self._write.put(item)
                     return
+                self.waiting.discard(item[0])
+                self._wake()
         except OSError as error:
+            self.waiting.clear()
             self._say(f"slices are kept no longer: {error}")
 
     def _put(self, item: Item) -> None:

@@ -32,7 +32,7 @@ from .pool import Pool
 from .refs import RefReceiver
 from .results import Held
 from .rounds import NodeRound
-from .scheduler import Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from .scheduler import Command, Drop, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from .slice_index import SliceIndex
 from .store import Store
 from .worker_handle import WorkerHandle
@@ -103,6 +103,7 @@ class Node:
             Give: self._give,
             Interrupt: lambda command: self.pool.interrupt(self.pool.workers[command.worker], time.monotonic()),
             Forget: self._forget,
+            Drop: self._drop,
             Ended: lambda command: self.params.release(command.round),
         }
         self.answers: dict[str, Callable[[WorkerHandle, dict[str, Any], float], list[Command]]] = {
@@ -115,6 +116,7 @@ class Node:
             Kind.JOB: self.on_job,
             Kind.TASK: self.on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, time.monotonic())),
+            Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
             Kind.REFS: self.refs.on_refs,
             Kind.CREDIT: self.on_credit,
             Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, time.monotonic())),
@@ -233,11 +235,19 @@ class Node:
         self.act(commands)
 
     def _forget(self, command: Forget) -> None:
-        self.slices.forget(command.job)
+        self._unmap(self.slices.forget(command.job))
         for worker in self.pool.workers:
             if command.job in worker.jobs:
                 worker.jobs.discard(command.job)
                 self.pool.tell(worker, {"op": "forget", "job": command.job})
+
+    def _drop(self, command: Drop) -> None:
+        self._unmap([place for ref in command.refs if (place := self.slices.drop(ref)) is not None])
+        self.refs.drop(command.refs)
+
+    def _unmap(self, places: list[FileSlice]) -> None:
+        if places:
+            self.pool.tell_all({"op": "drop", "paths": places})
 
     def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
         number = header["round"]

@@ -290,6 +290,11 @@ class Pool:
         else:
             worker.outbox.append(message)
 
+    def tell_all(self, message: dict[str, Any]) -> None:
+        """Send all workers a message."""
+        for worker in self.workers:
+            self.tell(worker, message)
+
     def _on_answers(self) -> None:
         """Some workers have left their answers in their mailboxes."""
         os.read(self._answered, WAKES_READ)

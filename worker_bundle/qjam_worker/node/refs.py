@@ -43,6 +43,7 @@ class RefReceiver:
         self._store, self._scheduler, self._modules, self._pool = store, scheduler, modules, pool
         self._send, self._act = send, act
         self.disk_cache: Optional[DiskCacheThreads] = None
+        self._released: set[Ref] = set()  # to be removed as soon as they are on disk
 
     # From the master
 
@@ -97,8 +98,27 @@ class RefReceiver:
                 self._act(self._scheduler.on_no_room(number, str(error), time.monotonic()))
             self._modules.refuse(ref)
         if dropped:
-            for worker in self._pool.workers:
-                self._pool.tell(worker, {"op": "drop", "paths": dropped})
+            self._pool.tell_all({"op": "drop", "paths": dropped})
+
+    def drop(self, refs: Iterable[Ref]) -> None:
+        """Remove refs, and the maps that workers have of them; what is still to be kept on disk, when it is there."""
+        self._released.update(refs)
+        self._drop_released()
+
+    def _drop_released(self) -> None:
+        waiting = set() if self.disk_cache is None else self.disk_cache.waiting
+        dropped = []
+        for ref in [ref for ref in self._released if ref.key not in waiting]:
+            self._released.discard(ref)
+            if self._scheduler.named(ref):
+                continue  # it has come again
+            if self._store.have(ref):
+                dropped.append(self._store.path(ref))
+            self._store.drop(ref)
+            if self.disk_cache is not None and ref.kind == SLICE:
+                self.disk_cache.release(ref.key)
+        if dropped:
+            self._pool.tell_all({"op": "drop", "paths": dropped})
 
     # On disk
 
@@ -125,13 +145,16 @@ class RefReceiver:
         lacking: dict[Optional[int], list[list[Any]]] = {}
         for key, number, path, size in self.disk_cache.found():
             ref = of_slice(key)
-            if path is not None and ref not in self._store:
+            if not self._scheduler.named(ref):  # it was released meanwhile
+                self.disk_cache.release(key)
+            elif path is not None and ref not in self._store:
                 self._store.adopt(ref, path, size)
                 self._act(self._scheduler.on_arrived(ref, time.monotonic()))
             elif path is None and ref in self._scheduler.asked:
                 lacking.setdefault(number, []).append([ref, self._store.have(ref)])
         for number, missing in lacking.items():
             self._send(Kind.STATE, {"state": "blocked", "round": number, "missing": missing})
+        self._drop_released()
         self._pass_on_notes(self.disk_cache)
 
     def _pass_on_notes(self, disk_cache: DiskCacheThreads) -> None:

@@ -21,10 +21,15 @@ FOLD_LATE = 10.0
 
 
 class NodeJob:
-    """The part of a job that a node knows: the refs of its slices by index; None without a data set."""
+    """The part of a job that a node knows: the refs of its slices by index; None without a data set. `data`: the number
+    of that.
+    """
 
-    def __init__(self, number: int, entry: dict[str, Any], nslices: int, user_reduce: bool) -> None:
+    def __init__(
+        self, number: int, entry: dict[str, Any], nslices: int, user_reduce: bool, data: Optional[int] = None
+    ) -> None:
         self.number = number
+        self.data = data
         self.entry = entry
         self.nslices = nslices
         self.user_reduce = user_reduce

@@ -5,6 +5,7 @@ Events and `now` go in, commands come out. The node does the I/O and has the clo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple, Optional, Protocol, Union
@@ -49,13 +50,19 @@ class Forget(NamedTuple):
     job: int
 
 
+class Drop(NamedTuple):
+    """Remove these refs: no job and no data that the master still knows names them."""
+
+    refs: list[Ref]
+
+
 class Ended(NamedTuple):
     """The round is over on this node: remove its params."""
 
     round: int
 
 
-Command = Union[Tell, Give, Interrupt, Forget, Ended]
+Command = Union[Tell, Give, Interrupt, Forget, Drop, Ended]
 
 
 class RefIndex(Protocol):
@@ -92,6 +99,8 @@ class Scheduler:
         self.rounds: dict[int, NodeRound] = {}
         self.asked: set[Ref] = set()  # refs that the node has asked for and does not have yet
         self.speculation = True
+        self._data: dict[Optional[int], set[Ref]] = {}  # the slices of each data set; None: of those without a number
+        self._named: Counter[Ref] = Counter()  # how many data sets and jobs name a ref
         self._params: dict[int, Optional[Ref]] = {}  # by round; None if they came with the task
         self._check: Optional[tuple[float, int]] = None  # when an attempt may become late, and in which round
 
@@ -113,11 +122,42 @@ class Scheduler:
         """The master describes a job, or names more of its slices. ValueError if the message makes no sense."""
         number = header["job"]
         self._check_job(header)
-        forgotten: list[Command] = [Forget(old) for old in header.get("forget", ()) if self.jobs.pop(old, None)]
-        if number not in self.jobs:
-            self.jobs[number] = NodeJob(number, header["entry"], header["nslices"], header["reduce"])
-        self.jobs[number].add(_slices_of(header))
-        return forgotten
+        job = self.jobs.get(number)
+        if job is None:
+            entry, nslices, user_reduce = header["entry"], header["nslices"], header["reduce"]
+            job = self.jobs[number] = NodeJob(number, entry, nslices, user_reduce, header.get("data"))
+            if job.code is not None:
+                self._named[job.code] += 1
+        slices = _slices_of(header)
+        job.add(slices)
+        known = self._data.setdefault(job.data, set())
+        new = {ref for ref in slices.values() if ref is not None} - known
+        known |= new
+        self._named.update(new)
+        return self._forget(header["forget"], [])
+
+    def on_release(self, header: dict[str, Any]) -> list[Command]:
+        """The master will not ask for these data sets again, nor for these jobs. ValueError if one is in use."""
+        self._check_forgotten(header["forget"])
+        in_use = {round_.job.data for round_ in self.rounds.values()}.intersection(header["data"])
+        if in_use:
+            raise ValueError(f"the data {in_use} is to be removed and is in use")
+        unnamed = [ref for number in header["data"] for ref in self._data.pop(number, ())]
+        return self._forget(header["forget"], unnamed)
+
+    def _forget(self, jobs: Iterable[int], unnamed: list[Ref]) -> list[Command]:
+        """Forget jobs. `unnamed`: refs that are named by one less; what nobody names any more is removed."""
+        commands: list[Command] = []
+        for number in jobs:
+            job = self.jobs.pop(number, None)
+            if job is not None:
+                commands.append(Forget(number))
+                unnamed += [] if job.code is None else [job.code]
+        self._named.subtract(unnamed)
+        gone = [ref for ref in dict.fromkeys(unnamed) if self._named[ref] <= 0]
+        for ref in gone:
+            del self._named[ref]
+        return [*commands, Drop(gone)] if gone else commands
 
     def on_task(self, header: dict[str, Any], now: float) -> list[Command]:
         """The master gives slices to map, of a new or a known round. ValueError if the message makes no sense."""
@@ -200,7 +240,7 @@ class Scheduler:
     def _check_job(self, header: dict[str, Any]) -> None:
         number, entry, nslices = header["job"], header["entry"], header["nslices"]
         known, slices = self.jobs.get(number), _slices_of(header)
-        if known is not None and (known.entry, known.nslices) != (entry, nslices):
+        if known is not None and (known.entry, known.nslices, known.data) != (entry, nslices, header.get("data")):
             raise ValueError(f"job {number} was another one before")
         if known is not None and any(known.refs.get(index, ref) != ref for index, ref in slices.items()):
             raise ValueError(f"job {number} had other slices before")
@@ -208,9 +248,14 @@ class Scheduler:
             raise ValueError(f"job {number} has {nslices} slices and cannot have slice {max(slices)}")
         if len({*(ref is None for ref in slices.values()), *([not known.has_data] if known else [])}) > 1:
             raise ValueError(f"only some slices of job {number} have data")
-        forgotten = {number, *(round_.job.number for round_ in self.rounds.values())}.intersection(header["forget"])
-        if forgotten:
-            raise ValueError(f"job {min(forgotten)} is to be forgotten and is in use")
+        if number in header["forget"]:
+            raise ValueError(f"job {number} is to be forgotten and is in use")
+        self._check_forgotten(header["forget"])
+
+    def _check_forgotten(self, jobs: Iterable[int]) -> None:
+        in_use = {round_.job.number for round_ in self.rounds.values()}.intersection(jobs)
+        if in_use:
+            raise ValueError(f"job {min(in_use)} is to be forgotten and is in use")
 
     def _job_of(self, header: dict[str, Any]) -> NodeJob:
         """The job of a task. ValueError if the task makes no sense."""
@@ -227,8 +272,8 @@ class Scheduler:
         return job
 
     def named(self, ref: Ref) -> bool:
-        """Whether this is a slice or the code of a job that has not been forgotten."""
-        return any(ref == job.code or ref in job.refs.values() for job in self.jobs.values())
+        """Whether this is a slice or code that the master still knows of."""
+        return ref in self._named
 
     def wanting(self, ref: Ref) -> list[int]:
         """The rounds that need this ref, for which there is no room. The node waits for it no longer."""

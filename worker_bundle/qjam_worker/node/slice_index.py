@@ -53,9 +53,12 @@ class SliceIndex:
             self._places[ref] = FileSlice(path, offset, size, heads[head], its_stamp)
             self._jobs.setdefault(job, set()).add(ref)
 
-    def forget(self, job: int) -> None:
-        """The job is over. Slices that rounds of other jobs use stay."""
-        refs = self._jobs.pop(job, set())
-        for ref in refs.difference(*self._jobs.values()):
-            if not self._store.is_pinned(ref):
-                del self._places[ref]
+    def drop(self, ref: Ref) -> Optional[FileSlice]:
+        """Forget the place of a slice in a user's file; gives it, if it has one."""
+        return self._places.pop(ref, None)
+
+    def forget(self, job: int) -> list[FileSlice]:
+        """The job is over: gives the places that are forgotten with it. Slices that rounds of other jobs use stay."""
+        refs = self._jobs.pop(job, set()).difference(*self._jobs.values())
+        dropped = [self.drop(ref) for ref in refs if not self._store.is_pinned(ref)]
+        return [place for place in dropped if place is not None]

@@ -36,6 +36,7 @@ class Kind(enum.IntEnum):
     PONG = 13
     BYE = 14
     SHARE = 15
+    RELEASE = 16
 
 
 MAX_INT = 1 << 53  # no whole number that counts something is as large
@@ -167,7 +168,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
         "job": COUNT, "entry": _one("what to map with", lambda value: _misfit(value, ENTRY) is None, dict),
         "slices": _some("a list of [index, ref or None]", _are_slices),
         "nslices": _one("a number of slices", range(1, MAX_SLICES + 1).__contains__, int),
-        "reduce": FLAG, "forget": COUNTS,
+        "reduce": FLAG, "forget": COUNTS, "data": _optional(COUNT),
         "file": _optional(_one("slices in a file", _are_in_file, dict)),
     },
     Kind.TASK: {
@@ -190,6 +191,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.PING: {"t": SECONDS},
     Kind.PONG: {"t": SECONDS},
     Kind.BYE: {"reason": TEXT},
+    Kind.RELEASE: {"data": COUNTS, "forget": COUNTS},
     Kind.SHARE: {"round": COUNT, "count": COUNT, "seconds": SECONDS, "for": NAME},
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ from typing import Any, Callable, NoReturn, Optional
 import numpy as np
 
 from qjam_worker import importing
+from qjam_worker.ipc.file_slices import FileSlice
 from qjam_worker.ipc.files import Files, map_file
 from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLICE, TASK, Mailbox, mailbox_name
 from qjam_worker.ipc.pipes import Channel
@@ -152,7 +153,7 @@ class Worker:
 
     def on_drop(self, message: dict[str, Any]) -> None:
         for path in message["paths"]:
-            self.slices.drop(path)
+            self.slices.drop(path if type(path) is str else FileSlice.of(path))
 
     def on_run(self, message: dict[str, Any]) -> None:
         self._answer(message, self._map)
