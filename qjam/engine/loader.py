@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values import codec, flat
@@ -77,6 +76,8 @@ class HashedBlob(Blob):
     """
 
     def __init__(self, pieces: list[Any], content_hash: str, name: str, scratch: Scratch) -> None:
+        import xxhash  # here, for user modules that import qjam are loaded on hosts that lack it
+
         super().__init__(pieces)
         self._wanted, self._name, self._scratch = content_hash, name, scratch
         self._content = xxhash.xxh3_128()

@@ -20,6 +20,7 @@ from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import Ref, of_params
+from qjam_worker.worker.user_modules import FIELDS
 
 from . import checks
 from .plans import MIB, HostPlan
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 CREDIT = 16 * MIB
 HUNG = float("inf")
-MODULE = {"source": b"", "path": "m.py", "package": False}
+MODULE = {name: kind() for name, kind in FIELDS.items()}
 
 
 class Refs:
