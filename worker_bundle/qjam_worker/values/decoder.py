@@ -61,7 +61,7 @@ def decode(header: Buffer, buffers: Sequence[Buffer], *, copy: bool = False, all
     With copy=False arrays are read-only, and long ones are views of `buffers`, which they keep alive; with
     copy=True they are private and can be written to. With allow_pickle=False a value with a pickle inside is
     refused. CodecError, and nothing else, when `header` and `buffers` are not what `encode` gave, or when the
-    pickle inside cannot be opened here.
+    pickle inside cannot be opened here; its __cause__ is then what opening it has raised.
     """
     try:
         return _decode_any(header, buffers, copy, allow_pickle)

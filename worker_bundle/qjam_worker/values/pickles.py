@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .header import Buffer, CodecError
+from .header import Buffer
 
 # Modules whose name means another module elsewhere; __mp_main__ is the script in a child that multiprocessing spawned.
 MAIN = ("__main__", "__mp_main__")
@@ -39,7 +39,7 @@ def with_versions(data: bytes) -> bytes:
 def loads(data: Buffer, buffers: Sequence[Any] = (), *, own: bool = False) -> Any:
     """The value that was pickled. With own=True its arrays can be written to, also those that could not before.
 
-    CodecError when loading fails and packages have other versions here; else what loading raises.
+    Raises what loading raises; an ImportError that names the versions where packages have others here.
     """
     try:
         return _Own(io.BytesIO(data), buffers=buffers).load() if own else pickle.loads(data, buffers=buffers)
@@ -47,7 +47,7 @@ def loads(data: Buffer, buffers: Sequence[Any] = (), *, own: bool = False) -> An
         differences = _differences(bytes(data))
         if not differences:
             raise
-        raise CodecError(f"{type(error).__name__}: {error} ({differences})") from error
+        raise ImportError(f"{type(error).__name__}: {error} ({differences})") from error
 
 
 def _version(package: str) -> str:
@@ -60,8 +60,8 @@ def _differences(data: bytes) -> str:
     with contextlib.suppress(UnicodeDecodeError):
         for package in data[-_SIZE - size : -_SIZE].decode("ascii").split(", "):
             name, _, there = package.partition(" ")
-            here = _version(name) or "not loaded"
-            if name in _PACKAGES and there != here:
+            here = _version(name)
+            if name in _PACKAGES and here and here != there:
                 told.append(f"{name} is {there} where this was pickled, and {here} here")
     return "; ".join(told)
 

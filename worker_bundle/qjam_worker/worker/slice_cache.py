@@ -57,10 +57,12 @@ class SliceCache:
 
 
 def decoded(packed: memoryview, copy: bool = False) -> Any:
-    """The value whose flat form this is. MemoryError when it is too large for what is left."""
+    """The value whose flat form this is. MemoryError when it is too large for what is left; ImportError when it is made
+    of what this host lacks.
+    """
     try:
         return flat.load(packed, copy=copy)
     except codec.CodecError as error:
-        if isinstance(error.__cause__, MemoryError):
+        if isinstance(error.__cause__, (MemoryError, ImportError)):
             raise error.__cause__ from None
         raise
