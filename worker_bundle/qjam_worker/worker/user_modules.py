@@ -8,7 +8,6 @@ import importlib.machinery
 import importlib.util
 import linecache
 import os
-import pickle
 import shutil
 import sys
 import tempfile
@@ -18,6 +17,8 @@ from types import FunctionType, ModuleType
 from typing import Any, Callable, Optional
 
 import msgpack
+
+from qjam_worker.values import pickles
 
 # What the master tells of a module, or of the files of a package. The node checks it.
 FIELDS = {
@@ -88,7 +89,7 @@ class ShippedModules(importlib.abc.MetaPathFinder):
     def _add_finders(self, pickled: bytes) -> None:
         """The finders of the user's own, after all others."""
         if pickled and pickled != self._finders:
-            finders, hooks = pickle.loads(pickled)
+            finders, hooks = pickles.loads(pickled)
             sys.meta_path += finders
             sys.path_hooks += hooks
             sys.path_importer_cache.clear()
@@ -234,7 +235,7 @@ def set_state(module: ModuleType, packed: bytes) -> None:
         if data is None:
             delattr(owner, name)
         else:
-            value = pickle.loads(memoryview(data)[1:])
+            value = pickles.loads(memoryview(data)[1:])
             setattr(owner, name, value if data[:1] == b"v" else _function(module, *value))
 
 
