@@ -17,11 +17,11 @@ import numpy as np
 
 from qjam_worker.importing import check_not_importing
 from qjam_worker.ipc.cores import usable_cores
-from qjam_worker.values import codec
+from qjam_worker.values import codec, definitions
 from qjam_worker.wire.messages import MAX_SLICES
 
 from . import arguments
-from .code.user_code import Sources, UserCode
+from .code.user_code import LARGE, Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
 from .data.leases import Lease, Leases
 from .dispatch.commands import Failure
@@ -33,6 +33,7 @@ from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskE
 from .hosts import LOCAL, HostSpec, resolve
 from .launch.fleet import Fleet
 from .launch.supervisor import STOP_TIMEOUT, SupervisedHost, Supervisor
+from .log import say
 from .remote_worker import RemoteWorker, WorkerStatus
 from .report import HostReport
 from .stats import Stats
@@ -106,6 +107,7 @@ class Master:
         self._printer = Printer(echo, self._engine.acknowledge)
         self._supervisor = Supervisor(self._engine, self._fleet, limit, keep)
         self._finisher = _Finisher()
+        self._told_of_large_params = False
         self._close = weakref.finalize(
             self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._supervisor
         )
@@ -282,9 +284,15 @@ class Master:
             key = user_code.key, lease.key
             spec = JobSpec(key, user_code.header, refs, len(refs), data.in_file(), lease, code_bytes)
         try:
-            encoded = codec.encode(params)
+            encoded = codec.encode(params, classes=definitions.changed())
         except codec.CodecError as error:
             raise TypeError(f"params cannot be sent to workers: {error}") from error
+        if not self._told_of_large_params and sum(map(len, encoded.buffers), len(encoded.header)) > LARGE:
+            self._told_of_large_params = True
+            say(
+                f"params take more than {LARGE // 10**6} MB, which every call sends to every host: what stays the same "
+                "is better a DataSet, which is sent once, or a global that a module loads on the workers"
+            )
         deadline = None if timeout is None or timeout > NEVER else time.monotonic() + timeout
         return user_code, Pending(spec, user_code.code, encoded, data, deadline, on_end)
 

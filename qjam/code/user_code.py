@@ -27,6 +27,7 @@ from .state import PYTHON, Watch, state_of
 Reduce = Callable[[Any, Any], Any]
 
 _MAIN = ("__main__", "__mp_main__")  # __mp_main__: the script in a child that multiprocessing spawned
+LARGE = 100_000_000  # bytes of code or params from which on the user is told of a better way
 _OFTEN = 5  # times that the state of a module changes between rounds before the user is told what this costs
 
 observe_imports()
@@ -296,6 +297,12 @@ class Sources:
         except Exception as error:  # pickling runs user code, which may raise anything
             name = getattr(mapfunc, "__name__", repr(mapfunc))
             raise TypeError(f"module: the function {name} cannot be sent to workers: {error}") from error
+        if len(pickled.data) > LARGE:
+            self._tell(
+                f"the function {getattr(mapfunc, '__qualname__', repr(mapfunc))} carries more than {LARGE // 10**6} MB "
+                "in its closure, defaults or globals, which are pickled at every call, and sent again when one has "
+                "changed: make them a DataSet, which is sent once, or let a module load them on the workers"
+            )
         digest = hashlib.sha256(pickled.data).hexdigest()[:32]
         header = {
             **self._surroundings(),

@@ -77,7 +77,7 @@ class BaseDataSet(ABC):
 
     def slice_data(self, index: int) -> codec.Encoded:
         """One slice as qjam sends it; arrays are not copied. Not cached."""
-        return codec.encode(self[index])
+        return codec.encode(self[index], lasting=True)
 
     def in_file(self) -> file_slices.InFile | None:
         """The slices that hosts with access to the same file can map, so that qjam need not send them; None if none."""
@@ -92,7 +92,7 @@ class BaseDataSet(ABC):
         index = self._index(index)
         if index not in self._known.hash_at:
             self.in_file()  # before: if the file changes afterwards, hosts must not map it
-            encoded = codec.encode(self.slice(index))
+            encoded = codec.encode(self.slice(index), lasting=True)
             found = _content_hash(encoded)
             self._known.size_of[found] = flat.size(encoded)
             # index_of first: a thread that sees the hash must be able to find its slice.

@@ -151,6 +151,6 @@ class Loader:
         dataset = pending.dataset
         if dataset is None:
             raise LookupError(f"{ref} is of a round that is over")
-        pieces = flat.pieces(codec.encode(dataset.slice_from_hash(ref.key)))
+        pieces = flat.pieces(codec.encode(dataset.slice_from_hash(ref.key), lasting=True))
         index = 0 if pending.spec.refs is None else pending.spec.refs.index(ref.key)
         return HashedBlob(pieces, ref.key, f"slice {index}", self._scratch)

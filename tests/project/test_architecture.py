@@ -19,7 +19,7 @@ LAYERS = {
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
     "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
-    "qjam.hosts qjam.errors qjam.report qjam.stats qjam_worker.importing qjam_worker.ipc qjam_worker.values "
+    "qjam.hosts qjam.errors qjam.report qjam.stats qjam.log qjam_worker.importing qjam_worker.ipc qjam_worker.values "
     "qjam_worker.wire",
     "qjam.arguments": "qjam.launch qjam.hosts",
     "qjam.remote_worker": "qjam.hosts",

@@ -338,3 +338,28 @@ def test_globals_are_shared_by_a_function_and_the_methods_that_it_is_given(scrip
             print(master.run(work, Model(), data)["seen"], master.run(work, Model(), data)["seen"])
         """
     assert script(source) == ["3 6"]
+
+
+def test_a_class_that_has_changed_is_no_change_of_the_data(script):
+    source = """
+        from qjam import DataSet, Master
+
+        class Sample:
+            made = 0
+            def __init__(self, x):
+                self.x = x
+                Sample.made += 1
+            def value(self): return self.x
+
+        def work(params, part): return sum(sample.value() for sample in part)
+
+        data = DataSet([Sample(i) for i in range(8)], slice_size=2)
+        for _ in range(2):
+            with Master(HOSTS) as master:
+                print(master.run(work, None, data))
+                Sample(1)
+                print(master.run(work, None, data), Sample.made)
+                Sample.value = lambda self: self.x * 10
+                print(master.run(work, None, data), master.run(work, (1,), data))
+        """
+    assert script(source) == ["28", "28 9", "280 280", "280", "280 10", "280 280"]

@@ -21,7 +21,8 @@ import cloudpickle
 
 from . import definitions, functions, pickles
 
-_DEFINE, _REFER, _NAME = range(3)  # what a pickle has of a class: all of it; its key, and all of it beside; its key
+# What a pickle has of a class: all of it; its key, and all of it beside, as it is now or as it was at first; its key.
+_DEFINE, _REFER, _REFER_TO_FIRST, _NAME = range(4)
 _MAX_CODES = 4096
 
 _ages = itertools.count(1)
@@ -38,10 +39,13 @@ class Pickled(NamedTuple):
     has_code: bool
 
 
-def dumps(value: Any) -> Pickled:
-    """Pickle a value. The classes that it is made of are known at the other end, or come with it."""
+def dumps(value: Any, *, lasting: bool = False) -> Pickled:
+    """Pickle a value. The classes that it is made of are known at the other end, or come with it.
+
+    `lasting`: they come as they were when they first came with a value that was to last.
+    """
     buffers: list[pickle.PickleBuffer] = []
-    made = _dump(value, _REFER, buffers.append)
+    made = _dump(value, _REFER_TO_FIRST if lasting else _REFER, buffers.append)
     return made._replace(data=pickles.with_versions(made.data), buffers=[buffer.raw() for buffer in buffers])
 
 
@@ -104,6 +108,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return reduced
         if self.mode == _DEFINE:
             return self.define(cls, *reduced)
+        if self.mode == _REFER_TO_FIRST:
+            first = definitions.define(cls).first or definitions.lasts(cls, *self.pickled(cls))
+            return self.refer(cls, *first)
         return self.refer(cls, *self.pickled(cls)) if self.mode == _REFER else self.refer(cls, 0, None)
 
     def define(self, cls: type, make: Any, arguments: Any, state: Any, _: None, __: None, set_state: Any) -> Any:

@@ -8,11 +8,12 @@ the class, so that what user code keeps on it lasts.
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 import uuid
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Callable, Optional
 
 from . import pickles
@@ -28,7 +29,7 @@ class Definition:
     job; `age`: a number that grows with each change of the pickle; `digest`: of the pickle that was made last.
     """
 
-    __slots__ = ("age", "at_home", "data", "digest", "key", "names", "pickle")
+    __slots__ = ("age", "at_home", "data", "digest", "first", "key", "names", "pickle", "vars")
 
     def __init__(self, key: str, at_home: bool) -> None:
         self.key = key
@@ -36,6 +37,8 @@ class Definition:
         self.pickle: Optional[bytes] = None
         self.age = 0
         self.digest: Optional[bytes] = None
+        self.first: Optional[tuple[int, bytes]] = None  # age and pickle that come with values that are to last
+        self.vars: dict[str, Any] = {}  # attributes at that time
         self.data: Optional[bytes] = None  # a digest of the attributes that are data, as they came
         self.names: frozenset[str] = frozenset()  # of all attributes that came
 
@@ -51,6 +54,7 @@ class _Loading(threading.local):
 _definitions: weakref.WeakKeyDictionary[type, Definition] = weakref.WeakKeyDictionary()
 _classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
 _kept: OrderedDict[str, type] = OrderedDict()
+_lasting: weakref.WeakSet[type] = weakref.WeakSet()
 _lock = threading.RLock()
 _loading = _Loading()
 _settled: Optional[frozenset[str]] = None  # in a worker: keys of the classes that the code of its job has brought
@@ -71,6 +75,23 @@ def _enter(cls: type, definition: Definition) -> Definition:
     _definitions[cls] = definition
     _classes[definition.key] = cls
     return definition
+
+
+def lasts(cls: type, age: int, pickle: bytes) -> tuple[int, bytes]:
+    """The class has come with a value that is to last, and with later ones comes as it is now: its age and pickle."""
+    definition = define(cls)
+    definition.first, definition.vars = (age, pickle), dict(vars(cls))
+    _lasting.add(cls)
+    return definition.first
+
+
+def changed() -> list[type]:
+    """The classes that have come with values that are to last, and have other attributes now."""
+    return [cls for cls in _lasting if not _same(vars(cls), _definitions[cls].vars)] if _lasting else []
+
+
+def _same(now: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    return now.keys() == before.keys() and all(map(operator.is_, now.values(), before.values()))
 
 
 def in_worker() -> bool:

@@ -71,30 +71,36 @@ def _pack(tree: Any) -> bytes:
     return data
 
 
-def encode(value: Any, *, inline: int = 1024) -> Encoded:
+def encode(value: Any, *, inline: int = 1024, lasting: bool = False, classes: Collection[type] = ()) -> Encoded:
     """`value` as a header and buffers; arrays and bytes of more than `inline` bytes become buffers.
 
-    An array that is contiguous and longer than `inline` is not copied: do not change it before it is sent.
+    An array that is contiguous and longer than `inline` is not copied: do not change it before it is sent. `lasting`:
+    the value has the same bytes again as long as it is the same, whatever becomes of the classes that it is made of.
+    `classes`: those that the other end shall have as they are now, beside those that the value is made of.
     CodecError when the value holds something that cannot be pickled, or is nested too deeply even for pickle.
     """
+    if classes:
+        encoder = _Encoder(inline)
+        encoder.objects += classes
+        return encoder.run_pickled(value)
     if type(value) is np.ndarray and id(value.dtype) in lone_arrays.DTYPES and value.nbytes > inline:
         return _encode_lone(value)
-    encoded = _encode(value, inline)
+    encoded = _encode(value, inline, lasting)
     # A message has only so many frames; beyond, one long header is faster anyway.
-    return encoded if len(encoded.buffers) <= _MAX_BUFFERS else _encode(value, sys.maxsize)
+    return encoded if len(encoded.buffers) <= _MAX_BUFFERS else _encode(value, sys.maxsize, lasting)
 
 
-def _encode(value: Any, inline: int) -> Encoded:
+def _encode(value: Any, inline: int, lasting: bool) -> Encoded:
     try:
-        return _Encoder(inline).run(value)
+        return _Encoder(inline, lasting=lasting).run(value)
     except OverflowError:  # an int of more than 64 bits somewhere: rare enough to start again
         pass
     except (_UnfitError, RecursionError):
-        return _Encoder(inline).run_pickled(value)
+        return _Encoder(inline, lasting=lasting).run_pickled(value)
     try:
-        return _Encoder(inline, big_ints=True).run(value)
+        return _Encoder(inline, big_ints=True, lasting=lasting).run(value)
     except (_UnfitError, RecursionError):
-        return _Encoder(inline).run_pickled(value)
+        return _Encoder(inline, lasting=lasting).run_pickled(value)
 
 
 def _encode_lone(value: np.ndarray[Any, Any]) -> Encoded:
@@ -110,11 +116,12 @@ def _encode_lone(value: np.ndarray[Any, Any]) -> Encoded:
 class _Encoder:
     """Lowers one value, gathering what leaves the tree on the way: buffers, and objects for pickle."""
 
-    __slots__ = ("big_ints", "buffers", "flags", "inline", "objects", "plain", "repeated", "seen")
+    __slots__ = ("big_ints", "buffers", "flags", "inline", "lasting", "objects", "plain", "repeated", "seen")
 
-    def __init__(self, inline: int, big_ints: bool = False) -> None:
+    def __init__(self, inline: int, big_ints: bool = False, lasting: bool = False) -> None:
         self.inline = inline
         self.big_ints = big_ints
+        self.lasting = lasting
         self.buffers: list[memoryview] = []
         self.objects: list[Any] = []
         self.flags = 0
@@ -134,7 +141,7 @@ class _Encoder:
         if self.objects:
             self.flags |= PICKLED
             self.plain = False
-            data, raw = _pickled(self.objects)
+            data, raw = _pickled(self.objects, self.lasting)
             places = _pack([self._place(view) for view in raw])
             parts = [data, places, *parts]
             sizes = (len(data), len(places))
@@ -228,7 +235,7 @@ class _Encoder:
 
     def _apart(self, item: Any, depth: int) -> bytes:
         """The element of a set encoded on its own, to have bytes to sort by."""
-        encoder = _Encoder(sys.maxsize, big_ints=True)
+        encoder = _Encoder(sys.maxsize, big_ints=True, lasting=self.lasting)
         encoder.seen, encoder.repeated = self.seen, self.repeated
         header, _, plain = encoder.finish(encoder.lower(item, depth))
         self.repeated = encoder.repeated
@@ -268,7 +275,7 @@ def _in_order(values: Collection[Any]) -> list[Any]:
     return sorted(values) if len(values) > 1 else list(values)
 
 
-def _pickled(objects: list[Any]) -> tuple[bytes, list[memoryview]]:
+def _pickled(objects: list[Any], lasting: bool) -> tuple[bytes, list[memoryview]]:
     """The objects in one pickle, and its out-of-band buffers; by value if need be and cloudpickle is there."""
     result, failure = None, None
     try:
@@ -284,7 +291,7 @@ def _pickled(objects: list[Any]) -> tuple[bytes, list[memoryview]]:
     try:
         from . import by_value
 
-        return by_value.dumps(objects)[:2]
+        return by_value.dumps(objects, lasting=lasting)[:2]
     except ImportError:
         if result is not None:
             return result
