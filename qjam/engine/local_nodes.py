@@ -6,6 +6,7 @@ import selectors
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from qjam_worker.ipc import shortage
 from qjam_worker.wire.frames import Message
 from qjam_worker.wire.sockets import Lane
 
@@ -59,7 +60,7 @@ class LocalNodes:
     def fail(self, name: str, error: Exception) -> None:
         """A call of this node's has raised."""
         self.end(name)
-        self._on_failed(name, f"the node failed: {type(error).__name__}: {error}")
+        self._on_failed(name, f"the node failed: {shortage.told(error)}")
 
     def end(self, name: str) -> None:
         """Close a node with the next exchange, if it is one of these."""

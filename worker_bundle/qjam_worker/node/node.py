@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
+from qjam_worker.ipc import shortage
 from qjam_worker.ipc.file_slices import FileSlice
 from qjam_worker.ipc.files import Files, NoRoom, map_file, remove
 from qjam_worker.ipc.slots import result_prefix
@@ -142,6 +143,9 @@ class Node:
             self.start()
             while self.receive():
                 self.poll(None)
+        except Exception as error:
+            self.leave(f"the node failed: {shortage.told(error)}")
+            raise
         finally:
             self.close()
 
@@ -360,7 +364,7 @@ class Node:
             try:
                 commands += self.answers[message["op"]](worker, message, now)
             except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
-                text = f"the node cannot use the answer of worker {worker.index}: {error!r}"
+                text = f"the node cannot use the answer of worker {worker.index}: {shortage.told(error)}"
                 commands += self.scheduler.on_failed(worker.index, "node", text, now)
         self.act(commands + self.scheduler.assign(now))
 

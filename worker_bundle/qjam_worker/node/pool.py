@@ -116,7 +116,12 @@ class Pool:
         self.selector.register(answer, selectors.EVENT_READ, partial(self._on_message, worker, channel))
         worker.outputs = [out, err]
         for stream, fd in ((1, out), (2, err)):
-            self.output.add(fd, partial(self.events.on_output, worker.index, stream))
+            self.output.add(fd, partial(self._on_output, worker, stream))
+
+    def _on_output(self, worker: WorkerHandle, stream: int, data: bytes) -> None:
+        if not worker.ready:
+            worker.said = data
+        self.events.on_output(worker.index, stream, data)
 
     # The fork server
 
@@ -213,7 +218,8 @@ class Pool:
         worker.status[RUNNING] = worker.status[CANCELLED] = 0
         worker.failures += 0 if was_ready else 1
         if worker.failures == START_ATTEMPTS:
-            self.events.on_pool_broken(f"worker {worker.index} {how_it_ended(status)} before it was ready")
+            how = f"worker {worker.index} {how_it_ended(status)} before it was ready"
+            self.events.on_pool_broken(": ".join(filter(None, [how, self._last_line(worker)])))
             return
         if worker.last_answer is not None:
             self._fork(worker)
@@ -221,6 +227,14 @@ class Pool:
         worker.seq = 0
         self._fork(worker)
         self.events.on_worker_exit(worker, how_it_ended(status), at, pid or 0)
+
+    def _last_line(self, worker: WorkerHandle) -> str:
+        """What a process that did not come up has printed last, or the fork server for it."""
+        said = worker.said.decode(errors="replace").strip()
+        if not said and self._server is not None:
+            self.output.drain(self._server.output)
+            said = self._server.last_words
+        return said.rpartition("\n")[2]
 
     def _let_go(self, worker: WorkerHandle) -> None:
         """Read the last that the worker has printed and close its ends."""

@@ -34,6 +34,7 @@ class WorkerHandle:
         self.ready = False
         self.last_answer: Optional[dict[str, Any]] = None  # of a process that leaves, until the next one is there
         self.failures = 0
+        self.said = b""  # what the process has printed last before it was ready
         self.seq = 0  # the number of its task; 0 when idle
         self.jobs: set[int] = set()  # that the process knows
         self.kill_at: Optional[float] = None
@@ -53,7 +54,7 @@ class WorkerHandle:
             remove(path)
         self.reusable_files.clear()
         self.files_in_reuse = []
-        self.ready, self.pid = False, None
+        self.ready, self.pid, self.said = False, None, b""
         self.jobs.clear()
 
     def forget_task(self) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import resource
 import select
 import sys
 
-# The worker's own descriptors get numbers from here on: user code does not close them by accident, and if it closes
-# all, no file that it opens later gets the number of one that the worker writes to.
+# The worker's own descriptors get numbers from here on, or the last OWN_FDS that the limit allows: user code does not
+# close them by accident, and if it closes all, no file that it opens later gets the number of one that the worker
+# writes to.
 HIGH_FDS = 200
+OWN_FDS = 16
 
 _spare: dict[int, int] = {}  # copies of descriptors 0, 1 and 2
 _streams = select.poll()  # tells with one call which of the three are closed
@@ -29,7 +32,9 @@ def open_streams(out: int, err: int) -> None:
 
 def out_of_the_way(fd: int) -> int:
     """Move a descriptor to a high number, which exec closes."""
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, HIGH_FDS)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first = HIGH_FDS if limit == resource.RLIM_INFINITY else max(3, min(HIGH_FDS, limit - OWN_FDS))
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
     os.close(fd)
     return high
 

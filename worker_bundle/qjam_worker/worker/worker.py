@@ -17,6 +17,7 @@ from typing import Any, Callable, NoReturn, Optional
 import numpy as np
 
 from qjam_worker import importing
+from qjam_worker.ipc import shortage
 from qjam_worker.ipc.file_slices import FileSlice
 from qjam_worker.ipc.files import Files, map_file
 from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLICE, TASK, Mailbox, mailbox_name
@@ -55,10 +56,14 @@ def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] =
     pipe that wakes the node for answers in mailboxes, the pipe of requested modules, stdout, stderr. `here`: whether
     this is the master's machine.
     """
-    _settle(*fds[5:])
-    messages, broadcast, answer, answered, modules = map(out_of_the_way, fds[:5])
-    doorbell = Doorbell(messages, broadcast, answered)
-    return Worker(index, Channel(messages, answer), Channel(modules, -1), files, doorbell, memory_limit, here).serve()
+    try:
+        _settle(*fds[5:])
+        messages, broadcast, answer, answered, modules = map(out_of_the_way, fds[:5])
+        doorbell = Doorbell(messages, broadcast, answered)
+        worker = Worker(index, Channel(messages, answer), Channel(modules, -1), files, doorbell, memory_limit, here)
+    except OSError as error:
+        raise SystemExit(f"a worker process cannot start: {shortage.told(error)}") from error
+    return worker.serve()
 
 
 def _settle(out: int, err: int) -> None:
@@ -317,7 +322,7 @@ class Worker:
         """User code has spoilt this process (taken all file descriptors, say): another process takes its place."""
         if self.status[CANCELLED] == self.status[RUNNING] != 0:
             raise KeyboardInterrupt  # the files of this round are gone
-        raise SystemExit(f"this worker process cannot go on, and another takes its place: {error}")
+        raise SystemExit(f"this worker process cannot go on, and another takes its place: {shortage.told(error)}")
 
     def ask(self, name: str) -> Optional[dict[str, Any]]:
         """Ask the master, through the node, for a module of the user's project; None where there is none.
