@@ -14,7 +14,7 @@ import pyzmq_garbage  # noqa: F401
 import usercode
 from processes import output
 from projects import Project, project  # noqa: F401
-from qjam import Master, TaskError
+from qjam import Master, QjamError, TaskError
 
 
 @pytest.fixture(scope="module")
@@ -423,6 +423,20 @@ def test_byte_code_for_another_python_is_refused_in_words(master, monkeypatch):
     monkeypatch.setattr("qjam.code.user_code.PYTHON", "3.4")
     with pytest.raises(TaskError, match=r"byte code of python 3\.4, and this host has .*: put it into a module"):
         master.run(lambda params, part: "for another python")
+
+
+def test_byte_code_in_params_slices_and_results_of_another_python_is_refused_in_words(master, monkeypatch):
+    """A 3.13 that runs byte code of 3.11 is killed by it. Here it is the master that takes itself for another one."""
+    monkeypatch.setattr("qjam_worker.values.functions.PYTHON", "3.4")
+    words = r"travels as byte code of python 3\.4, and here is python {}: put it into a module".format
+    here = ".".join(map(str, sys.version_info[:2]))
+    with pytest.raises(TaskError, match=words(here)):
+        master.run(usercode.give_params, lambda: 1)
+    with pytest.raises(TaskError, match=words(here)):
+        master.run(usercode.forty_two, None, [lambda: 1])
+    with pytest.raises(QjamError, match=rf"a result .* byte code of python {here}, and here is python 3\.4"):
+        master.run(usercode.give_a_lambda, None, [1])
+    assert master.run(usercode.forty_two) == 84
 
 
 def test_what_is_no_byte_code_is_for_any_python(master, monkeypatch):

@@ -156,7 +156,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self.inner.update([id(item) for item in code.co_consts if type(item) is types.CodeType])
         _, arguments, cell, lines = found
         lines = "" if id(code) in self.inner else lines
-        return functions.code, (arguments, code.co_filename, cell, code.co_firstlineno, lines)
+        return functions.code, (arguments, code.co_filename, cell, code.co_firstlineno, lines, functions.PYTHON)
 
 
 _codes: dict[

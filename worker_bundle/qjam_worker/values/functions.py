@@ -11,6 +11,8 @@ import threading
 import types
 from typing import Any, Callable
 
+from .header import CodecError
+
 CACHED = type(functools.lru_cache(None)(int))
 # Attributes of a class that are code.
 KINDS = (
@@ -23,6 +25,8 @@ KINDS = (
     functools.partialmethod,
     functools.singledispatchmethod,
 )
+
+PYTHON = ".".join(map(str, sys.version_info[:2]))  # whose byte code a code object has
 
 _new: Any = copyreg.__newobj__  # type: ignore[attr-defined]
 _dispatcher: Any = functools.singledispatch(lambda value: value)
@@ -59,8 +63,16 @@ def _last_line(code: types.CodeType) -> int:
     return max([*(line for _, line in dis.findlinestarts(code) if line), *inner], default=0)
 
 
-def code(arguments: tuple[Any, ...], file: str, cell: str, first: int, lines: str) -> types.CodeType:
-    """A code object, whose source lines tracebacks find from now on."""
+def code(arguments: tuple[Any, ...], file: str, cell: str, first: int, lines: str, python: str) -> types.CodeType:
+    """A code object, whose source lines tracebacks find from now on. `python`: the version that can run it.
+
+    CodecError in any other: its interpreter would be killed by it.
+    """
+    if python != PYTHON:
+        raise CodecError(
+            f"it has a function or class that travels as byte code of python {python}, and here is python {PYTHON}: "
+            "put it into a module, which travels as source"
+        )
     if lines:
         _remember(file, first, lines.splitlines(keepends=True))
     if cell:
