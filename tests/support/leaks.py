@@ -177,3 +177,13 @@ def seed_once_and_draw(number, part):
         seed_once_and_draw.seeded = True
         seed(number, part)
     return draw(number, part)
+
+
+class Unloadable:
+    """A function that cannot be loaded where it is sent."""
+
+    def __call__(self, params, part):
+        return None
+
+    def __reduce__(self):
+        return divmod, (1, 0)

@@ -12,7 +12,7 @@ import pytest
 
 import leaks
 import pyzmq_garbage  # noqa: F401
-from qjam import Master
+from qjam import Master, TaskError
 from ssh_hosts import home, ssh_host  # noqa: F401
 
 
@@ -73,6 +73,22 @@ def test_a_seed_decides_nothing_for_another_function_and_lasts_for_its_own(worke
     for _ in range(3):
         assert worker.run(leaks.seed_once_and_draw, 6) == (stream.random(), legacy.random())
         worker.run(leaks.draw)
+
+
+def test_every_function_finds_modules_where_this_program_does(worker, tmp_path, monkeypatch):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "found_late.py").write_text("answer = 42\n")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    for first in ("nothing", "raises"):
+        with Master(1) as master:
+            if first == "raises":
+                with pytest.raises(TaskError):
+                    master.run(leaks.Unloadable())
+            else:
+                master.run(lambda params, part: None)
+            for _ in range(2):
+                assert master.run(lambda params, part: __import__("found_late").answer) == 42
+                assert master.run(lambda params, part: __import__("found_late").answer + 1) == 43
 
 
 def test_what_a_module_sets_as_it_is_imported_holds_for_all(worker, tmp_path, monkeypatch):

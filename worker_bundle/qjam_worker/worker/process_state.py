@@ -286,7 +286,6 @@ class ProcessState:
         self._new = self._read()
         self._kept: dict[Hashable, dict[int, Any]] = {}  # by function: what differs from a new worker, by part
         self._own: dict[int, Any] = {}  # the same of the one whose turn it is, when it began
-        self._loaded = 0  # modules
         self._generators = _Generators()
 
     def _read(self) -> list[Any]:
@@ -302,7 +301,6 @@ class ProcessState:
         _keep(self._kept, self.function, changed)
         self._generators.turn(self.function, function)
         self.function, self.imports = function, function not in self._kept
-        self._loaded = len(sys.modules)
         self._own = self._kept.pop(function, {})
         return not (changed or self._own) or self._put_back(found)
 
@@ -321,12 +319,10 @@ class ProcessState:
         return True
 
     def adopt(self) -> None:
-        """The function's code has been loaded: what modules have set meanwhile holds for all."""
-        self.imports = False
-        if len(sys.modules) != self._loaded:
-            for at, value in enumerate(self._read()):
-                if not _same(value, self._own.get(at, self._new[at])):
-                    self._new[at] = value
+        """The function's code has been loaded: what has been set meanwhile, by its modules perhaps, holds for all."""
+        for at, value in enumerate(self._read()):
+            if not _same(value, self._own.get(at, self._new[at])):
+                self._new[at] = value
 
 
 def _keep(kept: dict[Hashable, Any], function: Hashable, what: Any) -> None:

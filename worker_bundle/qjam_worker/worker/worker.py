@@ -218,10 +218,16 @@ class Worker:
         self._listen()
 
     def _code(self, number: int) -> Code:
-        code = self.loader.code(number)
-        if self.state.imports:
-            self.state.adopt()
-        return code
+        if not self.state.imports:
+            return self.loader.code(number)
+        before = self.loader.epoch, len(sys.modules)
+        try:
+            code = self.loader.code(number)
+            self.state.imports = False
+            return code
+        finally:
+            if before != (self.loader.epoch, len(sys.modules)):
+                self.state.adopt()
 
     def _tell(self, answer: dict[str, Any]) -> None:
         """Answer the task: in the mailbox if the answer fits. The answer says whether user code keeps a part of large
