@@ -80,8 +80,6 @@ class HashedBlob(Blob):
 
         super().__init__(pieces)
         self._wanted, self._name, self._scratch = content_hash, name, scratch
-        import xxhash  # here, as in data.datasets
-
         self._content = xxhash.xxh3_128()
         self._hashed = 0  # bytes
 
