@@ -237,7 +237,13 @@ class Master:
         pending.params = pending.params._replace(buffers=buffers)
         engine = self._engine
         engine.submit(pending)
-        future.add_done_callback(lambda done: engine.cancel(pending) if done.cancelled() else None)
+        running = weakref.ref(pending)  # whoever keeps the future need not keep the data
+
+        def cancel(done: Future[Any]) -> None:
+            if done.cancelled() and (still := running()) is not None:
+                engine.cancel(still)
+
+        future.add_done_callback(cancel)
         return future
 
     def close(self) -> None:

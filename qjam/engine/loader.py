@@ -148,9 +148,7 @@ class Loader:
             return Blob(flat.pieces(pending.params))
         if ref.kind == CODE and pending.code is not None:
             return Blob([pending.code])
-        dataset = pending.dataset
-        if dataset is None:
-            raise LookupError(f"{ref} is of a round that is over")
-        pieces = flat.pieces(codec.encode(dataset.slice_from_hash(ref.key), lasting=True))
+        assert pending.dataset is not None
+        pieces = flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key), lasting=True))
         index = 0 if pending.spec.refs is None else pending.spec.refs.index(ref.key)
         return HashedBlob(pieces, ref.key, f"slice {index}", self._scratch)

@@ -56,7 +56,6 @@ class Pending:
         if self.over:
             return
         self.over, self.roots, self.failure = True, roots, failure
-        self.dataset = None  # whoever keeps the Future of a round need not keep the data
         self._over.release()
         on_end, self._on_end = self._on_end, None  # which refers to a future whose callbacks refer to this
         if on_end is not None:
