@@ -103,7 +103,7 @@ MUTATIONS = [
              "        self.add_node(name, node.host, node.workers, node.asked)\n", ""),
     Mutation("keeps lost nodes beside their successors", DISPATCH,
              "        node = self.nodes.pop(lost)\n", "        node = self.nodes[lost]\n"),
-    Mutation("keeps every job", BOOKS, "while len(self._jobs) > kept and self._unused:", "while False:"),
+    Mutation("keeps every job", BOOKS, "while (len(self._jobs) > kept or self._code_bytes > code_kept) and self._unused:", "while False:"),
     Mutation("lets nodes keep every job", ASSIGNMENT, "            roster.nodes[name].forget.append(job.number)\n", ""),
     Mutation("forgets jobs that are in use", BOOKS, "        job.rounds -= 1\n        if not job.rounds:\n",
              "        job.rounds = 0\n        if True:\n"),
@@ -267,10 +267,10 @@ MUTATIONS = [
              "                    under_way[ref].offset = min(under_way[ref].offset, offset)\n",
              "                    pass\n", "refs"),
     Mutation("found: jobs are kept as long as no node is ready", DISPATCH,
-             "        forget(self._jobs.forget(JOBS_KEPT), self._roster)\n"
+             "        forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)\n"
              "        commands = self._send_queued(round_)\n",
              "        commands = self._send_queued(round_)\n        if self.ready:\n"
-             "            forget(self._jobs.forget(JOBS_KEPT), self._roster)\n"),
+             "            forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)\n"),
     Mutation("found: a removed node that was closed before goes on looking for work", DISPATCH,
              "            return [*self._let_go(node), *self.reassign()]\n", "            return []\n", "churn"),
     Mutation("plans anew for nobody who goes silent", NODES, "        self.version += 1\n", ""),
