@@ -86,6 +86,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if kind is types.CodeType:
             return self.reduce_code(value)
         if kind is types.FunctionType:
+            if value in _OURS:
+                return NotImplemented
             if id(value) in self.changed:
                 return self._dynamic_function_reduce(value)
             reduced = super().reducer_override(value)
@@ -103,11 +105,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         definition = definitions.known(cls)
         if definition is not None and not definition.at_home and definitions.in_worker():
             return self.refer(cls, definition.age, definition.pickle)
-        reduced = super().reducer_override(cls)
-        if not isinstance(reduced, tuple) or len(reduced) != 6:  # others can import it
-            return reduced
-        if self.mode == _DEFINE:
-            return self.define(cls, *reduced)
+        if definition is None or self.mode == _DEFINE:
+            reduced = super().reducer_override(cls)
+            if not isinstance(reduced, tuple) or len(reduced) != 6:  # others can import it
+                return reduced
+            if self.mode == _DEFINE:
+                return self.define(cls, *reduced)
         if self.mode == _REFER_TO_FIRST:
             first = definitions.define(cls).first or definitions.lasts(cls, *self.pickled(cls))
             return self.refer(cls, *first)
@@ -185,3 +188,6 @@ def fill(cls: type, state: tuple[Callable[[type, Any], Any], tuple[dict[str, Any
     except Exception:  # noqa: BLE001  a class of the user's may raise anything: the data count as changed
         digest = None
     set_state(cls, (definitions.renewed(cls, attributes, data, digest), slots))
+
+
+_OURS = {definitions.skeleton, definitions.class_known_as, fill, functions.code}  # what pickles call most
