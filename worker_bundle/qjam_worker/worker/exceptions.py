@@ -72,5 +72,6 @@ def _user_part(error: BaseException) -> Any:
 
 def print_exception(error: BaseException) -> None:
     """Print it as python does when it ends, without the calls inside this package."""
-    traceback.print_exception(type(error), error, _user_part(error), limit=-LAST_CALLS)
+    lines = traceback.format_exception(type(error), error, _user_part(error), limit=-LAST_CALLS)
+    sys.stderr.write(functions.with_cells("".join(lines)))
     sys.stderr.flush()
