@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .data.datasets import BaseDataSet
 from .hosts import HostSpec, parse
 from .launch.fleet import ROUTES, Options
 
@@ -19,8 +22,44 @@ KEEP_DATA = 20_000_000_000  # bytes per host for keep_data=True: the data sets o
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", re.ASCII | re.IGNORECASE)
 
 
+def check_reduce(reduce: Any) -> None:
+    """Check `reduce` of `run` and `submit`."""
+    if reduce is not None and not callable(reduce):
+        raise _wrong_type("reduce", "a function reduce(a, b), or None", reduce)
+
+
+def check_order(call: str, params: Any) -> None:
+    """Check that `params` of `run` and its like is no data set."""
+    if isinstance(params, BaseDataSet):
+        raise TypeError(
+            f"params is a {type(params).__name__}: the order is {call}(module, params, dataset); without params write "
+            f"{call}(module, None, dataset)"
+        )
+
+
+def items_of_map(function: Any, iterables: Sequence[Any], chunksize: Any) -> list[Any]:
+    """Check the arguments of `map` and return what each call gets: an item, or of several iterables a tuple of them."""
+    if not callable(function):
+        raise TypeError(f"function must be callable, not {_short(function)}: the order is map(function, *iterables)")
+    if not iterables:
+        raise TypeError("map needs at least one iterable: the order is map(function, *iterables)")
+    if chunksize is not None and (isinstance(chunksize, bool) or not isinstance(chunksize, (int, np.integer))):
+        raise _wrong_type("chunksize", "an int of at least 1, or None", chunksize)
+    if chunksize is not None and chunksize < 1:
+        raise ValueError(f"chunksize must be an int of at least 1, or None, not {chunksize}")
+    for iterable in iterables:
+        if isinstance(iterable, BaseDataSet):
+            raise TypeError(
+                f"iterables: map calls function(item), and a {type(iterable).__name__} has slices: use "
+                "collect(function, params, dataset), or pass the items themselves"
+            )
+        if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+            raise TypeError(f"iterables: {_short(iterable)} is not iterable: the order is map(function, *iterables)")
+    return list(iterables[0]) if len(iterables) == 1 else list(zip(*iterables, strict=False))
+
+
 def check_timeout(timeout: Any) -> None:
-    """Check `timeout` of `run` and `submit`."""
+    """Check `timeout` of `run` and its like."""
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float, np.number)):
@@ -127,6 +166,10 @@ def options(
             raise ValueError(f"ssh_config: there is no file {ssh_config}")
     addresses = [_address(item) for item in ([address] if isinstance(address, str) else address)]
     return Options(ssh_config, host_keys == "accept-new", route, addresses, memory_limit, keep_data)
+
+
+def _short(value: Any) -> str:
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
 
 
 def _wrong_type(name: str, wanted: str, value: Any) -> TypeError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 LOCAL = "local"
+SERIAL = "serial"
 # The variable that decides what hash(text) is; python reads it when it starts.
 HASH_SEED = "PYTHONHASHSEED"
 
@@ -32,7 +33,8 @@ class HostSpec:
     """One host, and how to start workers on it.
 
     Attributes:
-        host: a name that ssh knows, an address (IPv6 without brackets), or `local`: this machine without ssh.
+        host: a name that ssh knows, an address (IPv6 without brackets), `local`: this machine without ssh, or `serial`:
+            the calling process.
         user: the name to log in with; None: as the ssh configuration says.
         port: the port of the ssh server; None: as the ssh configuration says.
         workers: the number of workers; None (`auto`): one worker per usable core of that host.
@@ -78,16 +80,25 @@ class HostSpec:
                 f"hosts: '{self}': 'local' is this machine without ssh and has no user and no port; "
                 "to reach this machine by ssh write 'localhost'"
             )
+        if self.serial and (self.address, self.workers) != (SERIAL, 1):
+            raise ValueError(
+                f"hosts: '{self}': 'serial' is the calling process and has no user, no port and no number of workers"
+            )
         for name in ("python", "setup"):
             _check_line(name, getattr(self, name))
         _check_env(self.env)
-        if self.local and (self.python, self.env, self.setup) != (None, None, None):
+        if (self.local or self.serial) and (self.python, self.env, self.setup) != (None, None, None):
             raise ValueError(f"hosts: '{self}': python, env and setup are for hosts that are reached by ssh")
 
     @property
     def local(self) -> bool:
         """True for this machine without ssh."""
         return self.host == LOCAL
+
+    @property
+    def serial(self) -> bool:
+        """True for the calling process."""
+        return self.host == SERIAL
 
     @property
     def address(self) -> str:
@@ -148,6 +159,8 @@ def resolve(hosts: Hosts) -> list[HostSpec]:
             merged[spec.address] = replace(known, workers=known.workers + spec.workers)
     if not merged:
         raise ValueError("hosts: no host is named; give one, or None for all usable cores of this machine")
+    if SERIAL in merged and len(merged) > 1:
+        raise ValueError("hosts: 'serial' runs everything in the calling process; it cannot be one of several hosts")
     return list(merged.values())
 
 

@@ -6,11 +6,11 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,27 +19,29 @@ from qjam_worker.importing import check_not_importing
 from qjam_worker.ipc.cores import usable_cores
 from qjam_worker.values import codec, definitions
 from qjam_worker.wire.messages import MAX_SLICES
+from qjam_worker.worker.application import applied
 
-from . import arguments
+from . import arguments, serial
 from .code.user_code import LARGE, Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
 from .data.leases import Lease, Leases
-from .dispatch.commands import Failure
 from .dispatch.rounds import JobSpec
 from .engine.engine import Engine
 from .engine.pending import Pending
 from .engine.printer import Printer
-from .errors import BootstrapError, MasterClosed, QjamError, RoundTimeout, TaskError, WorkerLost
-from .hosts import LOCAL, HostSpec, resolve
+from .errors import BootstrapError, MasterClosed
+from .hosts import SERIAL, HostSpec, resolve
 from .launch.fleet import Fleet
 from .launch.supervisor import STOP_TIMEOUT, SupervisedHost, Supervisor
 from .log import say
+from .outcome import Finisher, outcome, settle
 from .remote_worker import RemoteWorker, WorkerStatus
 from .report import HostReport
 from .stats import Stats
 
 NEVER = 1e9  # seconds; a longer timeout is no timeout
 PING_TIMEOUT = 5.0
+MAP_SLICES = 8  # for each worker: `map` cannot know how uneven its items are
 
 
 Hosts = int | str | HostSpec | RemoteWorker | Iterable[str | HostSpec | RemoteWorker] | None
@@ -51,7 +53,9 @@ class Master:
     `hosts`: None (one worker per usable core of this machine), a number of workers on this machine, a text such as
     "alice@node1:2222*8" or "local*4", or a list of texts, HostSpecs and RemoteWorkers. If a host is named again, its
     workers add up. All hosts but `local` are reached by ssh, with the keys and the configuration that `ssh` would use;
-    they need only python 3.9 or newer.
+    they need only python 3.9 or newer. "serial" is the calling process: no worker is started, and user code runs where
+    `run` is called, so that breakpoint(), pdb and profilers work. Slices and the order of adding are those of Master(),
+    and so is the result, to the last bit.
     `echo`: whether to print here what user code prints, each line after `[host worker]`.
     `memory_limit`: bytes, or a text such as "2GB", that one worker may allocate beside the data; None: no limit.
     `speculation`: whether an idle worker may also try a slice that takes another worker much longer than slices usually
@@ -100,27 +104,28 @@ class Master:
         arguments.check_min_workers(min_workers, specs)
         sources = Sources(arguments.ship(ship))
         self._owner = os.getpid()
+        self._serial = specs[0].serial
         self._sources = sources
         self._engine = Engine(self._sources.lookup, speculation=speculation)
         self._leases = Leases(self._engine.let_go)
         self._fleet = Fleet(options, self._engine)
         self._printer = Printer(echo, self._engine.acknowledge)
         self._supervisor = Supervisor(self._engine, self._fleet, limit, keep)
-        self._finisher = _Finisher()
+        self._finisher = Finisher()
         self._told_of_large_params = False
         self._close = weakref.finalize(
             self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._supervisor
         )
         try:
             self._engine.start(self._printer.put, self._supervisor)
-            self._supervisor.start(specs, min_workers)
+            self._supervisor.start([] if self._serial else specs, min_workers)
         except BaseException:
             self._close()
             raise
 
     def __repr__(self) -> str:
         state = "" if self._close.alive else "closed, "
-        hosts = ", ".join(str(host.spec) for host in self._supervisor)
+        hosts = ", ".join([SERIAL] if self._serial else [str(host.spec) for host in self._supervisor])
         return f"<Master: {state}{len(self.workers)} worker{'' if len(self.workers) == 1 else 's'} on {hosts}>"
 
     def __reduce__(self) -> str:
@@ -137,6 +142,8 @@ class Master:
     @property
     def workers(self) -> list[RemoteWorker]:
         """All workers, host by host."""
+        if self._serial:
+            return [RemoteWorker(SERIAL, 0, self._status_of_serial, lambda: 0.0)]
         return [worker for host in self._supervisor for worker in self._workers(host)]
 
     def _workers(self, host: SupervisedHost) -> list[RemoteWorker]:
@@ -152,10 +159,18 @@ class Master:
             for index in range(0 if record is None else record.workers)
         ]
 
+    def _status_of_serial(self) -> WorkerStatus:
+        return WorkerStatus("ready" if self._close.alive else "closed", self._owner, SERIAL)
+
+    @property
+    def _capacity(self) -> int:
+        """The number of workers, as far as it decides how data is cut: a serial Master cuts it as Master() would."""
+        return usable_cores() if self._serial else max(1, self._engine.dispatch.capacity)
+
     @property
     def start_reports(self) -> list[HostReport]:
         """One report for the start of each host, also of hosts that did not start."""
-        return list(self._supervisor.reports)
+        return [HostReport(SERIAL, route=SERIAL)] if self._serial else list(self._supervisor.reports)
 
     def add_hosts(self, hosts: Hosts, *, min_workers: int | None = None) -> list[RemoteWorker]:
         """Start workers on more hosts, wait until they are ready, and return them. Rounds may run meanwhile.
@@ -166,7 +181,7 @@ class Master:
         Raises ValueError if one of the hosts was added before. Raises BootstrapError if one does not start; then all
         new hosts are removed again.
         """
-        self._check_open()
+        self._check_open(with_hosts=True)
         specs = [_counted(spec) for spec in resolve(_specs(hosts))]
         arguments.check_min_workers(min_workers, specs)
         arguments.check_new_hosts(specs, [host.address for host in self._supervisor])
@@ -184,7 +199,7 @@ class Master:
 
         Raises ValueError for an unknown host, and if no host would be left.
         """
-        self._check_open()
+        self._check_open(with_hosts=True)
         known = {host.address: host for host in self._supervisor}
         addresses = arguments.hosts_to_remove(resolve(_specs(hosts)), list(known))
         try:
@@ -197,14 +212,30 @@ class Master:
         """A copy of the counters so far: rounds, and bytes sent and received."""
         return replace(self._engine.stats)
 
-    def run(self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None) -> Any:
-        """Map `module.mapfunc(params, slice)` over the slices of `dataset` and return the reduced result.
+    def run(
+        self,
+        module: Any,
+        params: Any = None,
+        dataset: Any = None,
+        *,
+        reduce: Callable[[Any, Any], Any] | None = None,
+        timeout: float | None = None,
+    ) -> Any:
+        """Map `module.mapfunc(params, slice)` over the slices of `dataset`, ADD UP the results and return the sum.
+
+        For a list of the results use `collect`; for one call an item use `map`.
 
         `module`: a module with `mapfunc(params, slice)` and optionally `reduce(a, b)`, or a function f(params, slice).
-        Without `reduce` results are added: numbers, arrays, and lists and tuples of them. (With one slice nothing is
-        added, so the result may be anything.) `params`: any value, sent with every call; arrays in it are read-only in
-        the workers. `dataset`: a DataSet, list, tuple or array; its slices are sent once and stay on the hosts. None:
-        mapfunc(params, None) runs once on each worker. `timeout`: seconds, None for no limit.
+        `params`: any value, sent with every call; arrays in it are read-only in the workers. `dataset`: a DataSet,
+        list, tuple or array; its slices are sent once and stay on the hosts. None: mapfunc(params, None) runs once on
+        each worker. `reduce`: a function reduce(a, b) of two results, called in place of the module's own and of the
+        sum. `timeout`: seconds, None for no limit.
+
+        Without any `reduce` numbers and arrays of one shape are added with +, lists and tuples of one length element by
+        element, and objects of other classes (Counter, Fraction, timedelta, those of pandas and scipy.sparse, your own)
+        with their own +. Bools are counted, as in Python's sum(): ints come back, also for one slice; numpy's bools and
+        arrays of them become int64. numpy's other numbers keep their dtype: small integers wrap around, uint8 at 256,
+        so return them as int64. Python's ints have no limit. None, text, bytes and dicts are not added: TaskError.
 
         Results are reduced along a tree that depends only on the slices: with a given `slice_size` the result is the
         same to the last bit on any number of workers. Its arrays belong to the caller.
@@ -213,26 +244,70 @@ class Master:
         process several times), RoundTimeout, MasterClosed, BootstrapError (no host is left), TypeError or ValueError
         for wrong arguments. Ctrl-C cancels the round. The Master can be used after any of these but MasterClosed.
         """
-        user_code, pending = self._prepare(module, params, dataset, timeout, None)
-        try:
-            self._engine.run(pending)
-        except BaseException:
-            self._engine.cancel(pending)
-            raise
-        self._printer.flush()
-        return _outcome(pending, user_code, self._sources, timeout)
+        arguments.check_order("run", params)
+        arguments.check_reduce(reduce)
+        return self._carry_out(module, params, dataset, self._sources.user_code(module, reduce), timeout)
+
+    def collect(
+        self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None
+    ) -> list[Any]:
+        """Map `module.mapfunc(params, slice)` over the slices of `dataset` and return the list of the results.
+
+        There is one result for each slice, in order (without a data set one for each worker), and nothing is added:
+        they may be anything that can be sent, None too. A `reduce` of the module is not called. Arguments, exceptions
+        and what becomes of arrays are as for `run`.
+        """
+        arguments.check_order("collect", params)
+        user_code = self._sources.user_code(module).collecting()
+        results: list[Any] = self._carry_out(module, params, dataset, user_code, timeout)
+        return results
+
+    def map(
+        self, function: Callable[..., Any], *iterables: Any, chunksize: int | None = None, timeout: float | None = None
+    ) -> Iterator[Any]:
+        """Call `function(item)` for each item in the workers; return an iterator over the results, in order.
+
+        With several iterables it is `function(a, b)`, up to the end of the shortest, as for the builtin map. Items are
+        sent in slices of `chunksize`, of which a worker takes one at a time; None: 8 slices for each worker, so that
+        uneven items spread. `map` returns when all results are here. `timeout`: seconds for all of them, None for no
+        limit.
+
+        Raises what `run` raises, a TaskError with the index of the item that failed. As there, an item may be called a
+        second time where its worker is late or lost.
+        """
+        self._check_open()
+        items = arguments.items_of_map(function, iterables, chunksize)
+        arguments.check_timeout(timeout)
+        if not items:
+            return iter(())
+        size = int(chunksize or -(-len(items) // (MAP_SLICES * self._capacity)))
+        user_code = self._sources.user_code(function).collecting(size)
+        data = DataSet(items, slice_size=size)
+        return iter(self._carry_out(function, len(iterables) > 1, data, user_code, timeout))
 
     def submit(
-        self, module: Any, params: Any = None, dataset: Any = None, *, timeout: float | None = None
+        self,
+        module: Any,
+        params: Any = None,
+        dataset: Any = None,
+        *,
+        reduce: Callable[[Any, Any], Any] | None = None,
+        timeout: float | None = None,
     ) -> Future[Any]:
         """Like `run`, but return a Future at once. Cancelling it cancels the round. `params` are copied."""
         future: Future[Any] = Future()
 
         def finish(pending: Pending) -> None:
-            finisher.put(lambda: _settle(future, pending, user_code, sources, timeout))
+            finisher.put(lambda: settle(future, pending, user_code, sources, timeout))
 
         sources, finisher = self._sources, self._finisher  # no reference to self: an unreferenced Master is closed
-        user_code, pending = self._prepare(module, params, dataset, timeout, finish)
+        arguments.check_order("run", params)
+        arguments.check_reduce(reduce)
+        user_code = self._sources.user_code(module, reduce)
+        pending = self._prepare(user_code, params, dataset, timeout, finish)
+        if self._serial:
+            self._carry_out_here(pending, module, user_code)
+            return future
         buffers = [memoryview(bytes(buffer)) for buffer in pending.params.buffers]
         pending.params = pending.params._replace(buffers=buffers)
         engine = self._engine
@@ -246,41 +321,55 @@ class Master:
         future.add_done_callback(cancel)
         return future
 
+    def _carry_out(self, module: Any, params: Any, dataset: Any, user_code: UserCode, timeout: float | None) -> Any:
+        """Run a round to its end and return its result."""
+        pending = self._prepare(user_code, params, dataset, timeout)
+        if self._serial:
+            self._carry_out_here(pending, module, user_code)
+        else:
+            try:
+                self._engine.run(pending)
+            except BaseException:
+                self._engine.cancel(pending)
+                raise
+            self._printer.flush()
+        return outcome(pending, user_code, self._sources, timeout)
+
+    def _carry_out_here(self, pending: Pending, module: Any, user_code: UserCode) -> None:
+        mapfunc = module.mapfunc if isinstance(module, ModuleType) else module
+        serial.carry_out(pending, applied(mapfunc, user_code.reduce, user_code.header), self._engine.stats)
+
     def close(self) -> None:
         """End running rounds with MasterClosed, stop all workers, remove all files. May be called again."""
         self._close()
 
-    def _check_open(self) -> None:
+    def _check_open(self, *, with_hosts: bool = False) -> None:
         if not self._close.alive:
             raise MasterClosed("this Master is closed; make a new one")
         if os.getpid() != self._owner:
             raise MasterClosed(
                 f"this Master belongs to process {self._owner}, and this is a fork of it; make a new one here"
             )
+        if with_hosts and self._serial:
+            raise ValueError("hosts: this Master runs everything in the calling process; make a new one with hosts")
 
     def _prepare(
         self,
-        module: Any,
+        user_code: UserCode,
         params: Any,
         dataset: Any,
         timeout: float | None,
-        on_end: Callable[[Pending], None] | None,
-    ) -> tuple[UserCode, Pending]:
+        on_end: Callable[[Pending], None] | None = None,
+    ) -> Pending:
         self._check_open()
         arguments.check_timeout(timeout)
-        if isinstance(params, BaseDataSet):
-            raise TypeError(
-                f"params is a {type(params).__name__}: the order is run(module, params, dataset); without params write "
-                "run(module, None, dataset)"
-            )
-        user_code = self._sources.user_code(module)
-        capacity = max(1, self._engine.dispatch.capacity)
         data: BaseDataSet | None = None
         code_bytes = len(user_code.code or b"")
         if dataset is None:
+            capacity = self._capacity
             spec = JobSpec((user_code.key, capacity), user_code.header, None, capacity, code_bytes=code_bytes)
         else:
-            data = DataSet(dataset).bind(capacity)
+            data = DataSet(dataset).bind(self._capacity)
             refs = _hashes(data)
             if not refs:
                 raise ValueError(
@@ -300,7 +389,7 @@ class Master:
                 "is better a DataSet, which is sent once, or a global that a module loads on the workers"
             )
         deadline = None if timeout is None or timeout > NEVER else time.monotonic() + timeout
-        return user_code, Pending(spec, user_code.code, encoded, data, deadline, on_end)
+        return Pending(spec, user_code.code, encoded, data, deadline, on_end)
 
     def _lease(self, given: Any, data: BaseDataSet, refs: list[str]) -> Lease:
         """Who holds the data: the data set, or the array that was passed as it is; nobody holds a list."""
@@ -311,7 +400,9 @@ class Master:
 
 def _hashes(data: BaseDataSet) -> list[str]:
     if len(data) > MAX_SLICES:
-        raise ValueError(f"dataset has {len(data):,} slices; the limit is {MAX_SLICES:,}: make slice_size larger")
+        raise ValueError(
+            f"dataset has {len(data):,} slices; the limit is {MAX_SLICES:,}: make slice_size (chunksize of map) larger"
+        )
     try:
         return data.hash_list()
     except codec.CodecError as error:
@@ -339,7 +430,7 @@ def _status_of(engine: Engine, supervisor: Supervisor, host: SupervisedHost, ind
 
 
 def _close(
-    owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: _Finisher, supervisor: Supervisor
+    owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: Finisher, supervisor: Supervisor
 ) -> None:
     """Close a Master, in a separate thread: Ctrl-C must not interrupt it halfway, and the garbage collector may call
     this in one of the threads that it ends.
@@ -365,85 +456,3 @@ def _close(
         return
     if not threading.current_thread().name.startswith("qjam-"):
         thread.join()
-
-
-class _Finisher:
-    """Threads that decode and reduce the results of `submit`, because the engine's loop runs no user code.
-
-    Each result has its own thread: a callback of one future may wait for another.
-    """
-
-    def __init__(self) -> None:
-        self._threads: set[threading.Thread] = set()
-
-    def put(self, call: Callable[[], None]) -> None:
-        """Make `call` in a new thread."""
-
-        def run() -> None:
-            try:
-                call()
-            finally:
-                self._threads.discard(threading.current_thread())
-
-        thread = threading.Thread(target=run, name="qjam-finish", daemon=True)
-        self._threads.add(thread)
-        thread.start()
-
-    def close(self) -> None:
-        """Wait for the calls to end, STOP_TIMEOUT seconds for each."""
-        for thread in list(self._threads):
-            thread.join(STOP_TIMEOUT)
-
-
-def _settle(
-    future: Future[Any], pending: Pending, user_code: UserCode, sources: Sources, timeout: float | None
-) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        future.set_result(_outcome(pending, user_code, sources, timeout))
-    except BaseException as error:  # noqa: BLE001  goes to whoever waits for the future
-        future.set_exception(error)
-    finally:
-        del future, pending  # the error's traceback leads to this frame
-
-
-def _outcome(pending: Pending, user_code: UserCode, sources: Sources, timeout: float | None) -> Any:
-    """Return the result of a finished round, or raise its exception."""
-    if pending.roots is not None:
-        return pending.reduced(user_code.reduce)
-    raise _error(pending.take_failure(), sources, timeout)  # in no variable: its traceback leads to this frame
-
-
-def _error(failure: Failure, sources: Sources, timeout: float | None) -> BaseException:
-    error = _EXCEPTIONS[failure.what](failure, timeout)
-    cause = error.__cause__
-    if isinstance(cause, ImportError):
-        sources.forget()
-    if isinstance(error, TaskError) and isinstance(cause, ModuleNotFoundError) and error.host != LOCAL:
-        error.what += sources.hint(cause.name or "")
-    return error
-
-
-def _task_error(failure: Failure, timeout: float | None) -> BaseException:
-    error = TaskError(failure.host, failure.worker, failure.slice, failure.text, failure.summary)
-    if failure.error is not None:
-        try:
-            error.__cause__ = codec.decode(failure.error, [], copy=True)
-        except Exception:  # noqa: BLE001, S110  its class cannot be imported here; the text remains
-            pass
-    return error
-
-
-_EXCEPTIONS: dict[str, Callable[[Failure, float | None], BaseException]] = {
-    "task": _task_error,
-    "lost": lambda f, timeout: WorkerLost(f.host, f.worker, f.slice, f.text),
-    "room": lambda f, timeout: QjamError(f"{f.host}: {f.text}"),
-    "load": lambda f, timeout: f.error,
-    "timeout": lambda f, timeout: RoundTimeout(f"the round did not end within {timeout} s: {f.text}"),
-    "cancelled": lambda f, timeout: CancelledError(),
-    "closed": lambda f, timeout: MasterClosed(f.text),
-    "crashed": lambda f, timeout: QjamError(f.text),
-    "node": lambda f, timeout: QjamError(f"{f.host}: {f.text}"),
-    "unreachable": lambda f, timeout: BootstrapError(f"no worker is left: {f.text}"),
-}

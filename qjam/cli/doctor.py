@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -62,9 +61,7 @@ def measure(spec: qjam.HostSpec, options: Mapping[str, Any]) -> list[str]:
     with qjam.Master(spec, **options) as master:
         # Built-in functions, which every host finds by name. A function of this file would need qjam on the host, or be
         # sent as byte code, which another version of python cannot read.
-        version = ModuleType("version")
-        version.__dict__.update(mapfunc=eval, reduce=max)
-        python = master.run(version, "__import__('platform').python_version()", timeout=ROUND_TIMEOUT)
+        python = master.run(eval, "__import__('platform').python_version()", reduce=max, timeout=ROUND_TIMEOUT)
         ping = statistics.median(master.workers[0].ping() for _ in range(PINGS))
         seconds, size = _send(master, SMALL), SMALL
         if seconds < SLOW:

@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import logging
+import operator
 import os
 import sys
 import threading
@@ -45,6 +46,13 @@ class UserCode(NamedTuple):
     code: bytes | None
     reduce: Reduce | None
     classes: Sequence[type] = ()
+
+    def collecting(self, each: int | None = None) -> UserCode:
+        """The same code, whose results come in a list: one for each slice. `each`: it is called with the items of a
+        slice, each slice but the last has so many, and there is one result for each item.
+        """
+        header = {**self.header, "reduce": False, "collect": True, **({} if each is None else {"each": each})}
+        return UserCode((self.key, "collect", each), header, self.code, operator.concat)
 
 
 class _Sent:
@@ -108,17 +116,19 @@ class Sources:
         self._look_again = 0.0
         self._epoch = 1
 
-    def user_code(self, module: Any) -> UserCode:
+    def user_code(self, module: Any, reduce: Reduce | None = None) -> UserCode:
         """Return the UserCode of a module with mapfunc(params, slice), or of a function f(params, slice).
+
+        `reduce`: what is called in place of the module's reduce.
 
         Raises TypeError, which names `module`, for anything else.
         """
         with self._lock:
             self._notice_changes()
             if isinstance(module, ModuleType):
-                return self._from_module(module)
+                return self._from_module(module, reduce)
             if callable(module):
-                return self._from_function(module)
+                return self._from_function(module) if reduce is None else self._by_value(module, reduce)
         raise TypeError(
             f"module must be a module with mapfunc(params, slice), or a function f(params, slice), "
             f"not {module!r} ({type(module).__name__})"
@@ -273,10 +283,12 @@ class Sources:
 
     # Jobs
 
-    def _from_module(self, module: ModuleType) -> UserCode:
+    def _from_module(self, module: ModuleType, other_reduce: Reduce | None) -> UserCode:
         mapfunc = getattr(module, "mapfunc", None)
         if not callable(mapfunc):
             raise TypeError(f"module: {module.__name__} has no function mapfunc(params, slice)")
+        if other_reduce is not None:
+            return self._by_value(mapfunc, other_reduce)
         reduce = getattr(module, "reduce", None)
         if reduce is functools.reduce or not callable(reduce):  # the module has `from functools import reduce`
             reduce = None

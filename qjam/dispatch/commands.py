@@ -66,7 +66,7 @@ class Failure:
     worker: int = -1
     slice: int | None = None
     summary: str = ""
-    error: Any = None  # the pickled exception of a task, the exception itself of a load
+    error: Any = None  # the exception: of a load itself, of a task that a worker ran its pickle
 
 
 class Fail(NamedTuple):

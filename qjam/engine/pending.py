@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from qjam.dispatch.commands import Failure
 from qjam.dispatch.rounds import JobSpec
-from qjam.errors import QjamError
+from qjam.errors import QjamError, TaskError
 from qjam_worker.values import codec
 from qjam_worker.values.reduction import Span, Tree, default_reduce
+from qjam_worker.worker.exceptions import describe
 
 Roots = list[tuple[Span, codec.Encoded]]
 
@@ -69,7 +70,7 @@ class Pending:
 
     def reduced(self, reduce: Callable[[Any, Any], Any] | None = None) -> Any:
         """The result of the round: its roots folded by `reduce`, by default default_reduce. Its arrays are the caller's
-        own. QjamError when a root cannot be loaded here.
+        own. QjamError when a root cannot be loaded here, TaskError when `reduce` raises.
         """
         assert self.roots is not None
         tree: Tree[Any] = Tree(self.spec.nslices)
@@ -79,5 +80,9 @@ class Pending:
             except codec.CodecError as error:
                 raise QjamError(f"a result cannot be loaded here: {error.__cause__ or error}") from error
         if len(self.roots) > 1:
-            tree.fold(reduce or default_reduce)
+            try:
+                tree.fold(reduce or default_reduce)
+            except Exception as error:
+                told = describe(error)
+                raise TaskError("this machine", -1, None, told["text"], told["summary"]) from error
         return tree.values[0, self.spec.nslices]

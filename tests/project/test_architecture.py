@@ -18,14 +18,19 @@ LAYERS = {
     "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats qjam_worker.task",
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
-    "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.engine qjam.dispatch qjam.data qjam.code "
-    "qjam.hosts qjam.errors qjam.report qjam.stats qjam.log qjam_worker.importing qjam_worker.ipc qjam_worker.values "
-    "qjam_worker.wire",
-    "qjam.arguments": "qjam.launch qjam.hosts",
+    "qjam.master": "qjam.remote_worker qjam.arguments qjam.launch qjam.outcome qjam.serial qjam.engine qjam.dispatch "
+    "qjam.data qjam.code qjam.hosts qjam.errors qjam.report qjam.stats qjam.log "
+    "qjam_worker.importing qjam_worker.ipc qjam_worker.values qjam_worker.wire qjam_worker.worker",
+    "qjam.outcome": "qjam.launch qjam.engine qjam.dispatch qjam.code qjam.hosts qjam.errors qjam.log "
+    "qjam_worker.values",
+    "qjam.serial": "qjam.engine qjam.dispatch qjam.hosts qjam.stats qjam_worker.task qjam_worker.values "
+    "qjam_worker.worker",
+    "qjam.arguments": "qjam.launch qjam.data qjam.hosts",
     "qjam.remote_worker": "qjam.hosts",
     "qjam.launch": "qjam.engine qjam.dispatch qjam.ssh qjam.hosts qjam.errors qjam.report qjam.log "
     "qjam_worker qjam_worker.node qjam_worker.ipc qjam_worker.wire",
-    "qjam.engine": "qjam.dispatch qjam.data qjam.errors qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire",
+    "qjam.engine": "qjam.dispatch qjam.data qjam.errors qjam.stats qjam_worker.ipc qjam_worker.values qjam_worker.wire "
+    "qjam_worker.worker",
     "qjam.dispatch": "qjam.data qjam_worker.values qjam_worker.wire",
     "qjam.data": "qjam_worker.ipc qjam_worker.values",
     "qjam.code": "qjam.log qjam_worker.values",

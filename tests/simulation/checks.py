@@ -210,8 +210,9 @@ def check_node(node: Node) -> None:
 
 
 def check_roots(node: Node, header: dict[str, Any]) -> None:
-    """Whoever holds a complete subtree reduces it; only roots travel."""
-    tree = Tree(node.cluster.runs[header["round"]].nslices)
+    """Whoever holds a complete subtree reduces it, unless the job collects; only roots travel."""
+    run = node.cluster.runs[header["round"]]
+    tree = Tree(run.nslices, folds=run.job.kind != "list")
     for lo, hi, _ in header["roots"]:
         hold(tree.add((lo, hi), None), f"{node.name} sends some slices of round {header['round']} twice")
     hold(not tree.pairs(), f"{node.name} sends what it could fold of round {header['round']}: {header['roots']}")

@@ -203,7 +203,7 @@ class Cluster(World):
         else:
             refs = [f"d{job.data}-{0 if job.alike and index % 3 else index}" for index in range(nslices)]
         entry = {"code": str(plan.job) if job.code else None, "reduce": job.kind == "text", "epoch": 1,
-                 "job": plan.job}  # fmt: skip
+                 "job": plan.job, "collect": job.kind == "list"}  # fmt: skip
         run = self.runs[number] = Run(number, plan, job, nslices, self.now)
         self.watch.rounds = max(self.watch.rounds, sum(run.end is None for run in self.runs.values()))
         if self.trace is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from decimal import Decimal
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from qjam_worker.values import codec, flat
 from qjam_worker.values.reduction import default_reduce
 
-KINDS = ("float", "array", "nest", "decimal", "large", "text")
+KINDS = ("float", "array", "nest", "decimal", "large", "text", "list")
 # Results above this many bytes are large: kept in files, folded by workers. (In reality 256 KiB.)
 SMALL = 256
 LARGE = 2048  # bytes: more than what lies in the header of an encoded value
@@ -29,6 +30,8 @@ def mapped(kind: str, number: int, index: int) -> Any:
     """
     if kind == "text":
         return f"{number}:{index}"
+    if kind == "list":  # of a job that collects
+        return [(number, index)]
     value = (noise(number, index, 1) - 0.5) * 10.0 ** int(noise(number, index, 2) * 24 - 12)
     if kind == "float":
         return value
@@ -47,7 +50,7 @@ def joined(left: str, right: str) -> str:
 
 
 def reduce_of(kind: str) -> Any:
-    return joined if kind == "text" else default_reduce
+    return {"text": joined, "list": operator.concat}.get(kind, default_reduce)
 
 
 def serial(kind: str, number: int, nslices: int) -> Any:

@@ -441,4 +441,4 @@ def test_byte_code_in_params_slices_and_results_of_another_python_is_refused_in_
 
 def test_what_is_no_byte_code_is_for_any_python(master, monkeypatch):
     monkeypatch.setattr("qjam.code.user_code.PYTHON", "3.4")
-    assert master.run(operator.is_not, 1, [[1]]) is True
+    assert master.collect(operator.is_not, 1, [[1]]) == [True]

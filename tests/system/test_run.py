@@ -76,7 +76,7 @@ def test_params_and_results_arrive_as_they_were(master, params):
     (came,) = master.run(gather, lambda part: params, [0])
     assert type(came) is type(params)
     np.testing.assert_equal(came, params)
-    given = master.run(usercode.give_params, params, [0])
+    (given,) = master.collect(usercode.give_params, params, [0])
     assert type(given) is type(params)
     np.testing.assert_equal(given, params)
 
@@ -104,7 +104,7 @@ def test_a_result_is_not_changed_by_later_rounds(master):
 
 def test_one_slice_may_give_anything(master):
     assert master.run(lambda params, part: "text", None, [1]) == "text"
-    assert master.run(lambda params, part: None, None, [1]) is None
+    assert master.run(lambda params, part: {"a": None}, None, [1]) == {"a": None}
 
 
 def test_mapfunc_may_give_its_slice_or_its_params_back(master):

@@ -329,13 +329,13 @@ class Node:
             fold.out = Held(map_file(path, size), True, path)
         return fold.out
 
-    def _fold_items(self, fold: Fold) -> list[tuple[int, int, str, int, int]]:
+    def _fold_items(self, fold: Fold) -> list[tuple[int, int, str, bool, int]]:
         """Where a worker finds the results to fold."""
         items = []
         for (lo, hi), held in fold.items():
             self.made += 1
             path, size = held.in_file(self.files, f"fold{self.made}")
-            items.append((lo, hi, path, 0, size))
+            items.append((lo, hi, path, held.plain, size))
         return items
 
     # What the workers say

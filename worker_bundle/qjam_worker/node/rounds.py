@@ -18,6 +18,8 @@ from .results import Held
 MIN_LATE = 0.05
 # Seconds after which a fold is late: a round has too few folds to know how long they typically take.
 FOLD_LATE = 10.0
+# Of slices that may be uneven a worker takes no more at a time than typically take so many seconds, but one at least.
+UNEVEN_SECONDS = 0.005
 
 
 class NodeJob:
@@ -32,7 +34,9 @@ class NodeJob:
         self.data = data
         self.entry = entry
         self.nslices = nslices
-        self.user_reduce = user_reduce
+        self.adds = not user_reduce and not entry.get("collect")  # whether the node may add results itself
+        self.folds = not entry.get("collect")  # whether anybody here folds results of different workers
+        self.uneven = "each" in entry  # slices are of items, each a call that may take any time
         self.code = None if entry["code"] is None else of_code(entry["code"])
         self.refs: dict[int, Optional[Ref]] = {}
         self.order: list[int] = []  # the indices, sorted
@@ -80,7 +84,7 @@ class NodeRound:
         self.lacking: set[Ref] = set()  # code and params that the node does not have yet: no worker can begin
         self.owed: set[int] = set()  # slices without a result, those that workers are at included
         self.works: dict[int, Work] = {}  # by worker
-        self.tree: Tree[Held] = Tree(job.nslices)
+        self.tree: Tree[Held] = Tree(job.nslices, folds=job.folds)
         self.folds = FoldPlan(self.tree, workers)
         self.attempts: dict[int, int] = {}  # slices that are not tried for the first time: how often with this one
         self.pinned: set[Ref] = set()  # refs that the store keeps for this round
@@ -171,6 +175,8 @@ class NodeRound:
         owned = self.job.order
         if self.job.has_data:
             block = take_block(self.ready, owned[len(owned) * worker // self.workers], self.workers)
+            if self.job.uneven:
+                del block[max(1, int(UNEVEN_SECONDS / (self.typical_slice_seconds or UNEVEN_SECONDS))) :]
         else:
             block = [index for index in owned[worker :: self.workers] if index in self.ready][:1]
         if block:

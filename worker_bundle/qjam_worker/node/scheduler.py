@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.messages import MAX_BUFFERS
 from qjam_worker.wire.refs import Ref, of_params, of_slice
 
 from .results import Held, are_alike, fold_rows, fold_small
@@ -296,7 +297,7 @@ class Scheduler:
             return self._assign(now) if assign else []
         superseded = round_.put(worker, roots, now)
         commands: list[Command] = [Interrupt(other) for other in superseded] if superseded else []
-        if not round_.job.user_reduce:
+        if round_.job.adds:
             self._fold_small(round_, [span for span, _ in roots])
         if not round_.owed:
             commands += self._finish(round_)
@@ -387,7 +388,7 @@ class Scheduler:
             for seat in self.seats:
                 if seat.busy or not seat.ready:
                     continue
-                work = round_.take(seat.index, now, _is_small, never if round_.job.user_reduce else are_alike)
+                work = round_.take(seat.index, now, _is_small, are_alike if round_.job.adds else never)
                 if work is not None:
                     commands.append(self._give(seat, round_, work))
                 elif round_.job.has_data:
@@ -424,18 +425,22 @@ class Scheduler:
         """Send the roots if nothing is left to do here."""
         if not round_.settled or not round_.tree.values:
             return []
-        roots, buffers = [], []
+        results: list[Command] = []
+        roots: list[list[int]] = []
+        buffers: list[Any] = []
         for lo, hi in round_.tree.spans:
             frames = round_.tree.values[lo, hi].frames()
+            if len(buffers) + len(frames) > MAX_BUFFERS:
+                results.append(_result(round_, roots, buffers))
+                roots, buffers = [], []
             roots.append([lo, hi, len(frames)])
             buffers += frames
-        seconds = round_.typical_slice_seconds or 0.0
-        result = Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": seconds}, buffers)
+        results.append(_result(round_, roots, buffers))
         if round_.tree.complete:
-            return [result, *self._end(round_)]
-        for span in roots:
-            round_.tree.take((span[0], span[1])).release()
-        return [result]
+            return [*results, *self._end(round_)]
+        for span in round_.tree.spans:
+            round_.tree.take(span).release()
+        return results
 
     def _fail(self, round_: NodeRound, what: str, text: str) -> list[Command]:
         """Give up a round that cannot go on here."""
@@ -456,8 +461,13 @@ class Scheduler:
         return [*commands, Ended(round_.number)]
 
 
+def _result(round_: NodeRound, roots: list[list[int]], buffers: list[Any]) -> Tell:
+    seconds = round_.typical_slice_seconds or 0.0
+    return Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": seconds}, buffers)
+
+
 def never(results: list[Held]) -> bool:
-    """Whether results can be folded in parts: never with a user-defined reduce, which needs whole values."""
+    """Whether results can be folded in parts: never where they are not added, as whole values are needed."""
     return False
 
 

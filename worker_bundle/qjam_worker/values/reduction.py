@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import numbers
+import operator
+from collections import UserList, UserString, deque
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
@@ -15,15 +18,55 @@ Span = tuple[int, int]  # [lo, hi): the slices that one node of the tree stands 
 
 NUMBERS = "fiuc"  # the kinds of dtypes whose arrays add up number by number, to an array of the same dtype
 
-_HINT = "define reduce(a, b) in the module to say how its results add up"
+_HINT = (
+    "define reduce(a, b) in the module, or pass reduce=, to say how its results add up; or use collect, which gives a "
+    "list of the results"
+)
+_PLAIN = frozenset([int, float, complex, np.float64])
+_COUNTS = np.dtype(np.int64)
+# The + of these types works element by element here; that of the others joins, which is not a sum.
+_BY_ELEMENT = (list.__add__, tuple.__add__)
+_JOINING = (
+    str.__add__, bytes.__add__, bytearray.__add__, deque.__add__, array.array.__add__, UserString.__add__,
+    UserList.__add__, *_BY_ELEMENT,
+)  # fmt: skip
+
+
+def summand(result: Any) -> Any:
+    """A result of mapfunc as `default_reduce` adds it: its bools are counted, as Python's own are.
+
+    A bool is an int, `numpy.bool_` an `int64`, an array of bools one of int64, also in lists and tuples at any depth;
+    so the sum over one slice has the types of that over many. TypeError for None.
+    """
+    if result is None:
+        raise TypeError(
+            "mapfunc returned None, which cannot be added: return a value, or use collect, which adds nothing; only a "
+            "reduce(a, b) of yours is given None"
+        )
+    return _counted(result)
+
+
+def _counted(value: Any) -> Any:
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind is bool:
+        return int(value)
+    if isinstance(value, (np.ndarray, np.bool_)):
+        return value.astype(_COUNTS) if value.dtype.kind == "b" else value
+    if not _is_by_element(value) or _PLAIN.issuperset(map(type, value)):
+        return value
+    items = [_counted(item) for item in value]
+    return value if all(map(operator.is_, items, value)) else _like(value, items)
 
 
 def default_reduce(a: Any, b: Any) -> Any:
-    """The sum of two results, as used when the module defines no reduce(a, b).
+    """The sum of two results, as used where there is no reduce(a, b).
 
-    Numbers (Python's and numpy's) and arrays of exactly the same shape are added with +; lists and tuples of
-    the same type and length element by element, to any depth. Anything else is a TypeError that says what was
-    found: text is not joined, a number is not spread over an array, a dict has no one way to be added.
+    Numbers (Python's and numpy's) and arrays of exactly the same shape are added with +; lists and tuples of the same
+    type and length element by element, to any depth; objects of any other class with their own +. TypeError, which says
+    what was found, for what has no +, and where it would not be a sum: text, bytes and queues would be joined, a number
+    spread over an array. A dict has no one way to be added.
     """
     return _add(a, b, "")
 
@@ -40,22 +83,41 @@ def _add(a: Any, b: Any, where: str) -> Any:
         return total if a.shape else np.asanyarray(total)  # numpy's + turns two 0-d arrays into a scalar
     if _is_number(a) and _is_number(b):
         return _plus(a, b, where)
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
+    if _is_by_element(a) and type(a) is type(b):
         if len(a) != len(b):
             raise _error(a, b, where, "their lengths differ")
-        items = [_add(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b))]
-        make = getattr(type(a), "_make", type(a))  # a namedtuple takes its fields one by one
-        return make(items)
+        return _like(a, [_add(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b))])
+    if _has_own_sum(a) and _has_own_sum(b):
+        return _plus(a, b, where)
     raise _error(
         a,
         b,
         where,
-        "they are of different kinds, or of one that has no sum: numbers, arrays, and lists and tuples of them have",
+        "they are of different kinds, or of one that has no sum: numbers, arrays, lists and tuples of them, and "
+        "objects with + have",
     )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (numbers.Number, np.generic)) and not isinstance(value, np.flexible)
+
+
+def _is_by_element(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and type(value).__add__ in _BY_ELEMENT
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the type of `value` with these items."""
+    make = getattr(type(value), "_make", type(value))  # a namedtuple takes its fields one by one
+    return make(items)
+
+
+def _has_own_sum(value: Any) -> bool:
+    """Whether it is an object of a class with a + that is its own affair."""
+    if isinstance(value, (numbers.Number, np.generic, np.ndarray)):
+        return False
+    plus = getattr(type(value), "__add__", getattr(type(value), "__radd__", None))
+    return plus is not None and plus not in _JOINING
 
 
 def _plus(a: Any, b: Any, where: str) -> Any:
@@ -137,13 +199,15 @@ STAYS = object()  # what a reduce function gives to leave its two operands where
 class Tree(Generic[V]):
     """The results over n slices that have come in so far, each for a node of the tree, no slice twice.
 
-    A worker's tree holds values, a node's `Held` results, the master's encoded ones.
+    A worker's tree holds values, a node's `Held` results, the master's encoded ones. `folds`: whether results make
+    pairs; those of a job that collects them stay as they came.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, *, folds: bool = True) -> None:
         if n < 1:
             raise ValueError(f"a reduction needs at least one slice, not {n}")
         self.n = n
+        self.folds = folds
         self.values: dict[Span, V] = {}
         self.covered = 0  # slices
         self._seen = bytearray(n)
@@ -211,7 +275,7 @@ class Tree(Generic[V]):
 
     def pairs(self) -> list[tuple[Span, Span]]:
         """The (left, right) nodes that are both here and can be folded now, from left to right."""
-        if len(self.values) < 2:
+        if len(self.values) < 2 or not self.folds:
             return []
         found = ((span, _sibling(span, self.n)) for span in self.spans)
         return [(span, other) for span, other in found if other in self.values and span < other]

@@ -152,6 +152,7 @@ NAMES = _many("a list of names", _are_names)
 ENTRY = {
     "epoch": COUNT, "reduce": FLAG, "code": _or_none(NAME), "shadows": _optional(NAMES), "module": _optional(NAME),
     "function": _optional(_or_none(NAME)), "shipped": _optional(FLAG), "python": _optional(_or_none(NAME)),
+    "collect": _optional(FLAG), "each": _optional(COUNT),
 }  # fmt: skip
 
 FILE = {

@@ -9,12 +9,12 @@ from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, Optional
 
 from qjam_worker.values import definitions
-from qjam_worker.values.reduction import default_reduce
 
+from .application import Code, MapFunction, Reduce, applied
 from .user_modules import ShippedModules, check_python
 
-MapFunction = Callable[[Any, Any], Any]
-Reduce = Callable[[Any, Any], Any]
+# mapfunc, reduce, and keys of the classes that have come with them.
+Loaded = tuple[MapFunction, Optional[Reduce], frozenset[str]]
 
 
 class Job(NamedTuple):
@@ -34,14 +34,6 @@ class Job(NamedTuple):
         entry = message["entry"]
         function = entry["epoch"], entry["code"], entry.get("module"), entry.get("function")
         return cls(entry, message["code"], message["nslices"], message["host"], function)
-
-
-class Code(NamedTuple):
-    """The functions of a job. `classes`: keys of the classes that have come with them."""
-
-    mapfunc: MapFunction
-    reduce: Reduce
-    classes: frozenset[str] = frozenset()
 
 
 class CodeLoader:
@@ -72,28 +64,28 @@ class CodeLoader:
             self.epoch = job.entry["epoch"]
         mapfunc, reduce, classes = self._by_value(job) if job.code is not None else self._by_name(job.entry)
         self._stay_the_worker()
-        own = reduce is default_reduce
-        code = self._codes[number] = Code(self._guarded(mapfunc), reduce if own else self._guarded(reduce), classes)
+        reduce = None if reduce is None else self._guarded(reduce)
+        code = self._codes[number] = applied(self._guarded(mapfunc), reduce, job.entry)._replace(classes=classes)
         return code
 
-    def _by_value(self, job: Job) -> Code:
+    def _by_value(self, job: Job) -> Loaded:
         check_python(job.entry["python"], "this function")
         assert job.code is not None
         (mapfunc, reduce), classes = definitions.load_code(self._map_file(*job.code))
-        return Code(mapfunc, reduce or default_reduce, classes)
+        return mapfunc, reduce, classes
 
-    def _by_name(self, entry: dict[str, Any]) -> Code:
+    def _by_name(self, entry: dict[str, Any]) -> Loaded:
         load: Callable[[str], Any] = self._modules.load if entry["shipped"] else importlib.import_module
         module = load(entry["module"])
         if entry["function"] is not None:
-            return Code(functools.reduce(getattr, entry["function"].split("."), module), default_reduce)
-        return Code(module.mapfunc, getattr(module, "reduce", default_reduce) if entry["reduce"] else default_reduce)
+            return functools.reduce(getattr, entry["function"].split("."), module), None, frozenset()
+        return module.mapfunc, getattr(module, "reduce", None) if entry["reduce"] else None, frozenset()
 
-    def _guarded(self, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    def _guarded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A child process that user code has forked may return from it, but must not answer in its parent's place."""
 
-        def call(first: Any, second: Any) -> Any:
-            result = function(first, second)
+        def call(*arguments: Any) -> Any:
+            result = function(*arguments)
             self._stay_the_worker()
             return result
 

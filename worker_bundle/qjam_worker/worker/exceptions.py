@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import traceback
 from typing import Any, Optional
 
 from qjam_worker.values import codec, functions
 
+from .application import ItemError
+
 # The most that the master gets of an exception: characters of traceback and summary, encoded bytes, and calls of
 # the traceback, which may have millions if user code has raised the recursion limit.
 MAX_TEXT, MAX_SUMMARY, MAX_PICKLE, LAST_CALLS = 256 * 1024, 4096, 16 * 1024 * 1024, 1000
+_OURS = ("qjam_worker.", "qjam.")
+
+
+def raised(error: BaseException) -> tuple[BaseException, str]:
+    """What user code raised, and at which item, for the summary."""
+    if isinstance(error, ItemError) and error.__cause__ is not None:
+        return error.__cause__, f" (item {error.item})"
+    return error, ""
 
 
 def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
@@ -20,6 +29,7 @@ def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
 
     `memory_limit`: that of the worker in bytes; 0 without one.
     """
+    error, item = raised(error)
     if memory_limit and isinstance(error, SystemError) and "without" in str(error):
         # "error return without exception set": CPython 3.11 had no memory for the MemoryError
         error = MemoryError(str(error)).with_traceback(error.__traceback__)
@@ -29,6 +39,7 @@ def describe(error: BaseException, memory_limit: int = 0) -> dict[str, Any]:
         found = _short_description(error, failure)
     if memory_limit and isinstance(error, MemoryError):
         found["summary"] += f" (memory_limit is {memory_limit:,} bytes)"
+    found["summary"] += item
     return found
 
 
@@ -62,10 +73,9 @@ def _summary(error: BaseException) -> str:
 
 
 def _user_part(error: BaseException) -> Any:
-    """The traceback from the first frame outside this package on."""
-    here = os.path.dirname(os.path.dirname(__file__))
+    """The traceback from the first frame outside qjam on."""
     position = error.__traceback__
-    while position is not None and position.tb_frame.f_code.co_filename.startswith(here):
+    while position is not None and position.tb_frame.f_globals.get("__name__", "").startswith(_OURS):
         position = position.tb_next
     return position
 

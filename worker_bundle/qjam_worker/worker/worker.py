@@ -24,10 +24,11 @@ from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLI
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT
 from qjam_worker.task import Task, set_current
-from qjam_worker.values import codec, segmented_sum
+from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree, default_reduce
 
-from .code_loader import Code, CodeLoader, Job
+from .application import Code, encoded
+from .code_loader import CodeLoader, Job
 from .detach import detached
 from .doorbell import Doorbell
 from .exceptions import describe, print_exception
@@ -273,7 +274,7 @@ class Worker:
         params = decoded(packed)
         part = None if path is None else self.slices.get(path, size)
         set_current(Task(index, job.nslices, self.index, job.host, attempt))
-        result = code.mapfunc(params, part)
+        result = code.mapfunc(params, part, index)
         set_current(None)
         return (index, index + 1), result
 
@@ -282,10 +283,11 @@ class Worker:
             self._fold_part(message, job)
             return []
         tree: Tree[Any] = Tree(job.nslices)
-        for lo, hi, path, offset, size in message["items"]:
+        for lo, hi, path, plain, size in message["items"]:
             self.status[SLICE] = lo
-            packed = self._map_file(path, offset + size)[offset:]
-            tree.add((lo, hi), decoded(packed, copy=code.reduce is not default_reduce))
+            # User code may change its operands: the + of a class, too.
+            copy = not plain or code.reduce is not default_reduce
+            tree.add((lo, hi), decoded(self._map_file(path, size), copy))
         tree.fold(code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
@@ -308,13 +310,8 @@ class Worker:
 
     def _root(self, span: Span, value: Any) -> tuple[int, int, bool, Where]:
         self.status[SLICE] = span[0]
-        try:
-            encoded = codec.encode(value)
-        except codec.CodecError as error:
-            if isinstance(error.__cause__, MemoryError):
-                raise error.__cause__ from None
-            raise TypeError(f"mapfunc or reduce gave a result that cannot be sent back: {error}") from None
-        return span[0], span[1], encoded.plain, self.results.put(encoded)
+        result = encoded(value)
+        return span[0], span[1], result.plain, self.results.put(result)
 
     def _map_file(self, path: str, size: int, write: bool = False) -> memoryview:
         try:
