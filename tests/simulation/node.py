@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qjam_worker.ipc.files import Mapped, NoRoom
 from qjam_worker.node.folds import Fold
-from qjam_worker.node.module_cache import ModuleCache
+from qjam_worker.node.module_cache import FIELDS, ModuleCache
 from qjam_worker.node.pool import GRACE
 from qjam_worker.node.results import Held
 from qjam_worker.node.rounds import NodeRound, Work
@@ -488,6 +488,8 @@ class Node(Process):
             self.act(self.scheduler.on_cancelled(index, now))
             return
         worker, job = self.workers[index], round_.job
+        if work.fold is not None and self.cluster.runs[round_.number].job.kind == "list":
+            raise Broken(f"{self.name} folds what round {round_.number} collects")
         if worker.seq or not worker.up:
             raise Broken(f"{work} is given to {worker}, which is not idle")
         if self.world.trace is not None:
