@@ -195,7 +195,7 @@ MUTATIONS = [
              "        return self._assign(now, commands) if assign",
              "        return self._assign(now, commands) if assign"),
     Mutation("node: sends its roots and keeps them", SCHEDULER,
-             "            round_.tree.take((span[0], span[1])).release()\n", "            pass\n"),
+             "            round_.tree.take(span).release()\n", "            pass\n"),
     Mutation("node: tells of an error in a slice that is done", SCHEDULER,
              "elif at is not None and at not in round_.owed:", "elif False:", "late"),
     Mutation("node: tries things twice where that is not wanted", SCHEDULER,
