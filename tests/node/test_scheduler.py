@@ -13,7 +13,7 @@ from qjam_worker.node.rounds import FOLD_LATE, MIN_LATE
 from qjam_worker.node.scheduler import CHECK, Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.messages import LATE
+from qjam_worker.wire.messages import LATE, MAX_BUFFERS
 from qjam_worker.wire.refs import Ref
 from refs_as_text import ref, text
 
@@ -78,7 +78,7 @@ def job_header(indices: list[int], number: int = 1, **more: Any) -> dict[str, An
     refs = [[index, f"ref{index}" if more.get("data", True) else None] for index in indices]
     return {
         "job": number,
-        "entry": {"code": more.get("code")},
+        "entry": {"code": more.get("code"), **more.get("entry", {})},
         "slices": refs,
         "nslices": more.get("nslices", len(indices)),
         "reduce": more.get("reduce", False),
@@ -919,3 +919,39 @@ def test_both_attempts_are_stopped_when_the_slice_is_of_no_use(cancel: dict[str,
     to = one_late()
     to.on_timer(LATE)
     assert of(Interrupt, to.on_cancel(cancel, 3.0)) == [Interrupt(0), Interrupt(1)]
+
+
+# Jobs that collect
+
+
+def test_what_a_job_collects_is_folded_by_nobody():
+    to = with_all_here(2, 0, 1, entry={"collect": True})
+    assert not told(done(to, 0), Kind.RESULT)
+    commands = done(to, 1)
+    assert roots(commands) == [(0, 1), (1, 2)]
+    assert not of(Give, commands)
+
+
+def test_more_buffers_than_a_message_may_have_go_in_several():
+    class Many(Result):
+        __slots__ = ()
+
+        def frames(self) -> list[Any]:
+            return [b""] * (MAX_BUFFERS // 2)
+
+    to = with_all_here(3, 0, 1, 2, entry={"collect": True})
+    for worker in (0, 1):
+        to.on_done(worker, [((worker, worker + 1), Many(worker))], 0.0)
+    commands = to.on_done(2, [((2, 3), Many(2))], 0.0)
+    assert [len(result["roots"]) for result in told(commands, Kind.RESULT)] == [2, 1]
+    assert [len(tell.buffers) for tell in of(Tell, commands)] == [MAX_BUFFERS, MAX_BUFFERS // 2]
+
+
+def test_of_slices_that_may_be_uneven_a_worker_takes_few_at_a_time():
+    to = with_all_here(1, *range(64), entry={"collect": True, "each": 1})
+    work = to.rounds[1].works
+    assert work[0].slices == [0]
+    done(to, 0, 0.001)
+    assert work[0].slices == [1, 2, 3, 4, 5]  # a millisecond each
+    done(to, 0, 1.0)
+    assert work[0].slices == [6]

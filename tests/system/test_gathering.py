@@ -83,7 +83,7 @@ def test_collect_of_large_results(master):
 
 
 def test_collected_results_are_as_the_function_left_them(master):
-    def reuse(params, part, buffer=bytearray(1)):
+    def reuse(params, part, buffer=bytearray(1)):  # noqa: B008  one for all calls
         buffer[0] = part[0]
         return buffer
 
@@ -113,7 +113,7 @@ def test_the_size_of_the_chunks_does_not_matter(master, chunksize):
 
 
 def test_mapped_results_are_as_the_function_left_them(master):
-    def reuse(item, buffer=bytearray(1)):
+    def reuse(item, buffer=bytearray(1)):  # noqa: B008  one for all calls
         buffer[0] = item
         return buffer
 
