@@ -124,9 +124,15 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             for name, item in state[0].items()
             if type(item) is not types.MemberDescriptorType and name != "__slotnames__"  # copyreg's, once it has looked
         }
-        if attributes.get("__slots__") and not issubclass(cls, enum.Enum):  # only what is made with slots has them
+        if not issubclass(cls, enum.Enum):
             kind, name, bases, namespace, *rest = arguments
-            arguments = (kind, name, bases, {**namespace, "__slots__": attributes.pop("__slots__")}, *rest)
+            # A NamedTuple needs its module and takes no slots; before 3.1 cloudpickle does otherwise.
+            namespace = {"__module__": cls.__module__, **namespace}
+            namespace.pop("__slots__", None)
+            if vars(cls).get("__slots__"):  # only what is made with slots has them
+                namespace["__slots__"] = vars(cls)["__slots__"]
+                attributes.pop("__slots__", None)
+            arguments = (kind, name, bases, namespace, *rest)
         skeleton = (definitions.define(cls).key, make, arguments)
         return definitions.skeleton, skeleton, (set_state, (attributes, state[1])), None, None, fill
 
