@@ -20,7 +20,7 @@ from .commands import Block, Command, Done, Fail, Failure, Lost, Note, Send
 from .holdings import Data, Holdings
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
-from .rounds import Jobs, JobSpec, Round, Share, share
+from .rounds import Jobs, JobSpec, Round, Share, note_attempts, share
 from .states import DONE, SENT, NodeState
 from .stealing import SEARCH_DELAY, Take, WorkStealer
 from .timers import Timers
@@ -352,6 +352,8 @@ class Dispatch:
         search = self._stealer.answered(round_, name, header["for"])
         if round_ is None:
             return []
+        check_slices(round_, header["indices"])
+        note_attempts(round_, header["indices"], header.get("attempts", ()))
         commands = self._share_out(round_, name, header["indices"], idle)
         if not commands:
             self._stealer.refused(round_, name, self._now)
@@ -360,7 +362,6 @@ class Dispatch:
         return commands
 
     def _share_out(self, round_: Round, name: str, indices: list[int], idle: NodeRecord | None) -> list[Command]:
-        check_slices(round_, indices)
         single = sorted(set(round_.single(name)).intersection(indices))
         if idle is not None and (idle.state is not NodeState.READY or idle.name == name):
             idle = None

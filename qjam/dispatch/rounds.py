@@ -15,6 +15,8 @@ from qjam_worker.values.reduction import Tree
 from .holdings import Data
 from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
 
+MAX_ATTEMPTS = 1_000_000
+
 _RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items() if event == "result"}
 
 
@@ -225,6 +227,16 @@ class Round:
     def progress(self) -> str:
         """How far it has come, for the user."""
         return f"{self.states.count(DONE)} of {len(self.states)} slices were done"
+
+
+def note_attempts(round_: Round, indices: list[int], attempts: Sequence[int]) -> None:
+    """A node gives away slices that it has given to a worker before: the next attempt at each has this number at least.
+    ValueError if it does not say so for each slice, or tells of more than can be.
+    """
+    if attempts and (len(attempts) != len(indices) or max(attempts) > MAX_ATTEMPTS):
+        raise ValueError(f"{attempts} are not the attempts at {len(indices)} slices")
+    for index, attempt in zip(indices, attempts, strict=bool(attempts)):
+        round_.again[index] = max(round_.again[index], attempt - 1)
 
 
 def share(indices: Sequence[int]) -> Share:

@@ -199,6 +199,8 @@ class Episode:
             (Kind.STATE, {"state": "blocked", "round": rng.choice((number, None)), "missing": missing}, []),
             (Kind.STATE, {"state": "shared", "round": number, "for": rng.choice(lore.names), "indices": indices}, []),
             (Kind.STATE, {"state": "shared", "round": number, "for": HONEST, "indices": sorted(mine) or [0]}, []),
+            (Kind.STATE, {"state": "shared", "round": number, "for": HONEST, "indices": sorted(mine) or [0],
+                          "attempts": [rng.choice((2, 2**40)) for _ in sorted(mine) or [0]]}, []),
             (Kind.CREDIT, {"bytes": rng.choice((0, 1, 64, 1024, 1 << 50))}, []),
             (Kind.LOG, {"worker": worker, "stream": rng.choice((1, 2))}, [rng.randbytes(rng.choice((0, 1, 5000)))]),
             (Kind.PONG, {"t": rng.choice((0.0, 1e6))}, []),

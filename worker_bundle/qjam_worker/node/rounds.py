@@ -89,6 +89,7 @@ class NodeRound:
         self.attempts: dict[int, int] = {}  # slices that are not tried for the first time: how often with this one
         self.pinned: set[Ref] = set()  # refs that the store keeps for this round
         self.mapped, self.seconds = 0, 0.0  # slices that workers have mapped, and the seconds that took in all
+        self._begun: set[int] = set()  # slices that a worker here was given
         self._shared: set[int] = set()  # slices that another node tries as well, begun here or not
         self._contested = False  # whether two may bring a result of the same slice
 
@@ -111,6 +112,8 @@ class NodeRound:
             self.offered = [index for index in self.offered if index not in indices]
             held = {index for lo, hi in self._spans for index in range(lo, hi)}
             indices = [index for index in indices if index not in self.owed and index not in held]
+        if not self._begun.isdisjoint(indices):
+            self._count(self._begun.intersection(indices))
         if tried:
             self.attempts.update((index, max(tried[index], self.attempts.get(index, 1))) for index in indices)
         self.owed.update(indices)
@@ -158,6 +161,7 @@ class NodeRound:
         slices = self._take_map(worker)
         if slices:
             work = Work(now, slices)
+            self._begun.update(slices)
         else:
             fold = None if self.owed and not self.folds.has_part else self.folds.take(together, alike)
             if fold is None:

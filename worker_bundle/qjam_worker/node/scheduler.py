@@ -213,6 +213,8 @@ class Scheduler:
         if round_ is not None:
             indices = round_.share(header["count"], header["seconds"], self.speculation, now)
         answer = {"state": "shared", "round": header["round"], "for": header["for"], "indices": indices}
+        if round_ is not None and not self.speculation and not round_.attempts.keys().isdisjoint(indices):
+            answer["attempts"] = [round_.attempts.get(index, 1) for index in indices]
         commands: list[Command] = [Tell(Kind.STATE, answer, [])]
         return commands if round_ is None else [*commands, *self._finish(round_), *self._assign(now)]
 

@@ -207,7 +207,7 @@ STATES: dict[str, dict[str, Field]] = {
     "blocked": {
         "round": _or_none(COUNT), "missing": _some("a list of [ref, bytes that are here]", _are_missing),
     },
-    "shared": {"round": COUNT, "for": NAME, "indices": COUNTS},
+    "shared": {"round": COUNT, "for": NAME, "indices": COUNTS, "attempts": _optional(COUNTS)},
     "note": {"text": TEXT},
 }  # fmt: skip
 
