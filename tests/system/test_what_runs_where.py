@@ -78,6 +78,21 @@ def test_of_two_modules_of_one_name_that_were_imported_each_is_itself(master, pr
     assert [master.run(module.mapfunc, None, [1]) for module in loaded] == ["first", "second"]
 
 
+def test_what_two_modules_of_one_name_import_is_what_each_has_imported(master, project, monkeypatch):
+    for folder in ("red", "blue"):
+        project.write(f"{folder}/tool.py", f"def value(): return {folder!r} + SUFFIX\nSUFFIX = '!'")
+        project.write(f"{folder}/user.py", "import tool\ndef mapfunc(p, s): return tool.value()")
+    loaded = []
+    for folder in ("red", "blue"):
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(str(project.folder / folder))
+            for name in ("tool", "user"):
+                sys.modules.pop(name, None)
+            loaded.append(importlib.import_module("user"))
+    for _ in range(2):
+        assert [master.run(module, None, [1]) for module in loaded] == ["red!", "blue!"]
+
+
 def test_a_module_of_a_folder_that_is_no_longer_on_the_path_runs(master, project):
     module = project.module("wanderer", "def mapfunc(p, s): return 5")
     sys.path.remove(str(project.folder))

@@ -99,6 +99,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return functions.reduce_cached(value)
         if issubclass(kind, functools.cached_property):
             return functions.reduce_cached_property(value)
+        if kind is types.ModuleType and sys.modules.get(value.__name__, value) is not value:
+            return reduce_module(value)
         return NotImplemented
 
     def reduce_class(self, cls: type) -> Any:
@@ -171,6 +173,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 _codes: dict[
     int, tuple[types.CodeType, Any, str, str]
 ] = {}  # by id: the code, which keeps the id its own, and its parts
+
+
+def reduce_module(module: types.ModuleType) -> Any:
+    """Of a module whose name another one has by now: a module that holds the same."""
+    state = {name: item for name, item in vars(module).items() if not name.startswith("__")}
+    return types.ModuleType, (module.__name__, module.__doc__), state
 
 
 def _goes_by_name(value: Any) -> bool:
