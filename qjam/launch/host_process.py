@@ -241,8 +241,9 @@ class HostProcess:
         set_up = f"qjam {os.urandom(12).hex()}"
         setup = f"eval {shlex.quote(order['setup'])} && echo {set_up} && " if order["setup"] else ""
         # The fork server of the workers is forked from this python.
-        seed = shlex.quote(order["env"][HASH_SEED])
-        line = f"{setup}exec env {HASH_SEED}={seed} {python} -c {shlex.quote(loader)}"
+        seed = order["env"].get(HASH_SEED)
+        seeded = "" if seed is None else f"env {HASH_SEED}={shlex.quote(seed)} "
+        line = f"{setup}exec {seeded}{python} -c {shlex.quote(loader)}"
         command = self.command = RemoteCommand(connection.transport, line, PYTHON_TIMEOUT)
         marker = f"qjam {os.urandom(12).hex()}"
         try:

@@ -143,7 +143,7 @@ def test_an_exception_tells_where(master):
 
 
 def test_what_user_code_prints_is_shown_here(master, capsys):
-    master.run(lambda params, part: print("hello", params), "there", [[1]])
+    master.collect(lambda params, part: print("hello", params), "there", [[1]])
     host = master.workers[0].host
     assert capsys.readouterr().out.strip() in (f"[{host} 0] hello there", f"[{host} 1] hello there")
 

@@ -56,7 +56,7 @@ def test_a_worker_that_cannot_be_put_right_is_replaced(name):
 
 
 def test_a_timer_of_one_function_does_not_end_another(worker):
-    worker.run(leaks.start_a_timer, 0.2)
+    worker.collect(leaks.start_a_timer, 0.2)
     before = worker.workers[0].pid
     assert worker.run(leaks.outlive, 0.4) == before
 
@@ -65,7 +65,7 @@ def test_a_seed_decides_nothing_for_another_function_and_lasts_for_its_own(worke
     expected = random.Random(5).random(), np.random.RandomState(5).random()
     drawn = set()
     for _ in range(3):
-        worker.run(leaks.seed, 5)
+        worker.collect(leaks.seed, 5)
         drawn.add(worker.run(leaks.draw))
     assert len(drawn) == 3
     assert not drawn & {expected}
@@ -85,7 +85,7 @@ def test_every_function_finds_modules_where_this_program_does(worker, tmp_path, 
                 with pytest.raises(TaskError):
                     master.run(leaks.Unloadable())
             else:
-                master.run(lambda params, part: None)
+                master.run(lambda params, part: 0)
             for _ in range(2):
                 assert master.run(lambda params, part: __import__("found_late").answer) == 42
                 assert master.run(lambda params, part: __import__("found_late").answer + 1) == 43

@@ -46,14 +46,14 @@ def test_all_of_it_is_shown_before_run_returns(master, capsys):
 
 
 def test_stderr_is_shown_on_stderr(master, capsys):
-    master.run(lambda params, part: print("oh", file=sys.stderr), None, [1])
+    master.collect(lambda params, part: print("oh", file=sys.stderr), None, [1])
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err in ("[local 0] oh\n", "[local 1] oh\n")
 
 
 def test_each_of_several_lines_has_its_prefix(one, capsys):
-    one.run(lambda params, part: print("a\n\nb"))
+    one.collect(lambda params, part: print("a\n\nb"))
     assert capsys.readouterr().out == "[local 0] a\n[local 0] \n[local 0] b\n"
 
 
@@ -71,20 +71,20 @@ def test_lines_of_several_workers_are_not_mixed(master, capsys):
 
 
 def test_a_line_without_an_end_is_shown_at_the_end_of_its_round(one, capsys):
-    one.run(lambda params, part: print("begun", end=""))
+    one.collect(lambda params, part: print("begun", end=""))
     assert capsys.readouterr().out == "[local 0] begun\n"
-    one.run(lambda params, part: print("and ended"))
+    one.collect(lambda params, part: print("and ended"))
     assert capsys.readouterr().out == "[local 0] and ended\n"
 
 
 def test_a_line_that_is_never_ended_is_shown_at_the_end(capsys):
     with Master(1) as master:
-        master.run(lambda params, part: print("begun", end=""))
+        master.collect(lambda params, part: print("begun", end=""))
     assert capsys.readouterr().out == "[local 0] begun\n"
 
 
 def test_a_line_of_a_megabyte_is_shown_in_pieces(one, capsys):
-    one.run(lambda params, part: print("x" * 1_000_000))
+    one.collect(lambda params, part: print("x" * 1_000_000))
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith("[local 0] ") for line in lines)
     assert sum(len(line) - len("[local 0] ") for line in lines) == 1_000_000
@@ -96,7 +96,7 @@ def test_bytes_that_are_no_text_are_shown_as_far_as_they_can(one, capsys):
 
 
 def test_text_of_any_alphabet_is_shown(one, capsys):
-    one.run(lambda params, part: print("\u65e5\u672c\u8a9e \U0001f600"))
+    one.collect(lambda params, part: print("\u65e5\u672c\u8a9e \U0001f600"))
     assert capsys.readouterr().out == "[local 0] \u65e5\u672c\u8a9e \U0001f600\n"
 
 
@@ -105,7 +105,7 @@ def test_what_child_processes_of_user_code_print_is_shown(one, capsys):
         subprocess.run(["echo", "from a child"], check=True)
         os.system("echo from a shell >&2")
 
-    one.run(work)
+    one.collect(work)
     shown = capsys.readouterr()
     assert shown.out == "[local 0] from a child\n"
     assert shown.err == "[local 0] from a shell\n"

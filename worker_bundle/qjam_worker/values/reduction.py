@@ -43,7 +43,10 @@ def summand(result: Any) -> Any:
             "mapfunc returned None, which cannot be added: return a value, or use collect, which adds nothing; only a "
             "reduce(a, b) of yours is given None"
         )
-    return _counted(result)
+    try:
+        return _counted(result)
+    except RecursionError:  # it contains itself, or is nested deeply
+        return result
 
 
 def _counted(value: Any) -> Any:

@@ -19,7 +19,7 @@ _OURS = ("qjam_worker.", "qjam.")
 
 def raised(error: BaseException) -> tuple[BaseException, str]:
     """What user code raised, and at which item, for the summary."""
-    if isinstance(error, ItemError) and error.__cause__ is not None:
+    if type(error) is ItemError and error.__cause__ is not None:  # isinstance would ask a class of the user's
         return error.__cause__, f" (item {error.item})"
     return error, ""
 
