@@ -6,15 +6,19 @@ import os
 import re
 import reprlib
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qjam_worker.ipc.cores import usable_cores
+
 from .data.datasets import BaseDataSet
 from .hosts import HostSpec, parse
 from .launch.fleet import ROUTES, Options
+from .remote_worker import RemoteWorker
 
 HOST_KEYS = ("known", "accept-new")
 MIN_BYTES = 1_000_000  # whoever writes a smaller limit meant another unit
@@ -128,6 +132,20 @@ def ship(names: Any) -> tuple[str, ...]:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise _wrong_type("ship", 'a list of names of packages, as ["mypkg"]', names)
     return tuple(names)
+
+
+def specs(hosts: Any) -> Any:
+    """Return `hosts` of `Master` with the HostSpecs of RemoteWorkers in their place, as hosts.resolve takes it."""
+    if isinstance(hosts, RemoteWorker):
+        return hosts.spec
+    if isinstance(hosts, (list, tuple)):
+        return [item.spec if isinstance(item, RemoteWorker) else item for item in hosts]
+    return hosts
+
+
+def counted(specs: list[HostSpec]) -> list[HostSpec]:
+    """Return the specs, with this machine's number of workers where it is left open."""
+    return [replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec for spec in specs]
 
 
 def check_new_hosts(specs: list[HostSpec], known: list[str]) -> None:

@@ -96,7 +96,7 @@ class Master:
         ship: Sequence[str] = (),
     ) -> None:
         check_not_importing()
-        specs = [_counted(spec) for spec in resolve(_specs(hosts))]
+        specs = arguments.counted(resolve(arguments.specs(hosts)))
         limit = arguments.memory_limit_bytes(memory_limit)
         keep = arguments.keep_data_bytes(keep_data)
         options = arguments.options(host_keys, ssh_config, route, address, limit, keep)
@@ -182,7 +182,7 @@ class Master:
         new hosts are removed again.
         """
         self._check_open(with_hosts=True)
-        specs = [_counted(spec) for spec in resolve(_specs(hosts))]
+        specs = arguments.counted(resolve(arguments.specs(hosts)))
         arguments.check_min_workers(min_workers, specs)
         arguments.check_new_hosts(specs, [host.address for host in self._supervisor])
         try:
@@ -201,7 +201,7 @@ class Master:
         """
         self._check_open(with_hosts=True)
         known = {host.address: host for host in self._supervisor}
-        addresses = arguments.hosts_to_remove(resolve(_specs(hosts)), list(known))
+        addresses = arguments.hosts_to_remove(resolve(arguments.specs(hosts)), list(known))
         try:
             self._supervisor.remove([known[address] for address in addresses])
         except OSError:
@@ -407,18 +407,6 @@ def _hashes(data: BaseDataSet) -> list[str]:
         return data.hash_list()
     except codec.CodecError as error:
         raise TypeError(f"dataset: a slice cannot be sent to workers: {error}") from error
-
-
-def _specs(hosts: Hosts) -> Any:
-    if isinstance(hosts, RemoteWorker):
-        return hosts.spec
-    if isinstance(hosts, (list, tuple)):
-        return [item.spec if isinstance(item, RemoteWorker) else item for item in hosts]
-    return hosts
-
-
-def _counted(spec: HostSpec) -> HostSpec:
-    return replace(spec, workers=usable_cores()) if spec.local and spec.workers is None else spec
 
 
 def _status_of(engine: Engine, supervisor: Supervisor, host: SupervisedHost, index: int) -> WorkerStatus:

@@ -18,10 +18,10 @@ from qjam.engine.carrying_out import PARAMS_INLINE
 from qjam.engine.engine import Engine
 from qjam.engine.loader import Blob
 from qjam.engine.pending import Pending
+from qjam_worker.node.commands import Ended, Give
 from qjam_worker.node.node import Node
 from qjam_worker.node.options import NodeOptions
 from qjam_worker.node.rounds import Work
-from qjam_worker.node.scheduler import Ended, Give
 from qjam_worker.values import codec
 from qjam_worker.wire.frames import Kind, Message, pack, unpack
 from qjam_worker.wire.sockets import Lane

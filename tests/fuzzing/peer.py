@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from qjam_worker.node.commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell
 from qjam_worker.node.results import Held
-from qjam_worker.node.scheduler import Command, Drop, Ended, Forget, Give, Interrupt, Scheduler, Tell
+from qjam_worker.node.scheduler import Scheduler
 from qjam_worker.values import codec, flat
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire import frames

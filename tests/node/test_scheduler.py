@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import pytest
 
 from qjam_worker.ipc.slots import SLOT
+from qjam_worker.node.commands import Command, Ended, Forget, Give, Interrupt, Tell, refusal
 from qjam_worker.node.results import Held
 from qjam_worker.node.rounds import FOLD_LATE, MIN_LATE
-from qjam_worker.node.scheduler import CHECK, Command, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from qjam_worker.node.scheduler import CHECK, Scheduler
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.messages import LATE, MAX_BUFFERS

@@ -25,7 +25,7 @@ LAYERS = {
     "qjam_worker.values",
     "qjam.serial": "qjam.engine qjam.dispatch qjam.hosts qjam.stats qjam_worker.task qjam_worker.values "
     "qjam_worker.worker",
-    "qjam.arguments": "qjam.launch qjam.data qjam.hosts",
+    "qjam.arguments": "qjam.launch qjam.data qjam.hosts qjam.remote_worker qjam_worker.ipc",
     "qjam.remote_worker": "qjam.hosts",
     "qjam.launch": "qjam.engine qjam.dispatch qjam.ssh qjam.hosts qjam.errors qjam.report qjam.log "
     "qjam_worker qjam_worker.node qjam_worker.ipc qjam_worker.wire",

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qjam_worker.ipc.files import Mapped, NoRoom
+from qjam_worker.node.commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, refusal
 from qjam_worker.node.folds import Fold
 from qjam_worker.node.module_cache import FIELDS, ModuleCache
 from qjam_worker.node.pool import GRACE
 from qjam_worker.node.results import Held
 from qjam_worker.node.rounds import NodeRound, Work
-from qjam_worker.node.scheduler import Command, Drop, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from qjam_worker.node.scheduler import Scheduler
 from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree
 from qjam_worker.wire.frames import Kind

@@ -24,6 +24,7 @@ from qjam_worker.wire.messages import MAX_REASON
 from qjam_worker.wire.refs import of_params
 from qjam_worker.wire.sockets import Uplink
 
+from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, refusal
 from .folds import Fold
 from .fork_server_client import ForkServer
 from .module_cache import ModuleCache
@@ -33,7 +34,7 @@ from .pool import Pool
 from .refs import RefReceiver
 from .results import Held
 from .rounds import NodeRound
-from .scheduler import Command, Drop, Ended, Forget, Give, Interrupt, Scheduler, Tell, refusal
+from .scheduler import Scheduler
 from .slice_index import SliceIndex
 from .store import Store
 from .worker_handle import WorkerHandle

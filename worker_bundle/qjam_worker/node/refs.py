@@ -14,11 +14,12 @@ from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.messages import MAX_REASON
 from qjam_worker.wire.refs import PARAMS, SLICE, Ref, of_slice
 
+from .commands import Command
 from .disk_cache import DiskCache, default_folder
 from .disk_cache_threads import DiskCacheThreads
 from .module_cache import ModuleCache
 from .pool import Pool
-from .scheduler import Command, Scheduler
+from .scheduler import Scheduler
 from .store import Store
 
 

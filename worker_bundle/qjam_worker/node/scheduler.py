@@ -8,62 +8,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from operator import attrgetter
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from typing import Any, Optional, Protocol
 
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.messages import MAX_BUFFERS
 from qjam_worker.wire.refs import Ref, of_params, of_slice
 
+from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, failure
 from .results import Held, are_alike, fold_rows, fold_small
 from .rounds import MIN_LATE, NodeJob, NodeRound, Work
 
 _is_small = attrgetter("small")
 # Seconds after which the scheduler looks again for late attempts that idle workers can try, at the latest.
 CHECK = 1.0
-
-
-class Tell(NamedTuple):
-    """Send this to the master."""
-
-    kind: Kind
-    header: dict[str, Any]
-    buffers: list[Any]
-
-
-class Give(NamedTuple):
-    """Give this work to an idle worker."""
-
-    worker: int
-    round: NodeRound
-    work: Work
-
-
-class Interrupt(NamedTuple):
-    """Stop the worker: nobody needs the result of its work any more."""
-
-    worker: int
-
-
-class Forget(NamedTuple):
-    """Have the workers forget this job."""
-
-    job: int
-
-
-class Drop(NamedTuple):
-    """Remove these refs: no job and no data that the master still knows names them."""
-
-    refs: list[Ref]
-
-
-class Ended(NamedTuple):
-    """The round is over on this node: remove its params."""
-
-    round: int
-
-
-Command = Union[Tell, Give, Interrupt, Forget, Drop, Ended]
 
 
 class RefIndex(Protocol):
@@ -336,7 +294,7 @@ class Scheduler:
         slices = round_.abandon(worker)
         failed = slices if at is None else [at]  # a slice that has raised is not tried again
         round_.again(index for index in slices if index not in failed)
-        report = _report(round_.number, "task", message["text"], worker, at, message["summary"], message["pickled"])
+        report = failure(round_.number, "task", message["text"], worker, at, message["summary"], message["pickled"])
         return [report, *map(Interrupt, round_.drop(failed)), *self._finish(round_), *self._assign(now)]
 
     def on_cancelled(self, worker: int, now: float) -> list[Command]:
@@ -446,7 +404,7 @@ class Scheduler:
 
     def _fail(self, round_: NodeRound, what: str, text: str) -> list[Command]:
         """Give up a round that cannot go on here."""
-        return [_report(round_.number, what, text, None, None, text, None), *self._end(round_)]
+        return [failure(round_.number, what, text, None, None, text, None), *self._end(round_)]
 
     def _end(self, round_: NodeRound) -> list[Command]:
         """The round is over here: stop its workers, release its results and refs."""
@@ -476,21 +434,3 @@ def never(results: list[Held]) -> bool:
 def _slices_of(header: dict[str, Any]) -> dict[int, Optional[Ref]]:
     """The slices that a JOB names, by index; None where there is no data."""
     return {index: None if key is None else of_slice(key) for index, key in header["slices"]}
-
-
-def refusal(number: int, text: str) -> Tell:
-    """Refuse a round that has not begun here: there is no room for its params."""
-    return _report(number, "room", text, None, None, text, None)
-
-
-def _report(
-    number: int,
-    what: str,
-    text: str,
-    worker: Optional[int],
-    slice_: Optional[int],
-    summary: str,
-    pickled: Optional[bytes],
-) -> Tell:
-    header = {"round": number, "what": what, "text": text, "worker": worker, "slice": slice_, "summary": summary}
-    return Tell(Kind.ERROR, header, [] if pickled is None else [pickled])

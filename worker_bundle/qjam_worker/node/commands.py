@@ -1,0 +1,72 @@
+"""What the scheduler decides: the commands that its node carries out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Optional, Union
+
+from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref
+
+from .rounds import NodeRound, Work
+
+
+class Tell(NamedTuple):
+    """Send this to the master."""
+
+    kind: Kind
+    header: dict[str, Any]
+    buffers: list[Any]
+
+
+class Give(NamedTuple):
+    """Give this work to an idle worker."""
+
+    worker: int
+    round: NodeRound
+    work: Work
+
+
+class Interrupt(NamedTuple):
+    """Stop the worker: nobody needs the result of its work any more."""
+
+    worker: int
+
+
+class Forget(NamedTuple):
+    """Have the workers forget this job."""
+
+    job: int
+
+
+class Drop(NamedTuple):
+    """Remove these refs: no job and no data that the master still knows names them."""
+
+    refs: list[Ref]
+
+
+class Ended(NamedTuple):
+    """The round is over on this node: remove its params."""
+
+    round: int
+
+
+Command = Union[Tell, Give, Interrupt, Forget, Drop, Ended]
+
+
+def refusal(number: int, text: str) -> Tell:
+    """Refuse a round that has not begun here: there is no room for its params."""
+    return failure(number, "room", text, None, None, text, None)
+
+
+def failure(
+    number: int,
+    what: str,
+    text: str,
+    worker: Optional[int],
+    slice_: Optional[int],
+    summary: str,
+    pickled: Optional[bytes],
+) -> Tell:
+    """Tell the master why a round cannot go on here, as it takes an ERROR."""
+    header = {"round": number, "what": what, "text": text, "worker": worker, "slice": slice_, "summary": summary}
+    return Tell(Kind.ERROR, header, [] if pickled is None else [pickled])
