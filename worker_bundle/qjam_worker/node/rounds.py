@@ -113,7 +113,8 @@ class NodeRound:
             held = {index for lo, hi in self._spans for index in range(lo, hi)}
             indices = [index for index in indices if index not in self.owed and index not in held]
         if not self._begun.isdisjoint(indices):
-            self._count(self._begun.intersection(indices))
+            again = self._begun.intersection(indices)
+            self.attempts.update((index, max(2, self.attempts.get(index, 1))) for index in again)
         if tried:
             self.attempts.update((index, max(tried[index], self.attempts.get(index, 1))) for index in indices)
         self.owed.update(indices)
