@@ -98,7 +98,12 @@ class Sources:
     drop all project modules and load them again. `ship`: installed packages that count as the project's.
     """
 
-    def __init__(self, ship: Collection[str] = (), clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        ship: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         project.check_shippable(ship)
         self._ship = frozenset(ship)
         self._lock = threading.RLock()  # pickling a function may run user code
@@ -112,7 +117,7 @@ class Sources:
         self._here: dict[str, Any] | None = None
         self._told: set[str] = set()
         self._changes = 0
-        self._clock = clock
+        self._clock, self._cpu_clock = clock, cpu_clock
         self._look_again = 0.0
         self._epoch = 1
 
@@ -246,11 +251,12 @@ class Sources:
 
     def _is_on_disk(self) -> bool:
         """Whether all that comes from files is as before. Looked at so seldom that it takes a fiftieth of the time."""
-        began = self._clock()
-        if began < self._look_again:
+        now = self._clock()
+        if now < self._look_again:
             return True
+        began = self._cpu_clock()
         same = all(sent.is_on_disk() for sent in self._sent.values()) and not self._has_appeared()
-        self._look_again = began + 50 * (self._clock() - began)
+        self._look_again = now + 50 * (self._cpu_clock() - began)
         return same
 
     def _has_appeared(self) -> bool:

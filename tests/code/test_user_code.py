@@ -363,7 +363,7 @@ def edit(path: Path, text: str) -> None:
 
 
 def test_without_changes_the_epoch_stays(project: Path) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "steady.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "steady.py")
     first = sources.user_code(module)
     sources.lookup("steady")
     assert sources.user_code(module).header["epoch"] == first.header["epoch"]
@@ -371,7 +371,7 @@ def test_without_changes_the_epoch_stays(project: Path) -> None:
 
 @pytest.mark.parametrize("text", [MAPFUNC.replace("return", "return 1 +"), MAPFUNC])  # other text, saved again
 def test_a_reloaded_module_begins_a_new_epoch(project: Path, text: str) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "edited.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "edited.py")
     first = sources.user_code(module)
     sources.lookup("edited")
     edit(project / "edited.py", text)
@@ -384,7 +384,7 @@ def test_a_reloaded_module_begins_a_new_epoch(project: Path, text: str) -> None:
 
 def test_an_edit_of_a_module_that_only_workers_load_begins_a_new_epoch(project: Path) -> None:
     write(project, "used.py", "x = 1\n")
-    sources, module = Sources(clock=time_stands), load(project, "using.py", "def mapfunc(p, s):\n    import used\n")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "using.py", "def mapfunc(p, s):\n    import used\n")
     first = sources.user_code(module)
     sources.lookup("using")
     sources.lookup("used")
@@ -393,7 +393,7 @@ def test_an_edit_of_a_module_that_only_workers_load_begins_a_new_epoch(project: 
 
 
 def test_a_reload_of_what_no_worker_has_begins_no_new_epoch(project: Path) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "lonely.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "lonely.py")
     first = sources.user_code(module)
     edit(project / "lonely.py", "x = 1\n" + MAPFUNC)
     importlib.reload(module)
@@ -401,7 +401,7 @@ def test_a_reload_of_what_no_worker_has_begins_no_new_epoch(project: Path) -> No
 
 
 def test_one_reload_begins_one_epoch(project: Path) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "once.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "once.py")
     sources.lookup("once")
     edit(project / "once.py", "x = 1\n" + MAPFUNC)
     importlib.reload(module)
@@ -412,7 +412,7 @@ def test_one_reload_begins_one_epoch(project: Path) -> None:
 
 def test_a_function_sent_by_value_has_a_new_key_after_a_reload(project: Path) -> None:
     # It may refer to the module that was reloaded, by name.
-    sources = Sources(clock=time_stands)
+    sources = Sources(cpu_clock=time_stands)
     helper = load(project, "helper.py", "x = 1\n")
     f = load(project, "values.py", "f = lambda params, data: None\n").f
     first = sources.user_code(f)
@@ -422,7 +422,7 @@ def test_a_function_sent_by_value_has_a_new_key_after_a_reload(project: Path) ->
 
 
 def test_state_that_was_set_begins_a_new_epoch_and_what_was_not_does_not(project: Path) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "stateful.py", "RATE = 1\n" + MAPFUNC)
+    sources, module = Sources(cpu_clock=time_stands), load(project, "stateful.py", "RATE = 1\n" + MAPFUNC)
     first = sources.user_code(module)
     assert msgpack.unpackb(sources.lookup("stateful"))["state"] == b""
     module.RATE = 2
@@ -436,14 +436,14 @@ def test_state_that_was_set_begins_a_new_epoch_and_what_was_not_does_not(project
 
 
 def test_a_folder_added_to_the_path_begins_a_new_epoch(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "pathless.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "pathless.py")
     first = sources.user_code(module)
     monkeypatch.setattr(sys, "path", [*sys.path, str(project / "more")])
     assert sources.user_code(module).key != first.key
 
 
 def test_a_module_that_was_missing_begins_a_new_epoch_when_it_appears(project: Path) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "hoping.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "hoping.py")
     first = sources.user_code(module)
     sources.lookup("promised")
     write(project, "unrelated.py")
@@ -453,7 +453,7 @@ def test_a_module_that_was_missing_begins_a_new_epoch_when_it_appears(project: P
 
 
 def test_what_is_forgotten_is_looked_for_anew(project: Path) -> None:
-    sources, module = Sources(clock=time_stands), load(project, "again.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "again.py")
     first = sources.user_code(module)
     sources.forget()
     assert sources.user_code(module).header["epoch"] > first.header["epoch"]
@@ -461,7 +461,7 @@ def test_what_is_forgotten_is_looked_for_anew(project: Path) -> None:
 
 def test_an_edit_while_the_source_is_being_read_is_noticed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(project, "racing.py")
-    sources, module = Sources(clock=time_stands), load(project, "racer.py")
+    sources, module = Sources(cpu_clock=time_stands), load(project, "racer.py")
     first = sources.user_code(module)
     read = of_project.read
 

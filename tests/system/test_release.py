@@ -86,7 +86,8 @@ def test_the_slices_of_a_data_set_that_is_released_go_at_once_and_are_sent_again
     pool.until(lambda: pool.bytes() < MIB)
 
 
-def test_the_slices_of_a_data_set_go_some_time_after_it(pool: Pool) -> None:
+def test_the_slices_of_a_data_set_go_some_time_after_it(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holdings, "GRACE", 0.5)
     data = DataSet(np.arange(1.0 * MIB))
     pool.sent(data)
     assert pool.bytes() >= 8 * MIB
@@ -162,7 +163,8 @@ def test_a_round_that_runs_keeps_its_slices(pool: Pool) -> None:
     pool.until(lambda: len(pool.files()) <= 5)
 
 
-def test_a_future_does_not_keep_the_data(pool: Pool) -> None:
+def test_a_future_does_not_keep_the_data(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holdings, "GRACE", 0.5)
     done = pool.master.submit(usercode.total, None, DataSet(np.arange(1.0 * MIB)))
     assert done.result(PATIENCE) == MIB * (MIB - 1) / 2
     pool.until(lambda: pool.bytes() < MIB)
