@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -75,11 +75,11 @@ class HashedBlob(Blob):
     those that were hashed, whatever user code writes meanwhile.
     """
 
-    def __init__(self, pieces: list[Any], content_hash: str, name: str, scratch: Scratch) -> None:
+    def __init__(self, pieces: list[Any], content_hash: str, refs: Sequence[str], scratch: Scratch) -> None:
         import xxhash  # here, for user modules that import qjam are loaded on hosts that lack it
 
         super().__init__(pieces)
-        self._wanted, self._name, self._scratch = content_hash, name, scratch
+        self._wanted, self._refs, self._scratch = content_hash, refs, scratch
         self._content = xxhash.xxh3_128()
         self._hashed = 0  # bytes
 
@@ -97,7 +97,8 @@ class HashedBlob(Blob):
                 self._content.update(copy[begin:end])
         self._hashed = offset + size
         if self._hashed == self.size and self._content.hexdigest() != self._wanted:
-            raise Changed(f"{self._name} of the data set changed since it was hashed: make a new DataSet")
+            index = self._refs.index(self._wanted)
+            raise Changed(f"slice {index} of the data set changed since it was hashed: make a new DataSet")
         return [copy]
 
 
@@ -150,5 +151,4 @@ class Loader:
             return Blob([pending.code])
         assert pending.dataset is not None
         pieces = flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key), lasting=True))
-        index = 0 if pending.spec.refs is None else pending.spec.refs.index(ref.key)
-        return HashedBlob(pieces, ref.key, f"slice {index}", self._scratch)
+        return HashedBlob(pieces, ref.key, pending.spec.refs or [ref.key], self._scratch)

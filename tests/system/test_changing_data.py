@@ -123,14 +123,14 @@ def test_blocks_of_a_slice_are_copied_and_their_memory_is_used_again() -> None:
     scratch = loader.Scratch()
     content = np.arange(1_000_000, dtype=np.uint8)
     wanted = xxhash.xxh3_128(content).hexdigest()
-    blob = loader.HashedBlob([content], wanted, "slice 0", scratch)
+    blob = loader.HashedBlob([content], wanted, [wanted], scratch)
     first = blob.range(0, 400_000)
     content_before = bytes(first[0])
     content[:5] = 77
     assert bytes(first[0]) == content_before
     content[:5] = range(5)
     del first
-    other = loader.HashedBlob([content], wanted[::-1], "slice 0", scratch)
+    other = loader.HashedBlob([content], wanted[::-1], [wanted[::-1]], scratch)
     with pytest.raises(loader.Changed):
         other.range(0, 1_000_000)
     assert b"".join(blob.range(400_000, 600_000)) == content[400_000:].tobytes()
