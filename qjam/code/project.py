@@ -95,9 +95,9 @@ def belongs(spec: importlib.machinery.ModuleSpec, ship: Collection[str] = ()) ->
     if spec.origin in ("built-in", "frozen"):
         return False
     if spec.has_location:
-        return not _is_installed([spec.origin or ""])
+        return not _is_installed(spec.origin or "")
     if spec.submodule_search_locations is not None:
-        return any(not _is_installed([folder]) for folder in spec.submodule_search_locations)
+        return any(not _is_installed(folder) for folder in spec.submodule_search_locations)
     return has_source(spec) and _is_own(spec.loader)
 
 
@@ -125,13 +125,10 @@ def _is_own(finder: Any) -> bool:
     return spec is not None and module.partition(".")[0] != "qjam" and belongs(spec)
 
 
-def _is_installed(paths: Iterable[str]) -> bool:
-    for path in paths:
-        raw = os.path.join(path, "")
-        if raw.startswith(_ENVIRONMENT) or any(part in raw.split(os.sep) for part in _INSTALLED):
-            return True
-        real = os.path.join(os.path.realpath(path), "")
-        if real.startswith(_ENVIRONMENT) or any(part in real.split(os.sep) for part in _INSTALLED):
+def _is_installed(path: str) -> bool:
+    """Whether a file or folder, or what it links to, lies where the standard library or packages are installed."""
+    for place in (os.path.join(path, ""), os.path.join(os.path.realpath(path), "")):
+        if place.startswith(_ENVIRONMENT) or any(part in place.split(os.sep) for part in _INSTALLED):
             return True
     return False
 
@@ -171,7 +168,7 @@ def standard_names_of_the_project(ship: Collection[str]) -> list[str]:
     beside = {
         entry.partition(".")[0]
         for folder in sys.path
-        if not _is_installed([folder or os.getcwd()])
+        if not _is_installed(folder or os.getcwd())
         for entry in _entries(folder or os.getcwd())
     }
     names = sys.stdlib_module_names & (beside | sys.modules.keys()) - {"__main__"}
@@ -189,73 +186,89 @@ def _entries(folder: str) -> list[str]:
             return []
 
 
-class Tree(NamedTuple):
-    """The files of a package. `left_out`: those that are too large to travel."""
-
-    files: list[tuple[str, bytes]]
-    digest: str
-    left_out: list[str]
-
-
-def tree(spec: importlib.machinery.ModuleSpec) -> Tree:
-    """The files in the folders of a package, without caches and hidden ones.
-
-    An extension module becomes an empty file, so that a host can list it, as it cannot run it.
-    """
-    files: dict[str, bytes] = {}
-    left_out, room = [], MAX_DATA
-    for name, size, load in sorted(_package_files(spec)):
-        if is_extension(name):
-            files[name.partition(".")[0] + ".so"] = b""
-        elif size > room:
-            left_out.append(name)
-        elif name not in files:
-            with contextlib.suppress(OSError):  # it has been removed meanwhile
-                files[name] = load()
-                room -= len(files[name])
-    digest = hashlib.sha256()
-    for name, content in files.items():
-        digest.update(f"{len(os.fsencode(name))} {len(content)} ".encode() + os.fsencode(name) + content)
-    return Tree(list(files.items()), digest.hexdigest()[:32], left_out)
-
-
 class _File(NamedTuple):
+    """A file of a package: its name below the package, its size, and a number that changes with it."""
+
+    name: str
+    size: int
+    changed: int
     path: str
 
-    def __call__(self) -> bytes:
+    def read(self) -> bytes:
         with open(self.path, "rb") as file:
             return file.read()
 
 
 class _Member(NamedTuple):
-    archive: str
+    """The same in a zip file."""
+
     name: str
+    size: int
+    changed: int
+    archive: str
+    member: str
 
-    def __call__(self) -> bytes:
+    def read(self) -> bytes:
         with zipfile.ZipFile(self.archive) as archive:
-            return archive.read(self.name)
+            return archive.read(self.member)
 
 
-def _package_files(spec: importlib.machinery.ModuleSpec) -> Iterator[tuple[str, int, _File | _Member]]:
+class Tree(NamedTuple):
+    """The files of a package. `digest`: changes with them. `left_out`: names of those that are too large to travel."""
+
+    files: list[_File | _Member]
+    digest: str
+    left_out: list[str]
+
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """The names and contents. An extension module becomes an empty file, so that a host can list it, as it cannot
+        run it.
+        """
+        for file in self.files:
+            if is_extension(file.name):
+                yield file.name.partition(".")[0] + ".so", b""
+            else:
+                with contextlib.suppress(OSError):  # it has been removed meanwhile
+                    yield file.name, file.read()
+
+
+def tree(spec: importlib.machinery.ModuleSpec) -> Tree:
+    """The files in the folders of a package, without caches and hidden ones. Reads none of them."""
+    files: dict[str, _File | _Member] = {}
+    left_out, room, digest = [], MAX_DATA, hashlib.sha256()
+    for file in sorted(_package_files(spec)):
+        size = 0 if is_extension(file.name) else file.size
+        if size > room:
+            left_out.append(file.name)
+        elif file.name not in files:
+            files[file.name] = file
+            room -= size
+            digest.update(f"{len(os.fsencode(file.name))} {size} {file.changed} ".encode() + os.fsencode(file.name))
+    return Tree(list(files.values()), digest.hexdigest()[:32], left_out)
+
+
+def _package_files(spec: importlib.machinery.ModuleSpec) -> Iterator[_File | _Member]:
     archive = getattr(spec.loader, "archive", None)
     for folder in spec.submodule_search_locations or ():
         if isinstance(archive, str) and folder.startswith(archive + os.sep):
             inside = folder[len(archive) + 1 :].replace(os.sep, "/") + "/"
             with zipfile.ZipFile(archive) as members:
                 for member in members.infolist():
-                    if member.filename.startswith(inside) and not member.is_dir():
-                        yield member.filename[len(inside) :], member.file_size, _Member(archive, member.filename)
-        elif not _is_installed([folder]) or spec.has_location:
+                    path = member.filename
+                    if path.startswith(inside) and not member.is_dir():
+                        yield _Member(path[len(inside) :], member.file_size, member.CRC, archive, path)
+        elif not _is_installed(folder) or spec.has_location:
             yield from _files_below(folder)
 
 
-def _files_below(folder: str) -> Iterator[tuple[str, int, _File]]:
+def _files_below(folder: str) -> Iterator[_File]:
     for above, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
         for name in names:
             path = os.path.join(above, name)
             if not name.startswith(".") and not name.endswith(".pyc") and os.path.isfile(path):
-                yield os.path.relpath(path, folder), os.path.getsize(path), _File(path)
+                changed, size = stamp(path)
+                yield _File(os.path.relpath(path, folder), size, changed, path)
 
 
 def check_shippable(names: Iterable[str]) -> None:
@@ -276,5 +289,5 @@ def is_pure(spec: importlib.machinery.ModuleSpec) -> bool:
 
 
 def _extensions(spec: importlib.machinery.ModuleSpec) -> list[str]:
-    files = [path for path, _, _ in _package_files(spec)] or [spec.origin or ""]
+    files = [file.name for file in _package_files(spec)] or [spec.origin or ""]
     return [path for path in files if is_extension(path)]

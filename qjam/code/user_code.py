@@ -20,10 +20,11 @@ import msgpack
 
 from qjam.log import say
 from qjam_worker.values import by_value
+from qjam_worker.values.functions import PYTHON
 
 from . import project
 from .loaded import Loaded, loaded, observe_imports, patched_from_file
-from .state import PYTHON, Watch, state_of
+from .state import Watch, state_of
 
 Reduce = Callable[[Any, Any], Any]
 
@@ -112,9 +113,8 @@ class Sources:
         self._missing: set[str] = set()  # modules that were not found,
         self._searched: dict[str, project.Stamp] = {}  # and the folders where they could appear
         self._known: dict[tuple[str, str | None, Reduce | None], UserCode] = {}
-        self._shadowing: list[str] | None = None
         self._imports = _import_system()
-        self._here: dict[str, Any] | None = None
+        self._surroundings: dict[str, Any] | None = None
         self._told: set[str] = set()
         self._changes = 0
         self._clock, self._cpu_clock = clock, cpu_clock
@@ -163,8 +163,10 @@ class Sources:
         """
         with self._lock:
             if name.endswith("/"):
-                return self._files(name[:-1])
-            found = self._found(name) if _is_name(name) else None
+                tree = self._trees.get(name[:-1])
+                found = None if tree is None else _described(files=list(tree.contents()))
+            else:
+                found = self._found(name) if _is_name(name) else None
         packed: bytes = msgpack.packb(found, unicode_errors="surrogatepass")
         return packed
 
@@ -221,13 +223,6 @@ class Sources:
                 )
         return self._trees[name]
 
-    def _files(self, name: str) -> bytes:
-        known = self._trees.get(name)
-        packed: bytes = msgpack.packb(
-            None if known is None else _described(files=known.files), unicode_errors="surrogatepass"
-        )
-        return packed
-
     def _is_missing(self, name: str) -> None:
         self._missing.add(name)
         above = project.spec_of(name.rpartition(".")[0]) if "." in name else None
@@ -283,7 +278,7 @@ class Sources:
         self._known.clear()
         self._missing.clear()
         self._searched.clear()
-        self._shadowing = self._here = None
+        self._surroundings = None
         self._imports = _import_system()
         self._epoch += 1
 
@@ -323,7 +318,7 @@ class Sources:
             )
         digest = hashlib.sha256(pickled.data).hexdigest()[:32]
         header = {
-            **self._surroundings(),
+            **self._common(),
             "reduce": reduce is not None,
             "code": digest,
             "python": PYTHON if pickled.has_code else None,  # a builtin, for example, works in any version
@@ -335,7 +330,7 @@ class Sources:
         if known is None:
             spec = project.spec_of(module)
             header = {
-                **self._surroundings(),
+                **self._common(),
                 "module": module,
                 "function": function,
                 "reduce": reduce is not None,
@@ -346,12 +341,13 @@ class Sources:
             self._known[module, function, reduce] = known
         return known
 
-    def _surroundings(self) -> dict[str, Any]:
+    def _common(self) -> dict[str, Any]:
         """What all jobs of an epoch have in common. `here`: how this machine's workers find modules."""
-        if self._shadowing is None or self._here is None:
-            self._shadowing = project.standard_names_of_the_project(self._ship)
-            self._here = {"path": [os.path.abspath(folder) for folder in sys.path], "finders": self._finders()}
-        return {"epoch": self._epoch, "shadows": self._shadowing, "here": self._here}
+        if self._surroundings is None:
+            here = {"path": [os.path.abspath(folder) for folder in sys.path], "finders": self._finders()}
+            shadows = project.standard_names_of_the_project(self._ship)
+            self._surroundings = {"epoch": self._epoch, "shadows": shadows, "here": here}
+        return self._surroundings
 
     def _finders(self) -> bytes:
         """The user's own finders and path hooks, pickled; b"" if there are none."""
