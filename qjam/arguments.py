@@ -16,7 +16,7 @@ import numpy as np
 from qjam_worker.ipc.cores import usable_cores
 
 from .data.datasets import BaseDataSet
-from .hosts import HostSpec, parse
+from .hosts import HostSpec, parse, resolve
 from .launch.fleet import ROUTES, Options
 from .remote_worker import RemoteWorker
 
@@ -134,13 +134,13 @@ def ship(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def specs(hosts: Any) -> Any:
-    """Return `hosts` of `Master` with the HostSpecs of RemoteWorkers in their place, as hosts.resolve takes it."""
+def specs(hosts: Any) -> list[HostSpec]:
+    """Return the hosts that `hosts` of `Master` names. Raises TypeError or ValueError."""
     if isinstance(hosts, RemoteWorker):
-        return hosts.spec
-    if isinstance(hosts, (list, tuple)):
-        return [item.spec if isinstance(item, RemoteWorker) else item for item in hosts]
-    return hosts
+        hosts = hosts.spec
+    elif isinstance(hosts, (list, tuple)):
+        hosts = [item.spec if isinstance(item, RemoteWorker) else item for item in hosts]
+    return resolve(hosts)
 
 
 def counted(specs: list[HostSpec]) -> list[HostSpec]:

@@ -30,7 +30,7 @@ from .engine.engine import Engine
 from .engine.pending import Pending
 from .engine.printer import Printer
 from .errors import BootstrapError, MasterClosed
-from .hosts import SERIAL, HostSpec, resolve
+from .hosts import SERIAL, HostSpec
 from .launch.fleet import Fleet
 from .launch.supervisor import STOP_TIMEOUT, SupervisedHost, Supervisor
 from .log import say
@@ -96,16 +96,15 @@ class Master:
         ship: Sequence[str] = (),
     ) -> None:
         check_not_importing()
-        specs = arguments.counted(resolve(arguments.specs(hosts)))
+        specs = arguments.counted(arguments.specs(hosts))
         limit = arguments.memory_limit_bytes(memory_limit)
         keep = arguments.keep_data_bytes(keep_data)
         options = arguments.options(host_keys, ssh_config, route, address, limit, keep)
         arguments.check_speculation(speculation)
         arguments.check_min_workers(min_workers, specs)
-        sources = Sources(arguments.ship(ship))
+        self._sources = Sources(arguments.ship(ship))
         self._owner = os.getpid()
         self._serial = specs[0].serial
-        self._sources = sources
         self._engine = Engine(self._sources.lookup, speculation=speculation)
         self._leases = Leases(self._engine.let_go)
         self._fleet = Fleet(options, self._engine)
@@ -182,7 +181,7 @@ class Master:
         new hosts are removed again.
         """
         self._check_open(with_hosts=True)
-        specs = arguments.counted(resolve(arguments.specs(hosts)))
+        specs = arguments.counted(arguments.specs(hosts))
         arguments.check_min_workers(min_workers, specs)
         arguments.check_new_hosts(specs, [host.address for host in self._supervisor])
         try:
@@ -201,7 +200,7 @@ class Master:
         """
         self._check_open(with_hosts=True)
         known = {host.address: host for host in self._supervisor}
-        addresses = arguments.hosts_to_remove(resolve(arguments.specs(hosts)), list(known))
+        addresses = arguments.hosts_to_remove(arguments.specs(hosts), list(known))
         try:
             self._supervisor.remove([known[address] for address in addresses])
         except OSError:

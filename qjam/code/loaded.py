@@ -14,6 +14,8 @@ from collections.abc import Collection, Sequence
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from qjam_worker import importing
+
 from . import project
 from .state import Snapshot
 
@@ -138,7 +140,7 @@ def _is_qjam(name: str) -> bool:
 
 def observe_imports() -> None:
     """From now on remember modules as they are loaded, and those that are here as they are now."""
-    if any(isinstance(finder, _Observer) or type(finder).__name__ == "ShippedModules" for finder in sys.meta_path):
+    if importing.in_worker or any(isinstance(finder, _Observer) for finder in sys.meta_path):
         return
     sys.meta_path.insert(0, _Observer())
     for module in list(sys.modules.values()):

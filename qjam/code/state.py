@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import operator
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -13,8 +12,7 @@ import msgpack
 import numpy as np
 
 from qjam_worker.values import by_value
-
-PYTHON = ".".join(map(str, sys.version_info[:2]))  # only this version can read our byte code
+from qjam_worker.values.functions import PYTHON
 
 # What each round looks into. Of larger values only the replacement is noticed, and a change of size.
 MAX_ITEMS = 1000

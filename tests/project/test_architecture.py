@@ -33,7 +33,7 @@ LAYERS = {
     "qjam_worker.worker",
     "qjam.dispatch": "qjam.data qjam_worker.values qjam_worker.wire",
     "qjam.data": "qjam_worker.ipc qjam_worker.values",
-    "qjam.code": "qjam.log qjam_worker.values",
+    "qjam.code": "qjam.log qjam_worker.importing qjam_worker.values",
     "qjam.ssh": "",
     "qjam.errors": "qjam.report",
     "qjam.hosts": "",

@@ -85,7 +85,12 @@ def _remember(file: str, first: int, lines: list[str]) -> None:
     text = list(entry[2]) if entry is not None and len(entry) == 4 else []
     text += ["\n"] * (first - 1 + len(lines) - len(text))
     text[first - 1 : first - 1 + len(lines)] = lines
-    linecache.cache[file] = (len(text), None, text, file)  # without a time it stays, whatever lies at that path here
+    keep_lines(file, text)
+
+
+def keep_lines(file: str, lines: list[str]) -> None:
+    """Have tracebacks show these lines, whatever lies at that path here: without a time they stay."""
+    linecache.cache[file] = (len(lines), None, lines, file)
 
 
 # Wrappers of functools, reduced as __reduce__ does

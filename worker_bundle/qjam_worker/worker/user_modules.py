@@ -18,7 +18,7 @@ from typing import Any, Callable, Optional
 
 import msgpack
 
-from qjam_worker.values import pickles
+from qjam_worker.values import functions, pickles
 
 # What the master tells of a module, or of the files of a package. The node checks it.
 FIELDS = {
@@ -207,7 +207,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
     def get_code(self, fullname: str) -> Any:
         name = _in_tracebacks(fullname, self._shipped)
         lines = self.get_source(fullname).splitlines(keepends=True)
-        linecache.cache[name] = (len(lines), None, lines, name)
+        functions.keep_lines(name, lines)
         return compile(self._shipped["source"], name, "exec", dont_inherit=True)
 
     def exec_module(self, module: ModuleType) -> None:
@@ -250,9 +250,8 @@ def _function(
 
 def check_python(python: Optional[str], what: str) -> None:
     """Raise RuntimeError if only another version of python can read the byte code that has come."""
-    here = ".".join(map(str, sys.version_info[:2]))
-    if python not in (None, here):
+    if python not in (None, functions.PYTHON):
         raise RuntimeError(
-            f"{what} travels as byte code of python {python}, and this host has python {here}: "
+            f"{what} travels as byte code of python {python}, and this host has python {functions.PYTHON}: "
             "put it into a module, which travels as source"
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import ctypes
 import os
-import random
 import signal
 import sys
 import threading
@@ -13,8 +12,6 @@ import time
 import weakref
 from collections.abc import Sequence
 from typing import Any, Callable, NoReturn, Optional
-
-import numpy as np
 
 from qjam_worker import importing
 from qjam_worker.ipc import shortage
@@ -72,9 +69,6 @@ def _settle(out: int, err: int) -> None:
     open_streams(out, err)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the fork server
-    # All workers were forked with one state of the generators: they would draw the same "random" numbers.
-    random.seed()
-    np.random.seed()  # noqa: NPY002  user code may use the old generator
 
 
 class Worker:
