@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import types
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -65,11 +66,9 @@ def test_random_numbers_are_the_same_on_any_number_of_workers_and_after_a_failur
 
 
 def test_a_second_attempt_knows_that_it_is_one(start, tmp_path):
-    gate = Gate(tmp_path / "gate")
-    with start(2) as master:
-        told = master.run(with_merging(taskcode.be_late_once), (gate.path, str(tmp_path / "flag")), DATA)
-    assert gate.heard() == "1"
-    gate.close()
+    with closing(Gate(tmp_path / "gate")) as gate, closing(Gate(tmp_path / "way")) as way, start(2) as master:
+        told = master.run(with_merging(taskcode.be_late_once), (gate.path, way.path), DATA)
+        assert gate.heard() == "1"
     assert {index: task[4] for index, task in told.items()} == {0: 2, 1: 1, 2: 1, 3: 1, 4: 1, 5: 1}
 
 
