@@ -9,8 +9,8 @@ from typing import Any
 from qjam_worker.task import Task, set_current
 from qjam_worker.values import codec, flat
 from qjam_worker.values.reduction import Tree
-from qjam_worker.worker.application import Code, encoded
-from qjam_worker.worker.detach import detached
+from qjam_worker.worker.application import Code
+from qjam_worker.worker.detach import detached, encoded
 from qjam_worker.worker.exceptions import describe, raised
 from qjam_worker.worker.slice_cache import decoded
 

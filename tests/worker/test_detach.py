@@ -141,3 +141,24 @@ def test_results_that_reuse_a_buffer_are_as_they_were_returned(one: Master, tmp_
     for _ in range(2):  # in the second round all slices are there, and the worker gets several at once
         total = one.run(detach_reusing, None, data)
         assert [float(item[0]) for item in total] == [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+@pytest.mark.parametrize("depth", [100, 400])
+def test_a_deep_value_is_copied_whole(depth):
+    buffer = np.zeros(3)
+    value = [buffer]
+    for _ in range(depth):
+        value = [value]
+    copy = detached(value)
+    buffer += 1
+    for _ in range(depth):
+        (copy,) = copy
+    assert copy[0].tolist() == [0, 0, 0]
+
+
+def test_what_is_too_deep_to_be_sent_is_an_error_that_says_so():
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(TypeError, match="mapfunc or reduce gave a result that cannot be sent back"):
+        detached(value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any, Callable, NamedTuple, Optional
 
-from qjam_worker.values import codec
 from qjam_worker.values.reduction import default_reduce, summand
 
 from .detach import detached
@@ -59,13 +58,3 @@ def _by_item(function: MapFunction, size: int) -> Callable[[Any, Any, int], Any]
         return results
 
     return call
-
-
-def encoded(result: Any) -> codec.Encoded:
-    """A result as it is sent. Raises TypeError where it cannot be, and MemoryError."""
-    try:
-        return codec.encode(result)
-    except codec.CodecError as error:
-        if isinstance(error.__cause__, MemoryError):
-            raise error.__cause__ from None
-        raise TypeError(f"mapfunc or reduce gave a result that cannot be sent back: {error}") from None

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from qjam_worker.values import codec
+
 # Nothing can change these. (np.void is a view of a record, and may change.)
 _FIXED = frozenset([type(None), bool, int, float, complex, str, bytes, range]) | {
     kind for kind in np.sctypeDict.values() if not issubclass(kind, (np.void, np.object_))
@@ -17,12 +19,15 @@ def detached(value: Any) -> Any:
     """A copy that shares nothing that can change. What cannot be copied (a lock, say) is the same object.
 
     Exact arrays, lists, tuples and dicts are rebuilt here; every other type is copied by copy.deepcopy, which keeps its
-    class and state. Raises MemoryError.
+    class and state. Raises MemoryError, and TypeError for what is nested so deeply that it cannot be sent either.
     """
-    try:
-        return _rebuilt(value)
-    except RecursionError:  # it contains itself, or is nested deeply
-        return _copied(value)
+    for copied in (_rebuilt, _copied):
+        try:
+            return copied(value)
+        except RecursionError:  # it contains itself, or is nested deeply: the next one goes further
+            pass
+    sent = encoded(value)
+    return codec.decode(sent.header, sent.buffers, copy=True)
 
 
 def _rebuilt(value: Any) -> Any:
@@ -47,3 +52,13 @@ def _copied(value: Any) -> Any:
         raise
     except Exception:  # noqa: BLE001  a class of the user's may raise anything
         return value
+
+
+def encoded(result: Any) -> codec.Encoded:
+    """A result as it is sent. Raises TypeError where it cannot be, and MemoryError."""
+    try:
+        return codec.encode(result)
+    except codec.CodecError as error:
+        if isinstance(error.__cause__, MemoryError):
+            raise error.__cause__ from None
+        raise TypeError(f"mapfunc or reduce gave a result that cannot be sent back: {error}") from None

@@ -24,9 +24,9 @@ from qjam_worker.task import Task, set_current
 from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree, default_reduce
 
-from .application import Code, encoded
+from .application import Code
 from .code_loader import CodeLoader, Job
-from .detach import detached
+from .detach import detached, encoded
 from .doorbell import Doorbell
 from .exceptions import describe, print_exception
 from .memory_limit import MemoryLimit
