@@ -25,7 +25,8 @@ from . import arguments, serial
 from .code.user_code import LARGE, Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
 from .data.leases import Lease, Leases
-from .dispatch.rounds import JobSpec
+from .dispatch.jobs import JobSpec
+from .dispatch.rounds import RoundSpec
 from .engine.engine import Engine
 from .engine.pending import Pending
 from .engine.printer import Printer
@@ -363,10 +364,9 @@ class Master:
         self._check_open()
         arguments.check_timeout(timeout)
         data: BaseDataSet | None = None
-        code_bytes = len(user_code.code or b"")
+        job = JobSpec(user_code.key, user_code.header, len(user_code.code or b""))
         if dataset is None:
-            capacity = self._capacity
-            spec = JobSpec((user_code.key, capacity), user_code.header, None, capacity, code_bytes=code_bytes)
+            spec = RoundSpec(job, self._capacity)
         else:
             data = DataSet(dataset).bind(self._capacity)
             refs = _hashes(data)
@@ -374,9 +374,7 @@ class Master:
                 raise ValueError(
                     "dataset has no slices, so there is nothing to map over; with None mapfunc runs once on each worker"
                 )
-            lease = self._lease(dataset, data, refs)
-            key = user_code.key, lease.key
-            spec = JobSpec(key, user_code.header, refs, len(refs), data.in_file(), lease, code_bytes)
+            spec = RoundSpec(job, len(refs), self._lease(dataset, data, refs), data.in_file())
         try:
             encoded = codec.encode(params, classes=definitions.changed())
         except codec.CodecError as error:

@@ -58,7 +58,7 @@ def _roots_or_failure(pending: Pending, code: Code) -> tuple[Roots | None, Failu
 
 
 def _slice(pending: Pending, index: int) -> Any:
-    if pending.dataset is None or pending.spec.refs is None:
+    if pending.dataset is None:
         return None
     return decoded(_laid_out(codec.encode(pending.dataset.slice_from_hash(pending.spec.refs[index]))))
 

@@ -8,31 +8,32 @@ from itertools import accumulate, pairwise
 from qjam_worker.wire.frames import Kind
 
 from .commands import Send
-from .holdings import Data
+from .data import Data, Share, share
+from .jobs import Job
 from .nodes import NodeRecord, Roster
-from .rounds import Job, Round, Share, share
+from .rounds import Round
 
 
 def shares(round_: Round, roster: Roster) -> dict[str, Share]:
     """The queued slices of each node. A node keeps the slices whose data it has, unless nodes have joined. The plan is
     made once and serves all rounds until the nodes change.
     """
-    job, queued = round_.job, round_.queued
-    if len(queued) < job.nslices:
-        return _places(job, sorted(queued), roster)
-    if job.planned_for != roster.version:
-        if job.refs is not None and job.placed_for != roster.membership:
+    data, queued = round_.data, round_.queued
+    if len(queued) < data.nslices:
+        return _places(data, sorted(queued), roster)
+    if data.planned_for != roster.version:
+        if data.refs and data.placed_for != roster.membership:
             members = {node.name: node.workers for node in roster.present.values()}
-            job.homes, job.placed_for = place(job.nslices, job.homes, members), roster.membership
-        job.plan, job.planned_for = _places(job, range(job.nslices), roster), roster.version
-    return job.plan
+            data.homes, data.placed_for = place(data.nslices, data.homes, members), roster.membership
+        data.plan, data.planned_for = _places(data, range(data.nslices), roster), roster.version
+    return data.plan
 
 
-def _places(job: Job, indices: Sequence[int], roster: Roster) -> dict[str, Share]:
+def _places(data: Data, indices: Sequence[int], roster: Roster) -> dict[str, Share]:
     """Others do the slices of a suspect node for now, those of a lost node for good."""
     found: dict[str, list[int]] = {}
     homeless, useful = [], roster.useful
-    homes = {} if job.refs is None else job.homes  # without data every worker is as good
+    homes = {} if not data.refs else data.homes  # without data every worker is as good
     for index in indices:
         home = homes.get(index, "")
         if home in useful:
@@ -45,43 +46,60 @@ def _places(job: Job, indices: Sequence[int], roster: Roster) -> dict[str, Share
     return {name: share(its) for name, its in found.items()}
 
 
-def announce(node: NodeRecord, job: Job, its: Share) -> list[Send]:
-    """The JOB that tells a node of those of its slices that are new to it."""
-    known = job.announced.get(node.name, frozenset())
-    if known >= its.slices:
+def announce_job(node: NodeRecord, job: Job) -> list[Send]:
+    """The JOB, if the node does not know it."""
+    if job.number in node.jobs:
         return []
-    job.announced[node.name] = known | its.slices if known else its.slices
     node.jobs[job.number] = job
-    forget, node.forget = node.forget, []
+    job.told.add(node.name)
+    header = {"job": job.number, "entry": job.entry, "forget": _to_forget(node)}
+    return [Send(node.name, Kind.JOB, header)]
+
+
+def announce_data(node: NodeRecord, data: Data, its: Share) -> list[Send]:
+    """The DATA that tells a node of those of its slices that are new to it."""
+    known = data.told.get(node.name, frozenset())
+    if not data.refs or known >= its.slices:
+        return []
+    data.told[node.name] = known | its.slices if known else its.slices
     indices = [index for index in its.indices if index not in known]
     header = {
-        "job": job.number,
-        "entry": job.entry,
-        "slices": [[index, job.refs[index] if job.refs else None] for index in indices],
-        "nslices": job.nslices,
-        "reduce": job.entry["reduce"],
-        "forget": forget,
-        **({} if job.file is None else {"file": job.file.announcement(indices)}),
+        "data": data.number,
+        "nslices": data.nslices,
+        "slices": [[index, data.refs[index]] for index in indices],
+        "forget": _to_forget(node),
+        **({} if data.file is None else {"file": data.file.announcement(indices)}),
     }
-    if job.data is not None:
-        header["data"] = job.data.number
-        job.data.at.add(node.name)
-    return [Send(node.name, Kind.JOB, header)]
+    return [Send(node.name, Kind.DATA, header)]
+
+
+def _to_forget(node: NodeRecord) -> list[int]:
+    """The jobs that a message tells the node to forget."""
+    forget, node.forget = node.forget, []
+    return forget
 
 
 def task(name: str, round_: Round, indices: list[int], known: bool) -> Send:
     """The TASK for these slices. `known`: the node has the params; else its link sends them, or names them as a ref."""
-    params = "have" if known else "send"
-    header = {"job": round_.job.number, "round": round_.number, "indices": indices, "params": params}
+    data = round_.data
+    header = {
+        "job": round_.job.number,
+        "data": data.number if data.refs else None,
+        "round": round_.number,
+        "indices": indices,
+        "params": "have" if known else "send",
+    }
+    if not data.refs:
+        header["nslices"] = data.nslices
     if round_.again:
         header["attempts"] = [1 + round_.again[index] for index in indices]
     return Send(name, Kind.TASK, header)
 
 
 def forget(jobs: Iterable[Job], roster: Roster) -> None:
-    """Tell the nodes to forget these jobs, with the next JOB."""
+    """Tell the nodes to forget these jobs, with the next JOB or DATA."""
     for job in jobs:
-        for name in job.announced:
+        for name in job.told:
             del roster.nodes[name].jobs[job.number]
             roster.nodes[name].forget.append(job.number)
 
@@ -89,10 +107,9 @@ def forget(jobs: Iterable[Job], roster: Roster) -> None:
 def release(data: Data, roster: Roster) -> list[Send]:
     """Tell the nodes that know of this data that it goes, and which jobs are forgotten."""
     commands = []
-    for name in sorted(data.at & roster.present.keys()):
+    for name in sorted(data.told.keys() & roster.present.keys()):
         node = roster.nodes[name]
-        commands.append(Send(name, Kind.RELEASE, {"data": [data.number], "forget": node.forget}))
-        node.forget = []
+        commands.append(Send(name, Kind.RELEASE, {"data": [data.number], "forget": _to_forget(node)}))
     return commands
 
 

@@ -15,12 +15,14 @@ from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import MODULE, Ref
 
-from .assignment import announce, forget, release, shares, task
+from .assignment import announce_data, announce_job, forget, release, shares, task
 from .commands import Block, Command, Done, Fail, Failure, Lost, Note, Send
-from .holdings import Data, Holdings
+from .data import Data, Share, share
+from .holdings import Holdings
+from .jobs import Jobs
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
-from .rounds import Jobs, JobSpec, Round, Share, note_attempts, share
+from .rounds import Round, RoundSpec, note_attempts
 from .states import DONE, SENT, NodeState
 from .stealing import SEARCH_DELAY, Take, WorkStealer
 from .timers import Timers
@@ -162,7 +164,7 @@ class Dispatch:
     def _let_go(self, node: NodeRecord) -> list[Command]:
         name, commands = node.name, node.transfers.clear()
         for job in node.jobs.values():
-            del job.announced[name]
+            job.told.remove(name)
         node.jobs.clear()
         self._holdings.lose(name)
         self._stealer.drop(name)
@@ -204,21 +206,20 @@ class Dispatch:
 
     # Rounds
 
-    def on_submit(self, number: int, spec: JobSpec, deadline: float | None, now: float) -> list[Command]:
+    def on_submit(self, number: int, spec: RoundSpec, deadline: float | None, now: float) -> list[Command]:
         """A new round."""
         self._now = now
-        job = self._jobs.begin(spec)
-        if spec.lease is not None:
-            job.data = job.data or self._holdings.find(spec.lease)
-            self._holdings.begin(job.data, spec.lease)
-        round_ = self.rounds[number] = Round(number, job, now, self._roster.owe)
+        holdings, lease = self._holdings, spec.lease
+        job = self._jobs.begin(spec.job)
+        data = holdings.once(spec.nslices) if lease is None else holdings.begin(lease, spec.file)
+        round_ = self.rounds[number] = Round(number, job, data, now, self._roster.owe)
         if deadline is not None:
             self._deadlines.set(number, deadline)
         self._liveness.begin(now)
         forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)
         commands = self._send_queued(round_)
-        if job.refs is not None:
-            self._stealer.wake(self._roster.idle(job.nslices), now, job.typical_slice_seconds / 2)
+        if data.refs:
+            self._stealer.wake(self._roster.idle(data.nslices), now, round_.typical_slice_seconds / 2)
         return commands
 
     def on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
@@ -226,7 +227,7 @@ class Dispatch:
         round_ = self._round_of(name, header["round"])
         if round_ is None:
             return []
-        job, roots = round_.job, header["roots"]
+        roots, seconds = header["roots"], header["seconds"]
         check_roots(round_, name, roots, len(buffers))
         beaten: dict[str, list[int]] = {}
         position = 0
@@ -236,15 +237,15 @@ class Dispatch:
             position += frames
             for owner, indices in round_.settle(name, lo, hi).items():
                 beaten.setdefault(owner, []).extend(indices)
-                job.move_home(indices, name)  # where it is done sooner it is to be done from now on
-        if round_.tree.covered < job.nslices:
-            job.note_slice_seconds(min(job.typical_slice_seconds or header["seconds"], header["seconds"]))
+                round_.data.move_home(indices, name)  # where it is done sooner it is to be done from now on
+        if round_.tree.covered < round_.data.nslices:
+            round_.note_slice_seconds(min(round_.typical_slice_seconds or seconds, seconds))
             self._stealer.wake([name], self._now, SEARCH_DELAY * (self._now - round_.began))
             return [
                 Send(owner, Kind.CANCEL, {"round": round_.number, "indices": indices})
                 for owner, indices in beaten.items()
             ]
-        job.note_slice_seconds(header["seconds"])
+        round_.note_slice_seconds(seconds)
         held = [(span, round_.tree.values[span]) for span in round_.tree.spans]
         has_ended = name if len(held) == 1 else None  # a node that sends the root of all forgets the round
         return [Done(round_.number, held), *self._end(round_, has_ended)]
@@ -280,7 +281,7 @@ class Dispatch:
             if blamed is not None and round_.states[blamed] == SENT:
                 round_.move(blamed, "poison")
             text = f"{header['how']}, and so did the {POISON - 1} workers before it that had this slice"
-            if round_.job.refs is None:
+            if not round_.data.refs:
                 text = f"{header['how']}, {POISON} times in this round"
             failure = Failure("lost", text, self.nodes[name].host, header["worker"], blamed)
             return self._fail(round_, failure)
@@ -318,7 +319,7 @@ class Dispatch:
     def _release(self, dropped: list[Data]) -> list[Command]:
         commands: list[Command] = []
         for data in dropped:
-            forget(self._jobs.forget_those_of(data), self._roster)
+            self._jobs.forget_times(data.number)
             commands += release(data, self._roster)
         return commands
 
@@ -341,7 +342,7 @@ class Dispatch:
         header = {
             "round": round_.number,
             "count": found.slices,
-            "seconds": round_.job.typical_slice_seconds,
+            "seconds": round_.typical_slice_seconds,
             "for": name,
         }
         return [Send(found.node, Kind.SHARE, header)]
@@ -367,7 +368,7 @@ class Dispatch:
             idle = None
         if not self.speculation:  # it has given them away
             if idle is not None:
-                round_.job.move_home(single, idle.name)
+                round_.data.move_home(single, idle.name)
             round_.take_back(name, indices)
             return self._send_queued(round_)
         if idle is None:
@@ -402,8 +403,8 @@ class Dispatch:
             return self.on_node_lost(name, str(error))
 
     def on_load_failed(self, name: str, ref: Ref, failure: Failure) -> list[Command]:
-        """The content of a ref cannot be loaded. User code that makes slices has raised: all rounds of that job fail. A
-        module that cannot be read counts as absent.
+        """The content of a ref cannot be loaded. User code that makes slices has raised: all rounds of that job over
+        that data fail. A module that cannot be read counts as absent.
         """
         transfers = self.nodes[name].transfers
         transfer = transfers.find(ref)
@@ -412,7 +413,7 @@ class Dispatch:
         wanted_by = self.rounds.get(transfer.round)
         if wanted_by is None or ref.kind == MODULE:
             return transfers.drop(transfer)
-        return self._fail_job(wanted_by, failure)
+        return self._fail_alike(wanted_by, failure)
 
     def on_changed(self, block: Block, failure: Failure) -> list[Command]:
         """This block, the last one of a ref, was not sent: the content has changed since it was hashed. The node drops
@@ -422,10 +423,10 @@ class Dispatch:
         if node is None:
             return []
         commands = [gone(node.name, block.ref), *node.transfers.taken(block.size)]
-        return commands if wanted_by is None else [*commands, *self._fail_job(wanted_by, failure)]
+        return commands if wanted_by is None else [*commands, *self._fail_alike(wanted_by, failure)]
 
-    def _fail_job(self, wanted_by: Round, failure: Failure) -> list[Command]:
-        rounds = [round_.number for round_ in self.rounds.values() if round_.job is wanted_by.job]
+    def _fail_alike(self, wanted_by: Round, failure: Failure) -> list[Command]:
+        rounds = [round_.number for round_ in self.rounds.values() if round_.is_like(wanted_by)]
         return [command for number in rounds for command in self.on_cancel(number, failure)]
 
     def on_credit(self, name: str, granted: int) -> list[Command]:
@@ -461,7 +462,8 @@ class Dispatch:
         known = name in round_.debts
         round_.give(name, its)
         self._stealer.touch(round_, name)
-        return [*announce(node, round_.job, its), task(name, round_, its.indices, known)]
+        told = [*announce_job(node, round_.job), *announce_data(node, round_.data, its)]
+        return [*told, task(name, round_, its.indices, known)]
 
     def _fail(self, round_: Round, failure: Failure) -> list[Command]:
         return [Fail(round_.number, failure), *self._end(round_, None)]
@@ -482,10 +484,8 @@ class Dispatch:
                 commands += self.nodes[name].transfers.end_round(round_.number, heir)
         if self.rounds:
             self._stealer.wake(round_.debts, self._now)
-        if round_.job.data is not None:
-            commands += self._release(self._holdings.end(round_.job.data, self._now))
-        return commands
+        return commands + self._release(self._holdings.end(round_.data, self._now))
 
     def _heir(self, ended: Round, name: str) -> int | None:
-        """Another round of the same job on the node: it needs the same slices."""
-        return next((r.number for r in self.rounds.values() if r.job is ended.job and name in r.debts), None)
+        """Another round of the same job over the same data on the node: it needs the same refs."""
+        return next((r.number for r in self.rounds.values() if r.is_like(ended) and name in r.debts), None)

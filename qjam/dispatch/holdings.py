@@ -8,30 +8,18 @@ if there is too much of it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
 from itertools import count
 
+from qjam.data.file_slices import InFile
 from qjam.data.leases import Lease
 
+from .data import Data
 from .timers import Timers
 
 # What nobody holds: it is kept so many seconds, so many data sets of it, and so many bytes beside the last one.
 GRACE = 5.0
 MOST = 16
 MOST_BYTES = 256 * 1024 * 1024
-
-
-@dataclass(eq=False)
-class Data:
-    """The slices with these hashes, whoever holds them."""
-
-    number: int
-    key: tuple[str, ...]
-    nbytes: int
-    leases: list[Lease] = field(default_factory=list)  # those that were held when this was last looked at
-    rounds: int = 0  # in flight
-    at: set[str] = field(default_factory=set)  # the nodes that know of it
-    at_once: bool = False  # whether it goes without a grace
 
 
 class Holdings:
@@ -42,28 +30,35 @@ class Holdings:
         self._numbers = count(1)
         self._data: dict[tuple[str, ...], Data] = {}
         self._unheld: OrderedDict[int, Data] = OrderedDict()  # least recently used first
+        self._once = Data(0, 0)
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def find(self, lease: Lease) -> Data:
-        """The data of a lease."""
+    def once(self, nslices: int) -> Data:
+        """In place of data, for what runs once on each of so many workers."""
+        if self._once.nslices != nslices:
+            self._once = Data(0, nslices)
+        return self._once
+
+    def begin(self, lease: Lease, file: InFile | None = None) -> Data:
+        """The data of a lease, for a round that begins. `file`: where the holder of the lease has it."""
         data = self._data.get(lease.key)
         if data is None:
-            data = self._data[lease.key] = Data(next(self._numbers), lease.key, lease.nbytes)
-        return data
-
-    def begin(self, data: Data, lease: Lease) -> None:
-        """A round with this data begins."""
+            data = self._data[lease.key] = Data(next(self._numbers), len(lease.key), lease.key, lease.nbytes)
+        data.file = data.file or file
         data.rounds += 1
         if lease.held and lease not in data.leases:
             data.leases.append(lease)
             data.at_once = False
         if self._unheld.pop(data.number, None) is not None:
             self.timers.drop(data.number)
+        return data
 
     def end(self, data: Data, now: float) -> list[Data]:
         """A round with this data has ended."""
+        if not data.refs:
+            return []
         data.rounds -= 1
         return self._settle(data, now)
 
@@ -82,7 +77,7 @@ class Holdings:
     def lose(self, name: str) -> None:
         """This node is gone."""
         for data in self._data.values():
-            data.at.discard(name)
+            data.told.pop(name, None)
 
     def _settle(self, data: Data, now: float) -> list[Data]:
         data.leases = [lease for lease in data.leases if lease.held]
@@ -101,7 +96,7 @@ class Holdings:
         return dropped
 
     def _drop(self, data: Data) -> Data:
-        del self._data[data.key]
+        del self._data[data.refs]
         self._unheld.pop(data.number, None)
         self.timers.drop(data.number)
         return data

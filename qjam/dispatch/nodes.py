@@ -6,7 +6,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import islice
 
-from .rounds import Job
+from .jobs import Job
 from .states import COMING, NODE_TRANSITIONS, PRESENT, NodeState
 from .transfers import Transfers
 
@@ -23,7 +23,7 @@ class NodeRecord:
     why: str = ""
     pids: list[int] = field(default_factory=list)
     jobs: dict[int, Job] = field(default_factory=dict)  # that it knows, by number
-    forget: list[int] = field(default_factory=list)  # jobs that the next JOB tells it to forget
+    forget: list[int] = field(default_factory=list)  # jobs that the next JOB or DATA tells it to forget
     heard: float = 0.0  # when it last sent a message, or got work after it had none
     pinged: bool = False  # whether it was pinged since
     transfers: Transfers = field(init=False)

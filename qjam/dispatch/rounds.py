@@ -1,18 +1,18 @@
-"""The state of jobs and rounds: what is mapped over what, which node owes which slices, which results are here."""
+"""The state of rounds: what is mapped over what, which node owes which slices, which results are here."""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from qjam.data.file_slices import InFile
 from qjam.data.leases import Lease
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Tree
 
-from .holdings import Data
+from .data import Data, Share
+from .jobs import Job, JobSpec
 from .states import DONE, QUEUED, SENT, SLICE_TRANSITIONS
 
 MAX_ATTEMPTS = 1_000_000
@@ -21,110 +21,28 @@ _RESULT = {before: after for (before, event), after in SLICE_TRANSITIONS.items()
 
 
 @dataclass(frozen=True)
-class JobSpec:
-    """What a round runs. Specs with equal keys are one job, which each node is told once. `code_bytes`: of code that
-    nodes have to be sent. `lease`: that of the data.
+class RoundSpec:
+    """What a round runs: a job over the slices of a lease, or where there is none `nslices` times, once on each worker.
+    `file`: where slices lie that hosts may have.
     """
 
-    key: Hashable
-    entry: dict[str, Any]
-    refs: list[str] | None
+    job: JobSpec
     nslices: int
-    file: InFile | None = None
     lease: Lease | None = None
-    code_bytes: int = 0
+    file: InFile | None = None
 
-
-class Share(NamedTuple):
-    """The slices of one node, in order and as a set; rounds share it and never change it."""
-
-    indices: list[int]
-    slices: frozenset[int]
-
-
-@dataclass(eq=False)
-class Job:
-    """User code mapped over a data set. `refs` is None where it runs once on each worker, without data."""
-
-    number: int
-    spec: JobSpec
-    homes: dict[int, str] = field(default_factory=dict)  # slice -> the node that has its data, or will have
-    placed_for: int = -1  # the membership that `homes` was made for
-    plan: dict[str, Share] = field(default_factory=dict)  # what each node gets of a new round
-    planned_for: int = -1  # the version of the roster that `plan` was made for
-    announced: dict[str, frozenset[int]] = field(default_factory=dict)  # the slices that each node knows of
-    typical_slice_seconds: float = 0.0  # as the fastest node measured last; 0: unknown
-    rounds: int = 0  # in flight
-    data: Data | None = None
-
-    def __post_init__(self) -> None:
-        self.entry, self.refs, self.nslices = self.spec.entry, self.spec.refs, self.spec.nslices
-        self.file = self.spec.file  # where slices lie that a host may have without being sent them
-
-    def note_slice_seconds(self, seconds: float) -> None:
-        """Take this as the typical time of a slice; 0, where nothing was mapped, changes nothing."""
-        self.typical_slice_seconds = seconds or self.typical_slice_seconds
-
-    def move_home(self, indices: Iterable[int], name: str) -> None:
-        """Assign these slices to this node from the next round on."""
-        self.homes.update(dict.fromkeys(indices, name))
-        self.planned_for = -1
-
-
-class Jobs:
-    """The jobs in use, and those used last."""
-
-    def __init__(self) -> None:
-        self._made = 0
-        self._code_bytes = 0
-        self._jobs: dict[Hashable, Job] = {}
-        self._unused: OrderedDict[Hashable, Job] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def begin(self, spec: JobSpec) -> Job:
-        """The job of a round that begins."""
-        job = self._jobs.get(spec.key)
-        if job is None:
-            self._made += 1
-            job = self._jobs[spec.key] = Job(self._made, spec)
-            self._code_bytes += spec.code_bytes
-        elif not job.rounds:
-            del self._unused[spec.key]
-        job.rounds += 1
-        return job
-
-    def end(self, job: Job) -> None:
-        """A round of this job is over."""
-        job.rounds -= 1
-        if not job.rounds:
-            self._unused[job.spec.key] = job
-
-    def forget(self, kept: int, code_kept: int) -> Iterator[Job]:
-        """Forget unused jobs, the oldest first, until at most `kept` of them and so many bytes of code are left; yields
-        them.
-        """
-        while (len(self._jobs) > kept or self._code_bytes > code_kept) and self._unused:
-            yield self._forget(next(iter(self._unused)))
-
-    def forget_those_of(self, data: Data) -> Iterator[Job]:
-        """Forget all jobs with this data, which no round uses; yields them."""
-        for key in [key for key, job in self._unused.items() if job.data is data]:
-            yield self._forget(key)
-
-    def _forget(self, key: Hashable) -> Job:
-        del self._unused[key]
-        self._code_bytes -= self._jobs[key].spec.code_bytes
-        return self._jobs.pop(key)
+    @property
+    def refs(self) -> tuple[str, ...]:
+        """The hashes of the slices."""
+        return () if self.lease is None else self.lease.key
 
 
 class Round:
     """One run. It calls `owe(node, more)` whenever the number of slices that a node owes changes."""
 
-    def __init__(self, number: int, job: Job, began: float, owe: Callable[[str, int], None]) -> None:
-        n = job.nslices
-        self.number, self.job, self.began = number, job, began
+    def __init__(self, number: int, job: Job, data: Data, began: float, owe: Callable[[str, int], None]) -> None:
+        n = data.nslices
+        self.number, self.job, self.data, self.began = number, job, data, began
         self._owe = owe
         self.tree: Tree[Encoded] = Tree(n)
         self.states: list[str] = [QUEUED] * n
@@ -137,7 +55,21 @@ class Round:
         self.deaths: defaultdict[int | None, int] = defaultdict(int)  # by the slice at fault; None: while reducing
 
     def __repr__(self) -> str:
-        return f"<Round {self.number} of job {self.job.number}: {self.progress}>"
+        return f"<Round {self.number} of job {self.job.number} over data {self.data.number}: {self.progress}>"
+
+    def is_like(self, other: Round) -> bool:
+        """Whether both map the same over the same."""
+        return self.job is other.job and self.data is other.data
+
+    @property
+    def typical_slice_seconds(self) -> float:
+        """Of the job with this data, as the fastest node measured last; 0: unknown."""
+        return self.job.typical_seconds.get(self.data.number, 0.0)
+
+    def note_slice_seconds(self, seconds: float) -> None:
+        """Take this as the typical time of a slice; 0, where nothing was mapped, changes nothing."""
+        if seconds:
+            self.job.typical_seconds[self.data.number] = seconds
 
     def move(self, index: int, event: str) -> None:
         self.states[index] = SLICE_TRANSITIONS[self.states[index], event]
@@ -237,8 +169,3 @@ def note_attempts(round_: Round, indices: list[int], attempts: Sequence[int]) ->
         raise ValueError(f"{attempts} are not the attempts at {len(indices)} slices")
     for index, attempt in zip(indices, attempts, strict=bool(attempts)):
         round_.again[index] = max(round_.again[index], attempt - 1)
-
-
-def share(indices: Sequence[int]) -> Share:
-    """A share of these slices, which must be in order."""
-    return Share(list(indices), frozenset(indices))

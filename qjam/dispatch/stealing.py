@@ -174,7 +174,7 @@ class WorkStealer:
         node = self._roster.nodes[name]
         if node.state is not NodeState.READY or name in self._roster.owed:
             return None
-        rounds = [round_ for round_ in self._rounds.values() if round_.job.refs is not None]
+        rounds = [round_ for round_ in self._rounds.values() if round_.data.refs]
         for round_ in rounds:
             self.search_in(name, now, (now - round_.began) / 2)
         search = self.searches.get(name) or IdleSearch(now)
@@ -202,7 +202,7 @@ class WorkStealer:
         return self._queues[round_.number]
 
     def _is_late(self, round_: Round, now: float) -> bool:
-        typical = round_.job.typical_slice_seconds
+        typical = round_.typical_slice_seconds
         return self._speculation and typical > 0 and now - round_.began > LATE * typical
 
     def _who_can_share(self, round_: Round, since: float, late: bool, now: float) -> Callable[[str], bool]:

@@ -14,7 +14,7 @@ from .rounds import Round
 
 def check_roots(round_: Round, name: str, roots: list[Any], buffers: int) -> None:
     """The roots are nodes of the tree over slices that the node was given, and match the buffers."""
-    nslices, given, frames = round_.job.nslices, round_.given[name], 0
+    nslices, given, frames = round_.data.nslices, round_.given[name], 0
     for lo, hi, count in roots:
         if not is_span(lo, hi, nslices):
             raise ValueError(f"[{lo}, {hi}) is not a node of the reduction tree over {nslices} slices")
@@ -33,7 +33,7 @@ def check_given(round_: Round, name: str, indices: Iterable[int]) -> None:
 
 def check_slices(round_: Round, indices: Iterable[Any]) -> None:
     """These are slices of the round."""
-    if any(type(index) is not int or not 0 <= index < round_.job.nslices for index in indices):
+    if any(type(index) is not int or not 0 <= index < round_.data.nslices for index in indices):
         raise ValueError(f"{indices} are not slices of the round")
 
 
@@ -45,10 +45,10 @@ def check_worker(node: NodeRecord, worker: int | None) -> None:
 
 def check_named(round_: Round, name: str, refs: list[Ref]) -> None:
     """The round told the node of these refs; a node may ask for modules at any time."""
-    job = round_.job
-    known = {CODE: {job.entry["code"]}, PARAMS: {of_params(round_.number).key}, SLICE: set()}
-    if job.refs is not None:
-        known[SLICE] = {job.refs[index] for index in round_.given[name]}
+    data = round_.data
+    known = {CODE: {round_.job.entry["code"]}, PARAMS: {of_params(round_.number).key}, SLICE: set()}
+    if data.refs:
+        known[SLICE] = {data.refs[index] for index in round_.given[name]}
     for kind, key in refs:
         if kind != MODULE and key not in known[kind]:
             raise ValueError(f"it asks for {kind}:{key}, of which round {round_.number} has not told it")

@@ -151,4 +151,4 @@ class Loader:
             return Blob([pending.code])
         assert pending.dataset is not None
         pieces = flat.pieces(codec.encode(pending.dataset.slice_from_hash(ref.key), lasting=True))
-        return HashedBlob(pieces, ref.key, pending.spec.refs or [ref.key], self._scratch)
+        return HashedBlob(pieces, ref.key, pending.spec.refs or (ref.key,), self._scratch)

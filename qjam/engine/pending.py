@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from qjam.dispatch.commands import Failure
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.errors import QjamError, TaskError
 from qjam_worker.values import codec
 from qjam_worker.values.reduction import Span, Tree, default_reduce
@@ -27,7 +27,7 @@ class Pending:
 
     def __init__(
         self,
-        spec: JobSpec,
+        spec: RoundSpec,
         code: bytes | None,
         params: codec.Encoded,
         dataset: SliceSource | None,

@@ -359,14 +359,12 @@ def test_a_file_that_changes_has_no_slices_any_more(slices: SliceIndex, file: Pa
         file_slices.loader(place)
 
 
-def test_slices_are_forgotten_with_the_last_job_that_has_them(slices: SliceIndex, file: Path) -> None:
-    for job in (1, 2):
-        slices.learn(job, announced(file), {0: "a", 1: "b"})
-    slices.pin("b")
-    slices.forget(1)
-    assert "a" in slices
-    slices.forget(2)
-    assert ("a" in slices, "b" in slices) == (False, True)  # a round is using it
+def test_a_slice_that_nobody_names_is_not_here_any_more(slices: SliceIndex, file: Path) -> None:
+    slices.learn(1, announced(file), {0: "a", 1: "b"})
+    place, _ = slices.where("a")
+    assert slices.drop("a") is place
+    assert slices.drop("a") is None
+    assert ("a" in slices, "b" in slices) == (False, True)
 
 
 @pytest.mark.parametrize("part", [[0, 0, MATRIX.nbytes, MATRIX.nbytes], [5, 0, 0, 8]])

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import pytest
 
+from qjam.data.leases import Lease
 from qjam.dispatch import dispatcher, transfers
 from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import POISON, Dispatch
+from qjam.dispatch.jobs import JobSpec
 from qjam.dispatch.liveness import LOST_AFTER, PING_AFTER, SUSPECT_AFTER, SWEEP
 from qjam.dispatch.nodes import NodeRecord
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
 from qjam.dispatch.stealing import MIN_SEARCH_DELAY
 from qjam.dispatch.transfers import BLOCK_BYTES
@@ -47,15 +49,16 @@ def calm(to: Dispatch) -> Dispatch:
     return to
 
 
-def spec(nslices: int, key: str = "job", *, data: bool = True, code: str | None = None) -> JobSpec:
-    refs = [f"{key}-{index}" for index in range(nslices)] if data else None
-    return JobSpec(key, {"reduce": False, "code": code}, refs, nslices)
+def spec(nslices: int, key: str = "job", *, data: bool = True, code: str | None = None) -> RoundSpec:
+    """A job of its own, and data of its own that the program holds."""
+    lease = Lease(tuple(f"{key}-{index}" for index in range(nslices)), 0) if data else None
+    return RoundSpec(JobSpec(key, {"reduce": False, "code": code}), nslices, lease)
 
 
 def submit(
     to: Dispatch,
     number: int,
-    what: JobSpec,
+    what: RoundSpec,
     *,
     deadline: float | None = None,
     now: float = 0.0,
@@ -240,21 +243,12 @@ def test_a_closed_node_is_not_lost_when_it_leaves() -> None:
 # ---- a round ----------------------------------------------------------------------------------------------
 
 
-def test_a_first_round_sends_the_job_and_the_task() -> None:
-    job, task = submit(cluster(2), 1, spec(2))
-    assert job == Send(
-        "a",
-        Kind.JOB,
-        {
-            "job": 1,
-            "entry": {"reduce": False, "code": None},
-            "slices": [[0, "job-0"], [1, "job-1"]],
-            "nslices": 2,
-            "reduce": False,
-            "forget": [],
-        },
-    )
-    assert task == Send("a", Kind.TASK, {"job": 1, "round": 1, "indices": [0, 1], "params": "send"})
+def test_a_first_round_sends_the_job_the_data_and_the_task() -> None:
+    job, data, task = submit(cluster(2), 1, spec(2))
+    assert job == Send("a", Kind.JOB, {"job": 1, "entry": {"reduce": False, "code": None}, "forget": []})
+    slices = [[0, "job-0"], [1, "job-1"]]
+    assert data == Send("a", Kind.DATA, {"data": 1, "nslices": 2, "slices": slices, "forget": []})
+    assert task == Send("a", Kind.TASK, {"job": 1, "data": 1, "round": 1, "indices": [0, 1], "params": "send"})
 
 
 def test_a_second_round_of_a_job_sends_the_task_alone() -> None:
@@ -274,9 +268,23 @@ def test_another_key_is_another_job() -> None:
     assert job.header["job"] == 2
 
 
-def test_a_job_without_data_has_slices_without_refs() -> None:
-    (job,) = sends(submit(cluster(2), 1, spec(2, data=False)), Kind.JOB)
-    assert job.header["slices"] == [[0, None], [1, None]]
+def test_without_data_there_is_a_job_and_a_task_that_says_how_often_it_runs() -> None:
+    job, task = submit(cluster(2), 1, spec(2, data=False))
+    assert isinstance(job, Send)
+    assert job.kind is Kind.JOB
+    header = {"job": 1, "data": None, "nslices": 2, "round": 1, "indices": [0, 1], "params": "send"}
+    assert task == Send("a", Kind.TASK, header)
+
+
+def test_another_job_over_the_same_data_finds_it_where_it_is() -> None:
+    to, held = cluster(1, 1), spec(4)
+    first = shares(submit(to, 1, held))
+    result(to, "a", 1, (0, 2))
+    result(to, "b", 1, (2, 4))
+    commands = submit(to, 2, RoundSpec(JobSpec("other", {"reduce": False, "code": None}), 4, held.lease))
+    assert [send.header["job"] for send in sends(commands, Kind.JOB)] == [2, 2]
+    assert sends(commands, Kind.DATA) == []
+    assert shares(commands) == first
 
 
 def test_neighbouring_slices_go_together_by_the_number_of_workers() -> None:
@@ -294,8 +302,8 @@ def test_a_node_that_comes_takes_its_share_of_the_next_round_and_the_others_keep
     result(to, "a", 1, (0, 4))
     commands = submit(to, 2, spec(4))
     assert shares(commands) == {"a": [0, 1], "b": [2, 3]}
-    (job,) = sends(commands, Kind.JOB)  # a knows the job
-    assert (job.node, job.header["slices"]) == ("b", [[2, "job-2"], [3, "job-3"]])
+    (data,) = sends(commands, Kind.DATA)  # a knows of it
+    assert (data.node, data.header["slices"]) == ("b", [[2, "job-2"], [3, "job-3"]])
 
 
 def test_slices_stay_where_they_are_from_round_to_round() -> None:
@@ -537,9 +545,9 @@ def test_what_a_lost_node_owed_goes_to_others_that_are_told_only_of_what_is_new(
     to = cluster(1, 1)
     submit(to, 1, spec(4))
     commands = lose(to, "a", "gone")
-    (job,) = sends(commands, Kind.JOB)
-    assert job.node == "b"
-    assert job.header["slices"] == [[0, "job-0"], [1, "job-1"]]
+    (data,) = sends(commands, Kind.DATA)
+    assert data.node == "b"
+    assert data.header["slices"] == [[0, "job-0"], [1, "job-1"]]
     (task,) = sends(commands, Kind.TASK)
     assert task.header["indices"] == [0, 1]
     assert task.header["params"] == "have"  # b has the params of this round already
@@ -1150,7 +1158,7 @@ def test_it_is_known_from_the_last_round_what_is_usual() -> None:
     result(to, "b", 1, (1, 2), seconds=3.0)
     result(to, "a", 1, (0, 1), seconds=2.0)
     submit(to, 2, spec(2), now=10.0)
-    assert to.rounds[2].job.typical_slice_seconds == 2.0
+    assert to.rounds[2].typical_slice_seconds == 2.0
 
 
 def test_a_node_that_comes_in_the_middle_of_a_round_asks_for_its_share() -> None:
@@ -1202,13 +1210,14 @@ def test_who_asks_in_vain_asks_again_and_less_and_less_often() -> None:
     assert pauses == sorted(pauses)
 
 
-def test_what_is_shared_is_given_with_the_job_and_the_params() -> None:
+def test_what_is_shared_is_given_with_the_job_the_data_and_the_params() -> None:
     to = calm(cluster(1))
     submit(to, 1, spec(8))
     join(to, "b")
     commands = shared(to, "a", 1, "b", 6, 7)
-    (job,), (task,) = sends(commands, Kind.JOB), sends(commands, Kind.TASK)
-    assert (job.node, job.header["slices"]) == ("b", [[6, "job-6"], [7, "job-7"]])
+    (data,), (task,) = sends(commands, Kind.DATA), sends(commands, Kind.TASK)
+    assert sends(commands, Kind.JOB)
+    assert (data.node, data.header["slices"]) == ("b", [[6, "job-6"], [7, "job-7"]])
     assert (task.node, task.header["indices"], task.header["params"]) == ("b", [6, 7], "send")
     assert to.rounds[1].debts == {"a": set(range(8)), "b": {6, 7}}
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import zmq
 
+from qjam.data.leases import Lease
 from qjam.dispatch.commands import Block, Load, Note, Send
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.jobs import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import NodeState
 from qjam.engine.carrying_out import PARAMS_INLINE
 from qjam.engine.engine import Engine
@@ -72,8 +74,8 @@ def network(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Network:
 
 def pending(nslices: int = 2, params: Any = "params") -> Pending:
     entry = {"reduce": False, "code": None, "epoch": 1}
-    refs = [f"ref{index}" for index in range(nslices)]
-    round_ = Pending(JobSpec("job", entry, refs, nslices), None, codec.encode(params), None, None)
+    lease = Lease(tuple(f"ref{index}" for index in range(nslices)), 0)
+    round_ = Pending(RoundSpec(JobSpec("job", entry), nslices, lease), None, codec.encode(params), None, None)
     round_.number = 1
     return round_
 
@@ -340,9 +342,8 @@ def test_a_node_that_gave_a_round_up_survives_more_slices_of_it(node: Node) -> N
     # The master gives it the slices of a lost node before it hears of the error.
     encoded = codec.encode("params")
     entry = {"module": "m", "function": None, "shipped": False, "reduce": False, "code": None, "epoch": 1}
-    job = {"job": 1, "entry": entry, "slices": [[0, None], [1, None]], "nslices": 2, "reduce": False, "forget": []}
-    task = {"job": 1, "round": 1, "params": "inline"}
-    node.on_job(job, [])
+    task = {"job": 1, "data": None, "nslices": 2, "round": 1, "params": "inline"}
+    node.on_job({"job": 1, "entry": entry, "forget": []}, [])
     node.on_task({**task, "indices": [0]}, [encoded.header, *encoded.buffers])
     node.act(node.scheduler.on_no_room(1, "no room", 0.0))
     node.on_task({**task, "indices": [1], "params": "have"}, [])  # for all the master knows it has them
@@ -360,12 +361,10 @@ def begin_round(node: Node, *indices: int) -> None:
     entry = {"module": "m", "function": None, "shipped": False, "reduce": False, "code": None, "epoch": 1}
     slices = [[index, f"ref{index}"] for index in indices]
     encoded = codec.encode("params")
-    node.on_job(
-        {"job": 1, "entry": entry, "slices": slices, "nslices": len(indices), "reduce": False, "forget": []}, []
-    )
-    node.on_task(
-        {"job": 1, "round": 1, "indices": list(indices), "params": "inline"}, [encoded.header, *encoded.buffers]
-    )
+    node.on_job({"job": 1, "entry": entry, "forget": []}, [])
+    node.on_data({"data": 1, "slices": slices, "nslices": len(indices), "forget": []}, [])
+    task = {"job": 1, "data": 1, "round": 1, "indices": list(indices), "params": "inline"}
+    node.on_task(task, [encoded.header, *encoded.buffers])
 
 
 def test_a_node_answers_who_asks_for_a_share(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 from qjam.data.leases import Lease
 from qjam.dispatch import transfers
 from qjam.dispatch.commands import Failure
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.jobs import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import PRESENT, NodeState
 from qjam.engine import call_queue, carrying_out, inbox, loader, loop
 from qjam.engine.engine import Engine
@@ -124,7 +125,7 @@ class Bench:
         self.loads: deque[tuple[Any, ...]] = deque()
         self.deliver: dict[str, Callable[[Message], None]] = {}
         self.runs: dict[int, Run] = {}
-        self.jobs: dict[int, Any] = {}  # the keys of all there have been
+        self.jobs: dict[int, Any] = {}  # code and slices of all there have been
         self.made = 0
         self.data: list[Data] = []
         self.sent_refs: dict[str, int] = defaultdict(int)  # bytes to each node
@@ -194,13 +195,12 @@ class Bench:
         code = "abc" if rng.random() < 0.3 else None
         entry = {"epoch": 1, "reduce": False, "code": code, "shadows": [], "module": "m", "function": None}
         lease = None if data is None else Lease(tuple(data.refs), 100, held=rng.random() < 0.5)
-        key = code, nslices, None if data is None else data.refs[0]
-        spec = JobSpec(key, entry, data and data.refs, nslices, lease=lease)
+        spec = RoundSpec(JobSpec(code, entry), nslices, lease)
         deadline = self.clock.now + 40.0 if rng.random() < 0.1 else None
         pending = Pending(spec, b"code" * 50 if code else None, codec.encode(params), data, deadline)
         pending.number = self.made
         self.runs[self.made] = Run(pending, params, data)
-        self.jobs[self.made] = spec.key
+        self.jobs[self.made] = spec.job.key, spec.refs
         self.engine._carrier.submit(pending)
 
     def cancel(self) -> None:

@@ -166,8 +166,8 @@ class Episode:
         if mine and rng.random() < 0.5:
             indices = sorted(mine)[: rng.randrange(1, 4)]
         round_ = self.bench.engine.dispatch.rounds.get(number)
-        job = None if round_ is None else self.liar.scheduler.jobs.get(round_.job.number)
-        told = set() if job is None else set(job.refs)
+        data = None if round_ is None else self.liar.scheduler.data.get(round_.data.number)
+        told = set() if data is None else set(data.refs)
         if told - mine and rng.random() < 0.5:  # it has the data of some that others are given now
             indices = sorted(told - mine)[: rng.randrange(1, 4)]
         worker, pid = rng.randrange(5), rng.randrange(1, 1000)
@@ -206,7 +206,7 @@ class Episode:
             (Kind.PONG, {"t": rng.choice((0.0, 1e6))}, []),
             (Kind.HELLO, {"workers": rng.choice((1, 2, 3, 100)), "credit": rng.choice((1, 1 << 30))}, []),
             (Kind.BYE, {"reason": rng.choice(("done", "x" * 100_000))}, []),
-            (Kind.TASK, {"job": 1, "round": number, "indices": indices, "params": "inline"}, [b"x"]),
+            (Kind.TASK, {"job": 1, "data": 1, "round": number, "indices": indices, "params": "inline"}, [b"x"]),
             (Kind.CANCEL, {"round": number}, []),
             (Kind.REFS, {"ref": ref(rng.choice(lore.names)), "offset": 0, "total": 1}, [b"x"]),
             (Kind.SHARE, {"round": number, "count": 1, "seconds": 0.1, "for": HONEST}, []),

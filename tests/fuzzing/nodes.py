@@ -162,15 +162,16 @@ class Episode:
 
     def forged(self) -> Frames:
         rng, lore, rounds = self.rng, self.bench.lore(), self.node.node.scheduler.rounds
-        jobs = self.node.node.scheduler.jobs
+        jobs, datas = self.node.node.scheduler.jobs, self.node.node.scheduler.data
         number = rng.choice([*rounds] * 6 + lore.numbers)
         job = rng.choice([*jobs] * 6 + lore.numbers)
-        nslices = jobs[job].nslices if job in jobs else rng.choice((1, 4, 1 << 20))
+        data = rng.choice([*datas] * 6 + lore.numbers)
+        nslices = datas[data].nslices if data in datas else rng.choice((1, 4, 1 << 20))
         indices = sorted({rng.randrange(min(nslices, 13) + 1) for _ in range(rng.randrange(4))}) or [0]
         entry = {"epoch": rng.choice((1, 1, 2)), "reduce": False, "code": rng.choice((None, "abc")), "shadows": []}
         if job in jobs and rng.random() < 0.7:
             entry = jobs[job].entry
-        refs = [rng.choice((None, *lore.names)) for _ in indices]
+        refs = [rng.choice(lore.names) for _ in indices]
         if rng.random() < 0.5:
             refs = [f"d9-{index}" for index in indices]
         asked = sorted(self.node.node.scheduler.asked)
@@ -179,16 +180,17 @@ class Episode:
         offset, piece = rng.choice((here, here, here, 0, 1, 64, 1 << 40)), rng.randbytes(rng.choice((0, 1, 64, 100)))
         total = rng.choice((offset + len(piece), 64, 1000, 1 << 20, 1 << 52))
         params = rng.choice(("inline", "ref", "have"))
+        task = {"job": job, "data": data, "indices": indices, "params": params}
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
             (Kind.WELCOME, {"node": self.node.name, "host": "host", "speculation": rng.random() < 0.5}, []),
-            (Kind.JOB, {"job": job, "entry": entry, "slices": list(map(list, zip(indices, refs))), "nslices": nslices,
-                        "reduce": rng.random() < 0.2, "forget": rng.choice(([], [number], [job], [*jobs])),
-                        **rng.choice(({}, {"data": 1}, {"data": number}))}, []),
-            (Kind.RELEASE, {"data": rng.choice(([], [1], [number], [1 << 40])),
+            (Kind.JOB, {"job": job, "entry": entry, "forget": rng.choice(([], [number], [job], [*jobs]))}, []),
+            (Kind.DATA, {"data": data, "slices": list(map(list, zip(indices, refs))), "nslices": nslices,
+                         "forget": rng.choice(([], [number], [job], [*jobs]))}, []),
+            (Kind.RELEASE, {"data": rng.choice(([], [1], [data], [1 << 40])),
                             "forget": rng.choice(([], [number], [*jobs]))}, []),
-            (Kind.TASK, {"job": job, "round": number, "indices": indices, "params": params},
-             rng.choice(([], [b"x"], [piece, piece]))),
-            (Kind.TASK, {"job": job, "round": self.bench.made + 5, "indices": indices, "params": params}, [piece]),
+            (Kind.TASK, {**task, "round": number}, rng.choice(([], [b"x"], [piece, piece]))),
+            (Kind.TASK, {**task, "round": self.bench.made + 5}, [piece]),
+            (Kind.TASK, {**task, "round": number, "data": None, "nslices": nslices}, [piece]),
             (Kind.REFS, {"ref": its, "offset": offset, "total": total}, [piece]),
             (Kind.REFS, {"ref": its, "offset": offset, "total": offset + len(piece)}, [piece]),
             (Kind.REFS, {"ref": its, "offset": here, "total": total}, [piece[:1], piece[1:]]),

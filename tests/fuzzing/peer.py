@@ -81,6 +81,7 @@ class Peer:
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.WELCOME: self.on_welcome,
             Kind.JOB: lambda header, buffers: self.act(self.scheduler.on_job(header)),
+            Kind.DATA: lambda header, buffers: self.act(self.scheduler.on_data(header)),
             Kind.TASK: self.on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, self.now)),
             Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
@@ -177,21 +178,21 @@ class Peer:
             self.act(self.scheduler.on_import(worker, module))
 
     def map(self, give: Give) -> Any:
-        round_, tree = give.round, Tree(give.round.job.nslices)
+        round_, tree = give.round, Tree(give.round.data.nslices)
         if round_.number not in self.params:
             return None
         params = self.params[round_.number]
         if isinstance(params, Ref):
             params = self.open(params)
         for index in give.work.slices:
-            ref = round_.job.refs[index]
+            ref = round_.data.refs[index]
             value = mapped(params, None if ref is None else self.open(ref), index)
             tree.add((index, index + 1), value)
             tree.fold_from((index, index + 1), default_reduce)
         return [(span, Held(flat_bytes(value), True)) for span, value in tree.values.items()]
 
     def fold(self, give: Give) -> Any:
-        tree = Tree(give.round.job.nslices)
+        tree = Tree(give.round.data.nslices)
         for span, held in (give.work.fold or {}).items():
             tree.add(span, held.opened())
         tree.fold(default_reduce)

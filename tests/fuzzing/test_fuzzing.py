@@ -136,7 +136,7 @@ def test_a_node_that_begins_wrongly_is_lost(bench: Bench, kind: Kind, header: di
         (Kind.STATE, {**LOST, "worker": 2}, [], "it names worker 2 and has 2"),
         (Kind.LOG, {"worker": 1 << 40, "stream": 1}, [b"x"], "it has no worker"),
         (Kind.STATE, {"state": "blocked", "round": None, "missing": [[ref("module:1:m"), 0]] * 2}, [], "a ref twice"),
-        (Kind.TASK, {"job": 1, "round": 1, "indices": [0], "params": "have"}, [], "TASK is for nodes"),
+        (Kind.TASK, {"job": 1, "data": 1, "round": 1, "indices": [0], "params": "have"}, [], "TASK is for nodes"),
         (Kind.WELCOME, {"node": "liar", "host": "liar", "speculation": True}, [], "WELCOME is for nodes"),
     ],
 )
@@ -272,16 +272,17 @@ def node(clock: Clock, tmp_path: Path) -> Iterator[InPlace]:
     node.receive()
     hear(node, Kind.WELCOME, {"node": "node", "host": "host", "speculation": True})
     hear(node, Kind.JOB, JOB)
+    hear(node, Kind.DATA, DATA)
     hear(node, Kind.TASK, TASK, [codec.encode(None).header])
     yield node
     node.close()
 
 
-JOB = {
-    "job": 1, "entry": {"epoch": 1, "reduce": False, "code": None}, "slices": [[i, f"d0-{i}"] for i in range(4)],
-    "nslices": 4, "reduce": False, "forget": [],
-}  # fmt: skip
-TASK = {"job": 1, "round": 1, "indices": [0, 1], "params": "inline"}
+ENTRY = {"epoch": 1, "reduce": False, "code": None}
+JOB = {"job": 1, "entry": ENTRY, "forget": []}
+DATA = {"data": 1, "slices": [[i, f"d0-{i}"] for i in range(4)], "nslices": 4, "forget": []}
+TASK = {"job": 1, "data": 1, "round": 1, "indices": [0, 1], "params": "inline"}
+ONCE = {"job": 1, "data": None, "round": 2, "indices": [0, 1], "params": "inline"}
 
 
 def hear(node: InPlace, kind: Kind, header: dict[str, Any], buffers: Any = ()) -> bool:
@@ -293,14 +294,19 @@ def hear(node: InPlace, kind: Kind, header: dict[str, Any], buffers: Any = ()) -
     ("kind", "header", "buffers", "reason"),
     [
         (Kind.STATE, {"state": "ready", "workers": [1]}, [], "STATE is for the master"),
-        (Kind.JOB, {**JOB, "nslices": 5}, [], "job 1 was another one before"),
-        (Kind.JOB, {**JOB, "job": 2, "slices": [[4, "d1-4"]]}, [], "job 2 has 4 slices"),
-        (Kind.JOB, {**JOB, "slices": [[2, None]]}, [], "job 1 had other slices before"),
+        (Kind.JOB, {**JOB, "entry": {**ENTRY, "reduce": True}}, [], "job 1 was another one before"),
+        (Kind.DATA, {**DATA, "nslices": 5}, [], "data 1 had other slices before"),
+        (Kind.DATA, {**DATA, "data": 2, "slices": [[4, "d1-4"]]}, [], "data 2 has 4 slices"),
         # A worker was given work for what was not here, and a KeyError was the end of the node.
-        (Kind.JOB, {**JOB, "slices": [[0, "d0-1"]]}, [], "job 1 had other slices before"),
-        (Kind.JOB, {**JOB, "job": 2, "slices": [[0, None], [1, "d0-1"]]}, [], "only some slices of job 2 have data"),
+        (Kind.DATA, {**DATA, "slices": [[0, "d0-1"]]}, [], "data 1 had other slices before"),
+        (Kind.DATA, {**DATA, "forget": [1]}, [], "job 1 is to be forgotten and is in use"),
+        (Kind.RELEASE, {"data": [1], "forget": []}, [], "the data {1} is to be removed and is in use"),
         (Kind.JOB, {**JOB, "job": 2, "forget": [1]}, [], "job 1 is to be forgotten and is in use"),
         (Kind.TASK, {**TASK, "job": 9, "round": 2}, [b"x"], "of job 9, which the master has not described"),
+        (Kind.TASK, {**TASK, "data": 9, "round": 2}, [b"x"], "of data 9, which the master has not described"),
+        (Kind.TASK, {**TASK, "data": None}, [], "round 1 is of job 1 over data 1"),
+        (Kind.TASK, ONCE, [b"x"], "a task without data has 0 slices"),
+        (Kind.TASK, {**ONCE, "nslices": 1}, [b"x"], "a task without data has 1 slices"),
         (Kind.TASK, {**TASK, "indices": [7]}, [], "one that the master has not named"),
         (Kind.TASK, {**TASK, "indices": [2, 2]}, [], "has a slice twice"),
         (Kind.REFS, {"ref": ref("d0-0"), "offset": 5, "total": 10}, [b"x"], "a block begins at 5"),

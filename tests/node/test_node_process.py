@@ -19,8 +19,10 @@ import usercode
 from processes import all_end, descendants
 from qjam import DataSet
 from qjam.code.user_code import Sources
+from qjam.data.leases import Lease
 from qjam.dispatch import stealing
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.jobs import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import NodeState
 from qjam.engine.engine import Engine
 from qjam.engine.pending import Pending
@@ -61,7 +63,8 @@ class Cluster:
         entry = self.sources.user_code(module)
         refs = None if data is None else data.hash_list()
         slices = max(1, self.engine.dispatch.capacity) if refs is None else len(refs)
-        spec = JobSpec((entry.key, None if refs is None else tuple(refs)), entry.header, refs, slices)
+        lease = None if refs is None else Lease(tuple(refs), 0)
+        spec = RoundSpec(JobSpec(entry.key, entry.header), slices, lease)
         pending = Pending(spec, entry.code, codec.encode(params), data, None)
         self.engine.submit(pending)
         return pending

@@ -10,21 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qjam_worker.node.results import Held
-from qjam_worker.node.rounds import FOLD_LATE, MIN_LATE, NodeJob, NodeRound, take_block
+from qjam_worker.node.rounds import FOLD_LATE, MIN_LATE, NodeData, NodeJob, NodeRound, take_block
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.messages import LATE
 from refs_as_text import ref, refs
 
+JOB = NodeJob(1, {"code": None, "reduce": False})
 
-def job(*indices: int, nslices: int | None = None, data: bool = True, user_reduce: bool = False) -> NodeJob:
-    made = NodeJob(1, {"code": None}, nslices or len(indices), user_reduce)
+
+def slices(*indices: int, nslices: int | None = None, data: bool = True) -> NodeData:
+    made = NodeData(1 if data else None, nslices or len(indices))
     made.add({index: ref(f"ref{index}") if data else None for index in indices})
     return made
 
 
 def begun(workers: int, *indices: int, missing: Collection[str] = (), **more: Any) -> NodeRound:
     """A round over these slices, which are all given to this node; the refs that are missing are on their way."""
-    round_ = NodeRound(1, job(*indices, **more), workers)
+    round_ = NodeRound(1, JOB, slices(*indices, **more), workers)
     round_.add(list(indices), missing)
     return round_
 
@@ -84,19 +86,19 @@ def map_all(round_: NodeRound, worker: int = 0) -> None:
         answer(round_, worker)
 
 
-# ---- the job ------------------------------------------------------------------------------------------------
+# ---- the data -----------------------------------------------------------------------------------------------
 
 
-def test_a_job_keeps_its_slices_in_order() -> None:
-    made = job(5, 1, nslices=8)
-    made.add({3: ref("ref3")})
-    assert made.order == [1, 3, 5]
-    assert made.refs == {1: ref("ref1"), 3: ref("ref3"), 5: ref("ref5")}
+def test_data_keeps_its_slices_in_order_and_tells_which_refs_are_new() -> None:
+    made = slices(5, 1, nslices=8)
+    assert made.add({3: ref("ref3"), 4: ref("ref3"), 1: ref("ref1")}) == [ref("ref3")]
+    assert made.order == [1, 3, 4, 5]
+    assert made.refs == {1: ref("ref1"), 3: ref("ref3"), 4: ref("ref3"), 5: ref("ref5")}
 
 
-def test_a_job_has_data_when_its_slices_have_refs() -> None:
-    assert job(0).has_data
-    assert not job(0, data=False).has_data
+def test_a_round_has_data_when_its_slices_have_refs() -> None:
+    assert begun(1, 0).has_data
+    assert not begun(1, 0, data=False).has_data
 
 
 # ---- maps ---------------------------------------------------------------------------------------------------
@@ -151,9 +153,9 @@ def test_a_slice_that_is_on_its_way_is_not_taken_before_it_is_here() -> None:
 
 
 def test_slices_with_the_same_content_arrive_together() -> None:
-    made = NodeJob(1, {"code": None}, 3, False)
+    made = NodeData(1, 3)
     made.add({0: ref("same"), 1: ref("other"), 2: ref("same")})
-    round_ = NodeRound(1, made, 1)
+    round_ = NodeRound(1, JOB, made, 1)
     round_.add([0, 1, 2], refs(["same"]))
     assert round_.ready == [1]
     round_.arrived(ref("same"))
@@ -215,7 +217,7 @@ def test_slices_that_are_given_again_while_they_are_owed_are_not_mapped_twice() 
 
 def test_slices_that_come_later_take_their_place_among_the_others() -> None:
     round_ = begun(1, 1, 3, nslices=6)
-    round_.job.add({0: ref("ref0"), 2: ref("ref2"), 5: ref("ref5")})
+    round_.data.add({0: ref("ref0"), 2: ref("ref2"), 5: ref("ref5")})
     round_.add([0, 2, 5], refs(["ref5"]))
     assert round_.ready == [0, 1, 2, 3]
     round_.arrived(ref("ref5"))
@@ -374,9 +376,9 @@ def test_slices_that_are_done_elsewhere_are_not_mapped_here() -> None:
 
 
 def test_slices_with_the_same_content_are_done_elsewhere_one_by_one() -> None:
-    made = NodeJob(1, {"code": None}, 2, False)
+    made = NodeData(1, 2)
     made.add({0: ref("same"), 1: ref("same")})
-    round_ = NodeRound(1, made, 1)
+    round_ = NodeRound(1, JOB, made, 1)
     round_.add([0, 1], refs(["same"]))
     round_.drop([0])
     assert round_.missing == refs(["same"])
@@ -751,7 +753,7 @@ def test_a_round_whose_results_have_no_sibling_here_is_settled() -> None:
 def test_a_settled_round_that_is_given_more_is_not_settled() -> None:
     round_ = begun(1, 0, nslices=2)
     map_all(round_)
-    round_.job.add({1: ref("ref1")})
+    round_.data.add({1: ref("ref1")})
     round_.add([1], ())
     assert not round_.settled
     assert round_.has_work

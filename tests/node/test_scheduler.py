@@ -75,16 +75,9 @@ def with_ready(workers: int, *, speculation: bool = True) -> Scheduler:
     return made
 
 
-def job_header(indices: list[int], number: int = 1, **more: Any) -> dict[str, Any]:
-    refs = [[index, f"ref{index}" if more.get("data", True) else None] for index in indices]
-    return {
-        "job": number,
-        "entry": {"code": more.get("code"), **more.get("entry", {})},
-        "slices": refs,
-        "nslices": more.get("nslices", len(indices)),
-        "reduce": more.get("reduce", False),
-        "forget": more.get("forget", []),
-    }
+def job_header(number: int = 1, **more: Any) -> dict[str, Any]:
+    entry = {"code": more.get("code"), "reduce": more.get("reduce", False), **more.get("entry", {})}
+    return {"job": number, "entry": entry, "forget": more.get("forget", [])}
 
 
 def task(
@@ -96,10 +89,14 @@ def task(
     now: float = 0.0,
     **more: Any,
 ) -> list[Command]:
-    """The master sends a job and a task with these slices of it."""
-    to.on_job(job_header(list(indices), job, **more))
-    header = {"job": job, "round": number, "indices": list(indices), "params": params}
-    return to.on_task(header, now)
+    """The master sends a job, data of the same number, and a task with these slices of it."""
+    to.on_job(job_header(job, **more))
+    nslices, data = more.get("nslices", len(indices)), job if more.get("data", True) else None
+    if data is not None:
+        slices = [[index, f"ref{index}"] for index in indices]
+        to.on_data({"data": data, "nslices": nslices, "slices": slices, "forget": []})
+    header = {"job": job, "data": data, "round": number, "indices": list(indices), "params": params}
+    return to.on_task({**header, "nslices": nslices}, now)
 
 
 def with_all_here(workers: int, *indices: int, speculation: bool = True, **more: Any) -> Scheduler:
@@ -190,7 +187,7 @@ def test_a_job_that_is_told_in_parts_is_one() -> None:
     to = with_all_here(1, 0, nslices=2)
     refs_of(to).here.add("ref1")
     assert given(task(to, 1, nslices=2)) == {}
-    assert to.jobs[1].order == [0, 1]
+    assert to.data[1].order == [0, 1]
     assert given(done(to, 0)) == {0: [1]}
 
 
@@ -214,7 +211,7 @@ def test_without_data_a_busy_worker_keeps_nobody_else_from_its_own() -> None:
 def test_the_workers_forget_what_the_master_has() -> None:
     to = with_all_here(1, 0)
     done(to, 0)
-    assert to.on_job(job_header([0], 2, forget=[1, 77])) == [Forget(1)]
+    assert to.on_job(job_header(2, forget=[1, 77])) == [Forget(1)]
     assert list(to.jobs) == [2]
 
 

@@ -59,7 +59,7 @@ LAYERS = {
 }
 # One part of the benchmark plays a part of qjam: `scale` (with its swarm and links) plays nodes around the dispatcher.
 PLAYERS = {
-    "qjam_bench.experiments.scale": "qjam.dispatch qjam_worker.values qjam_worker.wire",
+    "qjam_bench.experiments.scale": "qjam.data qjam.dispatch qjam_worker.values qjam_worker.wire",
     "qjam_bench.experiments.swarm": "qjam.dispatch qjam_worker.values qjam_worker.wire",
     "qjam_bench.experiments.links": "qjam.engine qjam_worker.values qjam_worker.wire",
 }

@@ -80,11 +80,9 @@ def _check_roster(dispatch: Dispatch) -> None:
     hold(roster.overloaded == laden, "it is not known who has much to do:", roster.overloaded, laden)
     for node in nodes:
         for job in node.jobs.values():
-            hold(
-                job.announced.keys() <= dispatch.nodes.keys() and node.name in job.announced,
-                "jobs are told to",
-                job.announced,
-            )
+            hold(job.told <= dispatch.nodes.keys() and node.name in job.told, "jobs are told to", job.told)
+    for data in dispatch._holdings._data.values():
+        hold(data.told.keys() <= dispatch.nodes.keys(), "data is told to", data.told)
 
 
 def _check_laden(dispatch: Dispatch) -> None:
@@ -235,9 +233,9 @@ def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
         if ref not in scheduler.asked:
             raise Broken(f"{node.name} waits for {ref} and has not asked for it")
     given = any(m.kind is Kind.TASK for m in node.link.down.under_way)  # what is whose may be about to change
-    if idle and not round_.lacking and (round_.job.has_data or not given):
-        own = set(round_.job.order[idle[0] :: round_.workers])
-        if round_.offered or (round_.ready and (round_.job.has_data or not own.isdisjoint(round_.ready))):
+    if idle and not round_.lacking and (round_.has_data or not given):
+        own = set(round_.data.order[idle[0] :: round_.workers])
+        if round_.offered or (round_.ready and (round_.has_data or not own.isdisjoint(round_.ready))):
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is work: {round_}")
         if not round_.owed and round_.tree.pairs() and not round_.folds.unfoldable:
             raise Broken(f"worker {idle[0]} of {node.name} is idle, and there is something to fold: {round_}")
@@ -275,14 +273,14 @@ def check_rest(cluster: Cluster) -> None:
 def _check_data(cluster: Cluster, node: Node) -> None:
     """A node has what the user holds, and nothing else."""
     dispatch, scheduler, record = cluster.master.dispatch, node.scheduler, cluster.master.dispatch.nodes[node.name]
-    held = [data for data in dispatch._holdings._data.values() if node.name in data.at]
+    held = [data for data in dispatch._holdings._data.values() if node.name in data.told]
     hold(all(data.leases for data in held), "nobody holds", held)
     numbers = {data.number for data in held}
-    known = {number for number, refs in scheduler._data.items() if refs}
+    known = scheduler.data.keys()
     hold(known == numbers, f"{node.name} keeps the data {known}; held are", numbers)
     jobs = record.jobs.keys() | set(record.forget)
     hold(scheduler.jobs.keys() <= jobs, f"{node.name} keeps the jobs {list(scheduler.jobs)} and is to know", jobs)
-    refs = {of_slice(ref) for data in held for ref in data.key}
+    refs = {of_slice(ref) for data in held for ref in data.refs}
     codes = {job.code for job in scheduler.jobs.values()}
     for ref in node.refs.entries:
         if ref.kind in (SLICE, CODE):

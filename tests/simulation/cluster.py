@@ -12,7 +12,8 @@ from typing import Any
 import qjam.dispatch.dispatcher
 from qjam.data.leases import Lease
 from qjam.dispatch.commands import Done, Fail, Failure
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.jobs import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import DONE, NodeState
 from qjam_worker.node import results
 from qjam_worker.values.reduction import Tree
@@ -195,11 +196,9 @@ class Cluster(World):
         number = len(self.runs) + 1
         job = self.plan.jobs[plan.job]
         dispatch = self.master.dispatch
-        key: Any = plan.job
         nslices, refs = job.nslices, None
         if job.data is None:
             nslices = max(1, dispatch.capacity)
-            key = plan.job, nslices
         else:
             refs = [f"d{job.data}-{0 if job.alike and index % 3 else index}" for index in range(nslices)]
         entry = {"code": str(plan.job) if job.code else None, "reduce": job.kind == "text", "epoch": 1,
@@ -208,7 +207,8 @@ class Cluster(World):
         self.watch.rounds = max(self.watch.rounds, sum(run.end is None for run in self.runs.values()))
         if self.trace is not None:
             self.say("user", f"submits round {number}: {nslices} slices of job {plan.job} ({job}); {plan}")
-        spec = JobSpec(key, entry, refs, nslices, lease=None if refs is None else self._lease(plan, job, tuple(refs)))
+        lease = None if refs is None else self._lease(plan, job, tuple(refs))
+        spec = RoundSpec(JobSpec(plan.job, entry), nslices, lease)
         run.disturbed = self.master.frozen or not all(self._is_well(name) for name in dispatch.nodes)
         self.at(self.now, self.master, self.master.submit, number, spec, plan.deadline)
         if plan.cancel is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qjam.data.leases import Lease
 from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import COMING, NodeState
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import Ref, of_params
@@ -195,7 +195,7 @@ class Master(Process):
 
     # Rounds
 
-    def submit(self, number: int, spec: JobSpec, wait: float | None) -> None:
+    def submit(self, number: int, spec: RoundSpec, wait: float | None) -> None:
         """In the loop, as all that follows."""
         if self.leaving:
             self.cluster.on_end(number, Fail(number, Failure("closed", "closed")))

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
-HOLDINGS = "qjam.dispatch.holdings"
+HOLDINGS, JOBS = "qjam.dispatch.holdings", "qjam.dispatch.jobs"
 REDUCTION = "qjam_worker.values.reduction"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
@@ -49,8 +49,8 @@ MUTATIONS = [
              "            round_.tree.values[lo, hi] = Encoded(header_frame, others, plain=False)\n"
              "            round_.tree.covered += hi - lo\n"),
     Mutation("takes a result for slices that were done by others", DISPATCH,
-             "        if round_.tree.covered < job.nslices:\n",
-             "        if round_.tree.covered < job.nslices - 1:\n"),
+             "        if round_.tree.covered < round_.data.nslices:\n",
+             "        if round_.tree.covered < round_.data.nslices - 1:\n"),
     Mutation("gives the roots in the order of arrival", DISPATCH,
              "for span in round_.tree.spans]", "for span in round_.tree.values]"),
     Mutation("reduces in the order of arrival", REDUCTION,
@@ -71,8 +71,12 @@ MUTATIONS = [
              "                pass\n"),
     Mutation("takes it that who sends the last root has ended the round", DISPATCH,
              "has_ended = name if len(held) == 1 else None", "has_ended = name"),
-    Mutation("does not tell of further slices of a known job", ASSIGNMENT,
-             "    if known >= its.slices:\n", "    if known:\n"),
+    Mutation("does not tell of further slices of known data", ASSIGNMENT,
+             "    if not data.refs or known >= its.slices:\n", "    if not data.refs or known:\n"),
+    Mutation("tells one node alone of a job", ASSIGNMENT,
+             "    if job.number in node.jobs:\n", "    if job.told:\n"),
+    Mutation("keeps what lost nodes were told of data", HOLDINGS,
+             "            data.told.pop(name, None)\n", "            pass\n"),
     Mutation("sends the params once a round and not once a node", DISPATCH,
              "known = name in round_.debts\n", "known = bool(round_.debts)\n"),
     Mutation("forgets the deadlines", DISPATCH,
@@ -103,11 +107,11 @@ MUTATIONS = [
              "        self.add_node(name, node.host, node.workers, node.asked)\n", ""),
     Mutation("keeps lost nodes beside their successors", DISPATCH,
              "        node = self.nodes.pop(lost)\n", "        node = self.nodes[lost]\n"),
-    Mutation("keeps every job", BOOKS,
+    Mutation("keeps every job", JOBS,
              "while (len(self._jobs) > kept or self._code_bytes > code_kept) and self._unused:", "while False:"),
     Mutation("lets nodes keep every job", ASSIGNMENT, "            roster.nodes[name].forget.append(job.number)\n", ""),
-    Mutation("forgets jobs that are in use", BOOKS, "        job.rounds -= 1\n        if not job.rounds:\n",
-             "        job.rounds = 0\n        if True:\n"),
+    Mutation("forgets jobs that are in use", JOBS, "        job.users -= 1\n        if not job.users:\n",
+             "        job.users = 0\n        if True:\n"),
     Mutation("goes on sending what only an ended round wanted", DISPATCH,
              "            if self.nodes[name].transfers:\n", "            if False:\n"),
     Mutation("does not answer who asks in the name of an ended round", DISPATCH,
@@ -123,10 +127,8 @@ MUTATIONS = [
     Mutation("keeps data that nobody holds", HOLDINGS,
              "        self.timers.set(data.number, now + GRACE)\n", "        pass\n"),
     Mutation("tells nodes nothing of data that goes", ASSIGNMENT,
-             '        commands.append(Send(name, Kind.RELEASE, {"data": [data.number], "forget": node.forget}))\n',
+             '        commands.append(Send(name, Kind.RELEASE, {"data": [data.number], "forget": _to_forget(node)}))\n',
              "        pass\n"),
-    Mutation("lets nodes keep the jobs of data that goes", DISPATCH,
-             "            forget(self._jobs.forget_those_of(data), self._roster)\n", ""),
     Mutation("node: removes what other data has as well", SCHEDULER,
              "gone = [ref for ref in dict.fromkeys(unnamed) if self._named[ref] <= 0]",
              "gone = list(dict.fromkeys(unnamed))"),
@@ -228,7 +230,7 @@ MUTATIONS = [
     Mutation("node: folds what a job collects", ROUNDS,
              "folds=job.folds)", "folds=True)", "calm"),
     Mutation("node: adds what a job collects", ROUNDS,
-             'not user_reduce and not entry.get("collect")', "not user_reduce", "calm"),
+             "self.adds = self.folds and not", "self.adds = not", "calm"),
     Mutation("node: sends what it could fold", ROUNDS,
              "return not (self.owed or self.works or self.folds.in_parts is not None or self.tree.pairs())",
              "return not (self.owed or self.works)"),
@@ -253,7 +255,7 @@ MUTATIONS = [
     Mutation("found: a module for which there was no room is waited for for ever", SCHEDULER,
              "        self.asked.discard(ref)\n        return [round_.number", "        return [round_.number", "refs"),
     Mutation("found: nodes without a part in a round never look for slices of it", DISPATCH,
-             "            self._stealer.wake(self._roster.idle(job.nslices), now, job.typical_slice_seconds / 2)\n",
+             "            self._stealer.wake(self._roster.idle(data.nslices), now, round_.typical_slice_seconds / 2)\n",
              "            pass\n"),
     Mutation("found: what waits behind another round is not shared", STEALING,
              "late or name in self._roster.overloaded", "late or len(round_.debts[name]) > node.workers"),
@@ -268,7 +270,7 @@ MUTATIONS = [
     Mutation("found: a slice that is held already is mapped again when it is given again", ROUNDS,
              "if index not in self.owed and index not in held]", "if index not in self.owed]"),
     Mutation("found: a round that a node has ended begins there again, and nobody ends it", ASSIGNMENT,
-             'params = "have" if known else', 'params = "ref" if known else'),
+             '"params": "have" if known else', '"params": "ref" if known else'),
     Mutation("found: when the last slices are given away nobody folds the rest", SCHEDULER,
              "[*commands, *self._finish(round_), *self._assign(now)]\n\n    def on_arrived",
              "[*commands, *self._finish(round_)]\n\n    def on_arrived"),

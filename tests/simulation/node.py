@@ -337,6 +337,7 @@ class Node(Process):
         self._handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.WELCOME: lambda header, buffers: self.act(self.scheduler.on_welcome(header)),
             Kind.JOB: self._on_job,
+            Kind.DATA: lambda header, buffers: self.act(self.scheduler.on_data(header)),
             Kind.TASK: self._on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, self.world.now)),
             Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
@@ -498,7 +499,7 @@ class Node(Process):
         items = []
         if work.fold is None:
             params = self.params[round_.number]
-            for ref in (params, *(job.refs[i] for i in work.slices)):
+            for ref in (params, *(round_.data.refs[i] for i in work.slices)):
                 if ref is not None:
                     self._look_up(ref)
         else:

@@ -136,7 +136,7 @@ class Watch:
                 coming |= {Ref(*ref) for ref, _ in m.header["missing"]}
         hold(missing <= coming, f"{node.name} waits for what does not come:", missing - coming)
         known = record.jobs.keys() | {*record.forget}
-        told = [m for m in down if m.kind in (Kind.JOB, Kind.RELEASE)]
+        told = [m for m in down if m.kind in (Kind.JOB, Kind.DATA, Kind.RELEASE)]
         known.update(job for m in told for job in (*m.header["forget"], m.header.get("job", 0)))
         hold(node.scheduler.jobs.keys() <= known, f"{node.name} keeps jobs for ever:", node.scheduler.jobs)
 
@@ -149,7 +149,7 @@ class Watch:
         hold(self._frozen.oldest < LOST_AFTER + 3.0 * SWEEP + 20.0, "rounds wait for nodes that are as good as lost")
         self._alone.look(late for node in well for late in self._late_beside_idle_workers(node))
         hold(self._alone.oldest < 2.5, "workers are idle and do not try what others of their node are late with")
-        rounds = [round_ for round_ in self.dispatch.rounds.values() if round_.job.refs is not None]
+        rounds = [round_ for round_ in self.dispatch.rounds.values() if round_.data.refs]
         self._stealer.look(node.name for node in well if self._is_idle(node))
         self._waiting.look((n.name, r.number) for r in rounds for n in well if self._has_waiting(n, r))
         if self.cluster.plan.speculation:
@@ -181,7 +181,7 @@ class Watch:
 
     def _late_with(self, node: Node, round_: Round) -> list[int]:
         """Slices that one worker takes much longer with than is usual."""
-        here, usual, now = node.scheduler.rounds.get(round_.number), round_.job.typical_slice_seconds, self.cluster.now
+        here, usual, now = node.scheduler.rounds.get(round_.number), round_.typical_slice_seconds, self.cluster.now
         if here is None or not usual:
             return []
         tried = Counter(index for work in here.works.values() for index in work.slices)
@@ -196,7 +196,7 @@ class Watch:
             return []
         late = []
         for round_ in scheduler.rounds.values():
-            if not round_.mapped or not round_.job.has_data:
+            if not round_.mapped or not round_.has_data:
                 continue
             usual = round_.seconds / round_.mapped
             tried = Counter(index for work in round_.works.values() for index in work.slices)

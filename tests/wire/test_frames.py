@@ -17,7 +17,7 @@ from qjam_worker.wire.messages import BUFFERS, HEADERS, MAX_BUFFERS, STATES, Fie
 
 LARGE = bytes(SMALL + 1)
 ENTRY = {"epoch": 1, "reduce": False, "code": None, "shadows": [], "module": "m", "function": None, "shipped": True}
-TASK = {"job": 1, "round": 2, "indices": [0, 1, 5], "params": "inline"}
+TASK = {"job": 1, "data": 3, "round": 2, "indices": [0, 1, 5], "params": "inline"}
 RESULT = {"round": 1, "roots": [[0, 4, 2]], "seconds": 0.5}
 LOST = {"state": "lost", "worker": 1, "how": "was killed", "pid": 77, "round": 3, "slice": None, "slices": [4]}
 
@@ -27,12 +27,12 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
         ({"workers": 2, "credit": 1 << 24}, 0),
     ],
     Kind.WELCOME: [({"node": "a/1", "host": "a", "speculation": True}, 0)],
-    Kind.JOB: [
-        ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"], [1, None]], "nslices": 2, "reduce": False,
-          "forget": [4]}, 0),
-        ({"job": 1, "entry": ENTRY, "slices": [[0, "ref"]], "nslices": 2, "reduce": False, "forget": [], "data": 3}, 0),
+    Kind.JOB: [({"job": 1, "entry": ENTRY, "forget": [4]}, 0)],
+    Kind.DATA: [({"data": 3, "slices": [[0, "ref"], [1, "other"]], "nslices": 2, "forget": []}, 0)],
+    Kind.TASK: [
+        (TASK, 2), ({**TASK, "data": None, "nslices": 6}, 2), ({**TASK, "params": "ref"}, 0),
+        ({**TASK, "params": "have"}, 0),
     ],
-    Kind.TASK: [(TASK, 2), ({**TASK, "params": "ref"}, 0), ({**TASK, "params": "have"}, 0)],
     Kind.STATE: [
         ({"state": "ready", "workers": [77, 78]}, 0),
         ({"state": "replaced", "worker": 1, "pid": 79}, 0),
@@ -69,12 +69,16 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
     ],
     Kind.WELCOME: [{"speculation": 1}, {"node": b"a"}, {"host": None}],
     Kind.JOB: [
-        {"nslices": 0}, {"nslices": 1 << 40}, {"slices": []}, {"slices": [[0]]}, {"slices": [[0, 1]]},
-        {"slices": [["r", 0]]}, {"slices": [0, "ref"]}, {"slices": [[-1, None]]}, {"forget": ["x"]},
-        {"data": -1}, {"data": [1]},
+        {"job": -1}, {"forget": ["x"]},
         {"entry": {}}, {"entry": {**ENTRY, "code": 5}}, {"entry": {**ENTRY, "shadows": "os"}},
     ],
+    Kind.DATA: [
+        {"nslices": 0}, {"nslices": 1 << 40}, {"slices": []}, {"slices": [[0]]}, {"slices": [[0, 1]]},
+        {"slices": [["r", 0]]}, {"slices": [0, "ref"]}, {"slices": [[-1, "ref"]]}, {"slices": [[0, None]]},
+        {"slices": [[0, "x" * 5000]]}, {"forget": ["x"]}, {"data": -1}, {"data": None},
+    ],
     Kind.TASK: [
+        {"data": -1}, {"data": [1]}, {"nslices": 0}, {"nslices": 1 << 40},
         {"indices": [0, "1"]}, {"indices": [-1]}, {"indices": {}}, {"params": 1}, {"params": None},
         {"params": "params:2"}, {"round": -1}, {"round": 1 << 60},
     ],

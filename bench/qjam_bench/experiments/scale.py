@@ -24,7 +24,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qjam.dispatch.rounds import JobSpec
+from qjam.data.leases import Lease
+from qjam.dispatch.jobs import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 
 from .swarm import ENTRY, Swarm
 
@@ -52,29 +54,30 @@ class Figure:
         return 1e6 * seconds / max(1, self.events or self.messages)
 
 
-Play = Callable[[Swarm, JobSpec], None]
+Play = Callable[[Swarm, RoundSpec], None]
 
 
-def job(nodes: int, key: str = "data") -> JobSpec:
-    """Give a job with one slice per worker."""
+def job(nodes: int, key: str = "data") -> RoundSpec:
+    """Give a job with one slice per worker; each `key` has slices of its own."""
     nslices = nodes * WORKERS
-    return JobSpec(key, ENTRY, [f"{index:032x}" for index in range(nslices)], nslices)
+    lease = Lease(tuple(f"{key}{index:032x}" for index in range(nslices)), 0)
+    return RoundSpec(JobSpec(key, ENTRY), nslices, lease)
 
 
-def _a_round(swarm: Swarm, spec: JobSpec, *, each: bool = False) -> None:
+def _a_round(swarm: Swarm, spec: RoundSpec, *, each: bool = False) -> None:
     swarm.submit(spec)
     swarm.deliver(swarm.results(each=each, order=random.Random(0)))
     swarm.settle()
 
 
-def _several(swarm: Swarm, spec: JobSpec) -> None:
+def _several(swarm: Swarm, spec: RoundSpec) -> None:
     for _ in range(IN_FLIGHT):
         swarm.submit(spec)
     swarm.deliver(swarm.results(order=random.Random(1)))
     swarm.settle()
 
 
-def _churn(swarm: Swarm, spec: JobSpec) -> None:
+def _churn(swarm: Swarm, spec: RoundSpec) -> None:
     """While a round runs, nodes are lost and others join, one by one."""
     swarm.submit(spec)
     names = [name for name, _ in swarm.tasks]
@@ -88,7 +91,7 @@ def _churn(swarm: Swarm, spec: JobSpec) -> None:
     swarm.settle()
 
 
-def _stragglers(swarm: Swarm, spec: JobSpec) -> None:
+def _stragglers(swarm: Swarm, spec: RoundSpec) -> None:
     """Some nodes do not answer: the master asks them to share, then suspects them, and others do their slices."""
     number = swarm.submit(spec)
     names = [name for name, _ in swarm.tasks]
@@ -101,7 +104,7 @@ def _stragglers(swarm: Swarm, spec: JobSpec) -> None:
     swarm.settle()
 
 
-def _at_it(swarm: Swarm, spec: JobSpec) -> None:
+def _at_it(swarm: Swarm, spec: RoundSpec) -> None:
     """Some nodes are late and have nothing to share; the master asks them on behalf of every idle node."""
     swarm.submit(spec)
     names = [name for name, _ in swarm.tasks]
@@ -114,7 +117,7 @@ def _at_it(swarm: Swarm, spec: JobSpec) -> None:
     swarm.settle()
 
 
-def _liveness(swarm: Swarm, spec: JobSpec) -> None:
+def _liveness(swarm: Swarm, spec: RoundSpec) -> None:
     """All nodes work for three seconds, and answer each PING."""
     swarm.submit(spec)
     swarm.wait(3.0)

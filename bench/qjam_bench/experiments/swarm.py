@@ -13,7 +13,7 @@ from typing import Any
 
 from qjam.dispatch.commands import Command, Done, Fail, Send
 from qjam.dispatch.dispatcher import Dispatch
-from qjam.dispatch.rounds import JobSpec
+from qjam.dispatch.rounds import RoundSpec
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span, parent
 from qjam_worker.wire.frames import Kind, pack, unpack
@@ -108,7 +108,7 @@ class Swarm:
         self.dispatch.add_successor(name, successor)
         return [*commands, *self.dispatch.reassign()]
 
-    def submit(self, spec: JobSpec) -> int:
+    def submit(self, spec: RoundSpec) -> int:
         """Begin a round; gives its number."""
         self._rounds += 1
         number, deadline = self._rounds, self.now + 3600.0
@@ -127,7 +127,7 @@ class Swarm:
         keys = [key for key in self.tasks if whose is None or key[0] in whose]
         done: list[tuple[str, int, int, Iterable[int]]] = []
         for name, number in keys:
-            indices, nslices = self.tasks.pop((name, number)), self.dispatch.rounds[number].job.nslices
+            indices, nslices = self.tasks.pop((name, number)), self.dispatch.rounds[number].data.nslices
             done += [(name, number, nslices, its) for its in ([(i,) for i in indices] if each else [indices])]
         if order is not None:
             order.shuffle(done)

@@ -116,6 +116,7 @@ class Node:
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.WELCOME: self.on_welcome,
             Kind.JOB: self.on_job,
+            Kind.DATA: self.on_data,
             Kind.TASK: self.on_task,
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, time.monotonic())),
             Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
@@ -234,25 +235,25 @@ class Node:
 
     def on_job(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.modules.begin(header["entry"]["epoch"])
-        commands = self.scheduler.on_job(header)
+        self.act(self.scheduler.on_job(header))
+
+    def on_data(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        commands = self.scheduler.on_data(header)
         if "file" in header:
-            self.slices.learn(header["job"], header["file"], self.scheduler.jobs[header["job"]].refs)
+            self.slices.learn(header["data"], header["file"], self.scheduler.data[header["data"]].refs)
         self.act(commands)
 
     def _forget(self, command: Forget) -> None:
-        self._unmap(self.slices.forget(command.job))
         for worker in self.pool.workers:
             if command.job in worker.jobs:
                 worker.jobs.discard(command.job)
                 self.pool.tell(worker, {"op": "forget", "job": command.job})
 
     def _drop(self, command: Drop) -> None:
-        self._unmap([place for ref in command.refs if (place := self.slices.drop(ref)) is not None])
-        self.refs.drop(command.refs)
-
-    def _unmap(self, places: list[FileSlice]) -> None:
+        places = [place for ref in command.refs if (place := self.slices.drop(ref)) is not None]
         if places:
             self.pool.tell_all({"op": "drop", "paths": places})
+        self.refs.drop(command.refs)
 
     def on_task(self, header: dict[str, Any], buffers: list[Any]) -> None:
         number = header["round"]
@@ -288,7 +289,7 @@ class Node:
             self.act(self.scheduler.on_cancelled(index, time.monotonic()))
             return
         worker, job = self.pool.workers[index], round_.job
-        message: dict[str, Any] = {"job": job.number}
+        message: dict[str, Any] = {"job": job.number, "nslices": round_.data.nslices}
         if work.fold is None:
             message["op"], message["params"] = "run", self.params.where(round_.number, index)
             message["slices"] = self._slice_places(round_, work.slices)
@@ -303,7 +304,7 @@ class Node:
         if job.number not in worker.jobs:
             worker.jobs.add(job.number)
             place = None if job.code is None else (self.store.path(job.code), self.store.size(job.code))
-            about = {"job": job.number, "entry": job.entry, "code": place, "nslices": job.nslices, "host": self.host}
+            about = {"job": job.number, "entry": job.entry, "code": place, "host": self.host}
             self.pool.tell(worker, {"op": "job", **about})
         self.pool.assign(worker, message)
 
@@ -311,8 +312,8 @@ class Node:
         self, round_: NodeRound, slices: list[int]
     ) -> list[tuple[int, Union[str, FileSlice, None], int, int]]:
         """Of each slice its index, path, size, and which attempt this is."""
-        refs, attempts = round_.job.refs, round_.attempts
-        if not round_.job.has_data:
+        refs, attempts = round_.data.refs, round_.attempts
+        if not round_.has_data:
             return [(index, None, 0, attempts.get(index, 1)) for index in slices]
         return [
             (index, *self.slices.where(ref), attempts.get(index, 1))

@@ -23,30 +23,34 @@ UNEVEN_SECONDS = 0.005
 
 
 class NodeJob:
-    """The part of a job that a node knows: the refs of its slices by index; None without a data set. `data`: the number
-    of that.
-    """
+    """What a node knows of a job."""
 
-    def __init__(
-        self, number: int, entry: dict[str, Any], nslices: int, user_reduce: bool, data: Optional[int] = None
-    ) -> None:
+    def __init__(self, number: int, entry: dict[str, Any]) -> None:
         self.number = number
-        self.data = data
         self.entry = entry
-        self.nslices = nslices
-        self.adds = not user_reduce and not entry.get("collect")  # whether the node may add results itself
         self.folds = not entry.get("collect")  # whether anybody here folds results of different workers
+        self.adds = self.folds and not entry["reduce"]  # whether the node may add results itself
         self.uneven = "each" in entry  # slices are of items, each a call that may take any time
         self.code = None if entry["code"] is None else of_code(entry["code"])
+
+
+class NodeData:
+    """The slices that a node knows of: their refs by index. Where `number` is None there are none: a round's job runs
+    `nslices` times, once on each worker of all nodes.
+    """
+
+    def __init__(self, number: Optional[int], nslices: int) -> None:
+        self.number = number
+        self.nslices = nslices
         self.refs: dict[int, Optional[Ref]] = {}
         self.order: list[int] = []  # the indices, sorted
-        self.has_data = False
 
-    def add(self, refs: dict[int, Optional[Ref]]) -> None:
-        """The master has named more slices."""
+    def add(self, refs: dict[int, Optional[Ref]]) -> list[Ref]:
+        """The master has named more slices. Gives the refs that are new here."""
+        new = {ref for ref in refs.values() if ref is not None}.difference(self.refs.values())
         self.refs.update(refs)
         self.order = sorted(self.refs)
-        self.has_data = self.refs[self.order[0]] is not None
+        return list(new)
 
 
 class Work:
@@ -71,10 +75,11 @@ class Work:
 class NodeRound:
     """A round on one node. Workers `take` work from it and `put` results back, or `abandon` the work."""
 
-    def __init__(self, number: int, job: NodeJob, workers: int, began: float = 0.0) -> None:
+    def __init__(self, number: int, job: NodeJob, data: NodeData, workers: int, began: float = 0.0) -> None:
         self.number = number
         self.began = began  # seconds
         self.job = job
+        self.data = data
         self.workers = workers
         self.ready: list[int] = []  # slices that a worker can map now, sorted
         # Slices that can be mapped now and that another node was offered, which tries them as well: a worker takes them
@@ -84,7 +89,7 @@ class NodeRound:
         self.lacking: set[Ref] = set()  # code and params that the node does not have yet: no worker can begin
         self.owed: set[int] = set()  # slices without a result, those that workers are at included
         self.works: dict[int, Work] = {}  # by worker
-        self.tree: Tree[Held] = Tree(job.nslices, folds=job.folds)
+        self.tree: Tree[Held] = Tree(data.nslices, folds=job.folds)
         self.folds = FoldPlan(self.tree, workers)
         self.attempts: dict[int, int] = {}  # slices that are not tried for the first time: how often with this one
         self.pinned: set[Ref] = set()  # refs that the store keeps for this round
@@ -121,7 +126,7 @@ class NodeRound:
         if not missing and not self.ready:
             self.ready = sorted(indices)
             return
-        refs = self.job.refs
+        refs = self.data.refs
         for index in indices:
             ref = refs[index]
             if ref is not None and ref in missing:
@@ -134,6 +139,11 @@ class NodeRound:
         self.lacking.discard(ref)
         for index in self.waiting.pop(ref, ()):
             insort(self.ready, index)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether there are slices."""
+        return self.data.number is not None
 
     @property
     def missing(self) -> list[Ref]:
@@ -177,8 +187,8 @@ class NodeRound:
         """
         if not self.ready:
             return [self.offered.pop(0)] if self.offered else []
-        owned = self.job.order
-        if self.job.has_data:
+        owned = self.data.order
+        if self.has_data:
             block = take_block(self.ready, owned[len(owned) * worker // self.workers], self.workers)
             if self.job.uneven:
                 del block[max(1, int(UNEVEN_SECONDS / (self.typical_slice_seconds or UNEVEN_SECONDS))) :]
@@ -205,7 +215,7 @@ class NodeRound:
     def _late_at(self, work: Work, typical_slice_seconds: Optional[float]) -> Optional[float]:
         if work.fold is not None:
             return work.began + FOLD_LATE
-        if typical_slice_seconds is None or not self.job.has_data:
+        if typical_slice_seconds is None or not self.has_data:
             return None
         return work.began + max(MIN_LATE, LATE * typical_slice_seconds * len(work.slices))
 

@@ -17,7 +17,7 @@ from qjam_worker.wire.refs import Ref, of_params, of_slice
 
 from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, failure
 from .results import Held, are_alike, fold_rows, fold_small
-from .rounds import MIN_LATE, NodeJob, NodeRound, Work
+from .rounds import MIN_LATE, NodeData, NodeJob, NodeRound, Work
 
 _is_small = attrgetter("small")
 # Seconds after which the scheduler looks again for late attempts that idle workers can try, at the latest.
@@ -55,10 +55,10 @@ class Scheduler:
         self.refs = refs
         self.seats = [WorkerState(index) for index in range(workers)]
         self.jobs: dict[int, NodeJob] = {}
+        self.data: dict[int, NodeData] = {}
         self.rounds: dict[int, NodeRound] = {}
         self.asked: set[Ref] = set()  # refs that the node has asked for and does not have yet
         self.speculation = True
-        self._data: dict[Optional[int], set[Ref]] = {}  # the slices of each data set; None: of those without a number
         self._named: Counter[Ref] = Counter()  # how many data sets and jobs name a ref
         self._params: dict[int, Optional[Ref]] = {}  # by round; None if they came with the task
         self._check: Optional[tuple[float, int]] = None  # when an attempt may become late, and in which round
@@ -78,30 +78,42 @@ class Scheduler:
         return []
 
     def on_job(self, header: dict[str, Any]) -> list[Command]:
-        """The master describes a job, or names more of its slices. ValueError if the message makes no sense."""
-        number = header["job"]
-        self._check_job(header)
+        """The master describes a job. ValueError if the message makes no sense."""
+        number, entry = header["job"], header["entry"]
         job = self.jobs.get(number)
+        if job is not None and job.entry != entry:
+            raise ValueError(f"job {number} was another one before")
+        if number in header["forget"]:
+            raise ValueError(f"job {number} is to be forgotten and is in use")
+        self._check_forgotten(header["forget"])
         if job is None:
-            entry, nslices, user_reduce = header["entry"], header["nslices"], header["reduce"]
-            job = self.jobs[number] = NodeJob(number, entry, nslices, user_reduce, header.get("data"))
+            job = self.jobs[number] = NodeJob(number, entry)
             if job.code is not None:
                 self._named[job.code] += 1
-        slices = _slices_of(header)
-        job.add(slices)
-        known = self._data.setdefault(job.data, set())
-        new = {ref for ref in slices.values() if ref is not None} - known
-        known |= new
-        self._named.update(new)
+        return self._forget(header["forget"], [])
+
+    def on_data(self, header: dict[str, Any]) -> list[Command]:
+        """The master names slices of a data set. ValueError if the message makes no sense."""
+        number, nslices = header["data"], header["nslices"]
+        slices: dict[int, Optional[Ref]] = {index: of_slice(key) for index, key in header["slices"]}
+        data = self.data.get(number) or NodeData(number, nslices)
+        if data.nslices != nslices or any(data.refs.get(index, ref) != ref for index, ref in slices.items()):
+            raise ValueError(f"data {number} had other slices before")
+        if max(slices) >= nslices:
+            raise ValueError(f"data {number} has {nslices} slices and cannot have slice {max(slices)}")
+        self._check_forgotten(header["forget"])
+        self.data[number] = data
+        self._named.update(data.add(slices))
         return self._forget(header["forget"], [])
 
     def on_release(self, header: dict[str, Any]) -> list[Command]:
         """The master will not ask for these data sets again, nor for these jobs. ValueError if one is in use."""
         self._check_forgotten(header["forget"])
-        in_use = {round_.job.data for round_ in self.rounds.values()}.intersection(header["data"])
+        in_use = {round_.data.number for round_ in self.rounds.values()}.intersection(header["data"])
         if in_use:
             raise ValueError(f"the data {in_use} is to be removed and is in use")
-        unnamed = [ref for number in header["data"] for ref in self._data.pop(number, ())]
+        gone = [data for number in header["data"] if (data := self.data.pop(number, None)) is not None]
+        unnamed = [ref for data in gone for ref in set(data.refs.values()) if ref is not None]
         return self._forget(header["forget"], unnamed)
 
     def _forget(self, jobs: Iterable[int], unnamed: list[Ref]) -> list[Command]:
@@ -120,15 +132,16 @@ class Scheduler:
 
     def on_task(self, header: dict[str, Any], now: float) -> list[Command]:
         """The master gives slices to map, of a new or a known round. ValueError if the message makes no sense."""
-        number, job = header["round"], self._job_of(header)
+        number = header["round"]
+        job, data = self._what_of(header)
         round_ = self.rounds.get(number)
         if round_ is None:
-            round_ = self.rounds[number] = NodeRound(number, job, len(self.seats), now)
+            round_ = self.rounds[number] = NodeRound(number, job, data, len(self.seats), now)
             self._params[number] = of_params(number) if header["params"] == "ref" else None
         for ref in (job.code, self._params[number]):
             if ref is not None and not self._pin(round_, ref):
                 round_.lacking.add(ref)
-        refs = [job.refs[index] for index in header["indices"]]
+        refs = [data.refs[index] for index in header["indices"]]
         missing = {ref for ref in refs if ref is not None and not self._pin(round_, ref)}
         round_.add(header["indices"], missing, header.get("attempts", ()))
         return [*self._ask_for_missing(round_), *self._assign(now)]
@@ -198,39 +211,41 @@ class Scheduler:
         round_ = self.rounds.get(number)
         return [] if round_ is None else [*self._fail(round_, "room", text), *self._assign(now)]
 
-    def _check_job(self, header: dict[str, Any]) -> None:
-        number, entry, nslices = header["job"], header["entry"], header["nslices"]
-        known, slices = self.jobs.get(number), _slices_of(header)
-        if known is not None and (known.entry, known.nslices, known.data) != (entry, nslices, header.get("data")):
-            raise ValueError(f"job {number} was another one before")
-        if known is not None and any(known.refs.get(index, ref) != ref for index, ref in slices.items()):
-            raise ValueError(f"job {number} had other slices before")
-        if max(slices) >= nslices:
-            raise ValueError(f"job {number} has {nslices} slices and cannot have slice {max(slices)}")
-        if len({*(ref is None for ref in slices.values()), *([not known.has_data] if known else [])}) > 1:
-            raise ValueError(f"only some slices of job {number} have data")
-        if number in header["forget"]:
-            raise ValueError(f"job {number} is to be forgotten and is in use")
-        self._check_forgotten(header["forget"])
-
     def _check_forgotten(self, jobs: Iterable[int]) -> None:
         in_use = {round_.job.number for round_ in self.rounds.values()}.intersection(jobs)
         if in_use:
             raise ValueError(f"job {min(in_use)} is to be forgotten and is in use")
 
-    def _job_of(self, header: dict[str, Any]) -> NodeJob:
-        """The job of a task. ValueError if the task makes no sense."""
-        job, round_, indices = self.jobs.get(header["job"]), self.rounds.get(header["round"]), header["indices"]
+    def _what_of(self, header: dict[str, Any]) -> tuple[NodeJob, NodeData]:
+        """The job and the data of a task. ValueError if the task makes no sense."""
+        job, round_ = self.jobs.get(header["job"]), self.rounds.get(header["round"])
         if job is None:
             raise ValueError(f"a task is of job {header['job']}, which the master has not described")
-        if round_ is not None and round_.job is not job:
-            raise ValueError(f"round {round_.number} is of job {round_.job.number} and not of job {job.number}")
+        if round_ is not None and (round_.job, round_.data.number) != (job, header["data"]):
+            raise ValueError(f"round {round_.number} is of job {round_.job.number} over data {round_.data.number}")
+        data, indices = self._data_of(header, round_), header["indices"]
         wanted = set(indices)
-        if len(wanted) < len(indices) or not wanted <= job.refs.keys():
+        if len(wanted) < len(indices) or not wanted <= data.refs.keys():
             raise ValueError(f"a task of job {job.number} has a slice twice, or one that the master has not named")
         if len(header.get("attempts", indices)) != len(indices):
             raise ValueError(f"a task of job {job.number} does not say for each slice which attempt it is")
-        return job
+        return job, data
+
+    def _data_of(self, header: dict[str, Any], round_: Optional[NodeRound]) -> NodeData:
+        number, indices = header["data"], header["indices"]
+        if number is not None:
+            data = self.data.get(number)
+            if data is None:
+                raise ValueError(f"a task is of data {number}, which the master has not described")
+            return data
+        nslices = header.get("nslices", 0)
+        if max(indices, default=0) >= nslices:
+            raise ValueError(
+                f"a task without data has {nslices} slices and cannot have slice {max(indices, default=0)}"
+            )
+        data = NodeData(None, nslices) if round_ is None else round_.data
+        data.add(dict.fromkeys(indices))
+        return data
 
     def named(self, ref: Ref) -> bool:
         """Whether this is a slice or code that the master still knows of."""
@@ -351,7 +366,7 @@ class Scheduler:
                 work = round_.take(seat.index, now, _is_small, are_alike if round_.job.adds else never)
                 if work is not None:
                     commands.append(self._give(seat, round_, work))
-                elif round_.job.has_data:
+                elif round_.has_data:
                     break
         if self._check is None and self.speculation and self.rounds:
             commands += self._second_attempts(now)
@@ -429,8 +444,3 @@ def _result(round_: NodeRound, roots: list[list[int]], buffers: list[Any]) -> Te
 def never(results: list[Held]) -> bool:
     """Whether results can be folded in parts: never where they are not added, as whole values are needed."""
     return False
-
-
-def _slices_of(header: dict[str, Any]) -> dict[int, Optional[Ref]]:
-    """The slices that a JOB names, by index; None where there is no data."""
-    return {index: None if key is None else of_slice(key) for index, key in header["slices"]}

@@ -18,7 +18,6 @@ class SliceIndex:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._places: dict[Ref, FileSlice] = {}  # by ref
-        self._jobs: dict[int, set[Ref]] = {}  # the slices in files, by job
         self.have, self.pin, self.unpin = store.have, store.pin, store.unpin
 
     def __contains__(self, ref: Ref) -> bool:
@@ -34,8 +33,8 @@ class SliceIndex:
             return self._store.path(ref), self._store.size(ref)
         return place, place.size
 
-    def learn(self, job: int, file: dict[str, Any], refs: Mapping[int, Optional[Ref]]) -> None:
-        """The slices of a job lie in a file, which this host may have too. ValueError if they cannot lie in it."""
+    def learn(self, data: int, file: dict[str, Any], refs: Mapping[int, Optional[Ref]]) -> None:
+        """The slices of a data set lie in a file, which this host may have too. ValueError if they cannot lie in it."""
         path, heads = file["path"], file["heads"]
         try:
             path = os.path.realpath(path)
@@ -49,16 +48,9 @@ class SliceIndex:
         for index, head, offset, size in file["parts"]:
             ref = refs.get(index)
             if ref is None or offset + size > its_stamp[2]:
-                raise ValueError(f"slice {index} of job {job} cannot lie in {path} at {offset}")
+                raise ValueError(f"slice {index} of data {data} cannot lie in {path} at {offset}")
             self._places[ref] = FileSlice(path, offset, size, heads[head], its_stamp)
-            self._jobs.setdefault(job, set()).add(ref)
 
     def drop(self, ref: Ref) -> Optional[FileSlice]:
-        """Forget the place of a slice in a user's file; gives it, if it has one."""
+        """Nobody names the slice any more: forget its place in a user's file, and give it, if it has one."""
         return self._places.pop(ref, None)
-
-    def forget(self, job: int) -> list[FileSlice]:
-        """The job is over: gives the places that are forgotten with it. Slices that rounds of other jobs use stay."""
-        refs = self._jobs.pop(job, set()).difference(*self._jobs.values())
-        dropped = [self.drop(ref) for ref in refs if not self._store.is_pinned(ref)]
-        return [place for place in dropped if place is not None]

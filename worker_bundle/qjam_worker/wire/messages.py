@@ -37,10 +37,11 @@ class Kind(enum.IntEnum):
     BYE = 14
     SHARE = 15
     RELEASE = 16
+    DATA = 17
 
 
 MAX_INT = 1 << 53  # no whole number that counts something is as large
-MAX_SLICES = 1 << 20  # of a job
+MAX_SLICES = 1 << 20  # of a data set
 MAX_WORKERS = 1 << 16  # of a node
 MAX_TEXT = 1 << 20  # characters; a traceback is cut at a quarter of that
 MAX_NAME = 4096  # of a ref, a node, a module
@@ -64,7 +65,6 @@ class Field(NamedTuple):
 _LISTS = frozenset([list, tuple])  # a sender may give a tuple where the receiver finds a list
 _INTS: frozenset[type] = frozenset([int])
 _STRS: frozenset[type] = frozenset([str])
-_NAMES: frozenset[type] = frozenset([str, type(None)])
 
 
 def _one(wanted: str, test: Callable[[Any], bool], *types: type) -> Field:
@@ -96,8 +96,8 @@ def _are_workers(items: Sequence[Any]) -> bool:
     return len(items) <= MAX_WORKERS and _are_counts(items)
 
 
-def _are_names(items: Sequence[Any], types: frozenset[type] = _STRS) -> bool:
-    return types.issuperset(map(type, items)) and max(map(len, filter(None, items)), default=0) <= MAX_NAME
+def _are_names(items: Sequence[Any]) -> bool:
+    return _STRS.issuperset(map(type, items)) and max(map(len, items), default=0) <= MAX_NAME
 
 
 def _columns(items: Sequence[Any], count: int) -> Sequence[Sequence[Any]] | None:
@@ -109,7 +109,7 @@ def _columns(items: Sequence[Any], count: int) -> Sequence[Sequence[Any]] | None
 
 def _are_slices(items: Sequence[Any]) -> bool:
     columns = _columns(items, 2)
-    return columns is not None and _are_counts(columns[0]) and _are_names(columns[1], _NAMES)
+    return columns is not None and _are_counts(columns[0]) and _are_names(columns[1])
 
 
 def _are_missing(items: Sequence[Any]) -> bool:
@@ -148,6 +148,7 @@ NAME = _one("a name", lambda value: len(value) <= MAX_NAME, str)
 COUNTS = _many("a list of whole numbers from 0 on", _are_counts)
 REF = _one("[kind, key]", _is_ref, list, tuple, Ref)
 NAMES = _many("a list of names", _are_names)
+NSLICES = _one("a number of slices", range(1, MAX_SLICES + 1).__contains__, int)
 
 ENTRY = {
     "epoch": COUNT, "reduce": FLAG, "code": _or_none(NAME), "shadows": _optional(NAMES), "module": _optional(NAME),
@@ -167,13 +168,14 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.WELCOME: {"node": NAME, "host": NAME, "speculation": FLAG},
     Kind.JOB: {
         "job": COUNT, "entry": _one("what to map with", lambda value: _misfit(value, ENTRY) is None, dict),
-        "slices": _some("a list of [index, ref or None]", _are_slices),
-        "nslices": _one("a number of slices", range(1, MAX_SLICES + 1).__contains__, int),
-        "reduce": FLAG, "forget": COUNTS, "data": _optional(COUNT),
+        "forget": COUNTS,
+    },
+    Kind.DATA: {
+        "data": COUNT, "nslices": NSLICES, "slices": _some("a list of [index, ref]", _are_slices), "forget": COUNTS,
         "file": _optional(_one("slices in a file", _are_in_file, dict)),
     },
     Kind.TASK: {
-        "job": COUNT, "round": COUNT, "indices": COUNTS,
+        "job": COUNT, "data": _or_none(COUNT), "round": COUNT, "indices": COUNTS, "nslices": _optional(NSLICES),
         "params": _one("inline, ref or have", frozenset(["inline", "ref", "have"]).__contains__, str),
         "attempts": _optional(COUNTS),
     },

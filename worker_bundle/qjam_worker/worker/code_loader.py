@@ -18,13 +18,12 @@ Loaded = tuple[MapFunction, Optional[Reduce], frozenset[str]]
 
 
 class Job(NamedTuple):
-    """What to map with: the entry that names the code, the file of its pickle if there is one, the number of slices;
-    the name that the master has for this host; `function` is equal for jobs that map the same code.
+    """What to map with: the entry that names the code, the file of its pickle if there is one; the name that the master
+    has for this host; `function` is equal for jobs that map the same code.
     """
 
     entry: dict[str, Any]
     code: Optional[tuple[str, int]]  # path and size
-    nslices: int
     host: str
     function: Hashable
 
@@ -33,7 +32,7 @@ class Job(NamedTuple):
         """As the node describes it."""
         entry = message["entry"]
         function = entry["epoch"], entry["code"], entry.get("module"), entry.get("function")
-        return cls(entry, message["code"], message["nslices"], message["host"], function)
+        return cls(entry, message["code"], message["host"], function)
 
 
 class CodeLoader:

@@ -251,32 +251,32 @@ class Worker:
     def _map(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         self.results.reuse(message.get("reuse", ()))
         packed = self._params(*message["params"])
-        slices = message["slices"]
+        slices, nslices = message["slices"], message["nslices"]
         if len(slices) == 1:
-            return [self._map_one(slices[0], packed, job, code)]
-        tree: Tree[Any] = Tree(job.nslices)
+            return [self._map_one(slices[0], nslices, packed, job, code)]
+        tree: Tree[Any] = Tree(nslices)
         for place in slices:
-            span, result = self._map_one(place, packed, job, code)
+            span, result = self._map_one(place, nslices, packed, job, code)
             tree.add(span, detached(result))
             tree.fold_from(span, code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _map_one(self, place: Sequence[Any], packed: Any, job: Job, code: Code) -> tuple[Span, Any]:
+    def _map_one(self, place: Sequence[Any], nslices: int, packed: Any, job: Job, code: Code) -> tuple[Span, Any]:
         index, path, size, attempt = place
         self.status[SLICE] = index
         # They are decoded anew for each slice, so that none sees what another has done to them.
         params = decoded(packed)
         part = None if path is None else self.slices.get(path, size)
-        set_current(Task(index, job.nslices, self.index, job.host, attempt))
+        set_current(Task(index, nslices, self.index, job.host, attempt))
         result = code.mapfunc(params, part, index)
         set_current(None)
         return (index, index + 1), result
 
     def _fold(self, message: dict[str, Any], job: Job, code: Code) -> Results:
         if "part" in message:
-            self._fold_part(message, job)
+            self._fold_part(message)
             return []
-        tree: Tree[Any] = Tree(job.nslices)
+        tree: Tree[Any] = Tree(message["nslices"])
         for lo, hi, path, plain, size in message["items"]:
             self.status[SLICE] = lo
             # User code may change its operands: the + of a class, too.
@@ -285,11 +285,11 @@ class Worker:
         tree.fold(code.reduce)
         return sorted(tree.values.items(), key=lambda item: item[0])
 
-    def _fold_part(self, message: dict[str, Any], job: Job) -> None:
+    def _fold_part(self, message: dict[str, Any]) -> None:
         flats = {(lo, hi): self._map_file(path, size) for lo, hi, path, _, size in message["items"]}
         self.status[SLICE] = min(flats)[0]
-        size = max(map(len, flats.values()))
-        segmented_sum.add_up(flats, job.nslices, self._map_file(message["out"], size, write=True), *message["part"])
+        out = self._map_file(message["out"], max(map(len, flats.values())), write=True)
+        segmented_sum.add_up(flats, message["nslices"], out, *message["part"])
 
     def _params(self, path: str, size: int) -> Any:
         """The flat params: copied out of a slot, which the next round writes to, or mapped."""
