@@ -13,21 +13,20 @@ from typing import Any
 from qjam.data.leases import Lease
 from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import MODULE, Ref
 
 from .assignment import announce_data, announce_job, forget, release, shares, task
-from .commands import Block, Command, Done, Fail, Failure, Lost, Note, Send
+from .commands import Command, Done, Fail, Failure, Lost, Note, Send
 from .data import Data, Share, share
 from .holdings import Holdings
 from .jobs import Jobs
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
 from .rounds import Round, RoundSpec, note_attempts
+from .serving import RefServer
 from .states import DONE, SENT, NodeState
 from .stealing import SEARCH_DELAY, Take, WorkStealer
 from .timers import Timers
-from .transfers import gone
-from .validation import check_given, check_named, check_roots, check_slices, check_worker
+from .validation import check_given, check_roots, check_slices, check_worker
 
 # A slice that has killed this many worker processes is at fault itself.
 POISON = 3
@@ -57,6 +56,7 @@ class Dispatch:
         self._deadlines: Timers[int] = Timers()  # of rounds
         self._liveness = Liveness(self._roster)
         self._stealer = WorkStealer(self._roster, self.rounds, speculation)
+        self.refs = RefServer(self._roster, self.rounds, self._round_of, self._fail, self.on_node_lost)
         self._timers = (self._deadlines, self._stealer.timers, self._holdings.timers)
 
     def __repr__(self) -> str:
@@ -375,64 +375,6 @@ class Dispatch:
             return self._leave_alone(round_, single)
         return self._send_task(idle, round_, share(single)) if single else []
 
-    # Refs
-
-    def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[Ref, int]]) -> list[Command]:
-        """A node lacks refs; it has the first `offset` bytes of each. It may ask for modules without a round."""
-        if self.nodes[name].state is NodeState.CLOSED:
-            return []
-        transfers, wanted = self.nodes[name].transfers, list(missing)
-        transfers.check(wanted)
-        round_ = None if number is None else self._round_of(name, number)
-        if round_ is not None:
-            check_named(round_, name, [ref for ref, _ in wanted])
-            under_way = {transfer.ref: transfer for transfer in transfers}
-            for ref, offset in wanted:  # if it was sent more than that, it had no room
-                if ref in under_way:
-                    under_way[ref].offset = min(under_way[ref].offset, offset)
-            return transfers.add(round_.number, wanted)
-        # The round is over. If another one needs the same slices, the node asks again for that one.
-        modules = [item for item in wanted if item[0].kind == MODULE]
-        return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *transfers.add(number or 0, modules)]
-
-    def on_loaded(self, name: str, ref: Ref, size: int) -> list[Command]:
-        """The content of a ref is loaded."""
-        try:
-            return self.nodes[name].transfers.loaded(ref, size)
-        except ValueError as error:
-            return self.on_node_lost(name, str(error))
-
-    def on_load_failed(self, name: str, ref: Ref, failure: Failure) -> list[Command]:
-        """The content of a ref cannot be loaded. User code that makes slices has raised: all rounds of that job over
-        that data fail. A module that cannot be read counts as absent.
-        """
-        transfers = self.nodes[name].transfers
-        transfer = transfers.find(ref)
-        if transfer is None:
-            return []
-        wanted_by = self.rounds.get(transfer.round)
-        if wanted_by is None or ref.kind == MODULE:
-            return transfers.drop(transfer)
-        return self._fail_alike(wanted_by, failure)
-
-    def on_changed(self, block: Block, failure: Failure) -> list[Command]:
-        """This block, the last one of a ref, was not sent: the content has changed since it was hashed. The node drops
-        what it has; if rounds of other jobs need the ref, it asks for it again.
-        """
-        node, wanted_by = self.nodes.get(block.node), self.rounds.get(block.round)
-        if node is None:
-            return []
-        commands = [gone(node.name, block.ref), *node.transfers.taken(block.size)]
-        return commands if wanted_by is None else [*commands, *self._fail_alike(wanted_by, failure)]
-
-    def _fail_alike(self, wanted_by: Round, failure: Failure) -> list[Command]:
-        rounds = [round_.number for round_ in self.rounds.values() if round_.is_like(wanted_by)]
-        return [command for number in rounds for command in self.on_cancel(number, failure)]
-
-    def on_credit(self, name: str, granted: int) -> list[Command]:
-        """A node has taken this many bytes of refs and may be sent as many again."""
-        return self.nodes[name].transfers.taken(granted)
-
     # Inside
 
     def _round_of(self, name: str, number: int) -> Round | None:
@@ -479,13 +421,7 @@ class Dispatch:
         for name in round_.debts:
             if name != has_ended:
                 commands.append(Send(name, Kind.CANCEL, {"round": round_.number}))
-            if self.nodes[name].transfers:
-                heir = self._heir(round_, name)
-                commands += self.nodes[name].transfers.end_round(round_.number, heir)
+            commands += self.refs.end(round_, name)
         if self.rounds:
             self._stealer.wake(round_.debts, self._now)
         return commands + self._release(self._holdings.end(round_.data, self._now))
-
-    def _heir(self, ended: Round, name: str) -> int | None:
-        """Another round of the same job over the same data on the node: it needs the same refs."""
-        return next((r.number for r in self.rounds.values() if r.is_like(ended) and name in r.debts), None)

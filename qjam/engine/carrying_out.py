@@ -162,11 +162,11 @@ class Carrier:
         """The loader has made the content of a ref."""
         if node in self._dispatch.nodes:
             self._peers[node].blobs[ref] = blob
-            self.act(self._dispatch.on_loaded(node, ref, blob.size))
+            self.act(self._dispatch.refs.on_loaded(node, ref, blob.size))
 
     def _load_failed(self, node: str, ref: Ref, failure: Failure) -> None:
         if node in self._dispatch.nodes:
-            self.act(self._dispatch.on_load_failed(node, ref, failure))
+            self.act(self._dispatch.refs.on_load_failed(node, ref, failure))
 
     def _block(self, command: Block) -> None:
         if not self.is_there(command.node):
@@ -176,7 +176,7 @@ class Carrier:
         try:
             buffers = tuple(blob.range(command.offset, command.size))
         except Changed as error:
-            self.act(self._dispatch.on_changed(command, Failure("load", str(error), error=error)))
+            self.act(self._dispatch.refs.on_changed(command, Failure("load", str(error), error=error)))
             return
         self._send(Send(command.node, Kind.REFS, header, buffers))
         counter = COUNTERS[command.ref.kind]

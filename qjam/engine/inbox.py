@@ -42,7 +42,7 @@ class Inbox:
         self._receive: dict[Kind, Callable[[str, Header, Buffers], list[Command]]] = {
             Kind.HELLO: lambda name, header, buffers: dispatch.on_hello(name, header),
             Kind.STATE: lambda name, header, buffers: self._states[header["state"]](name, header),
-            Kind.CREDIT: lambda name, header, buffers: dispatch.on_credit(name, header["bytes"]),
+            Kind.CREDIT: lambda name, header, buffers: dispatch.refs.on_credit(name, header["bytes"]),
             Kind.RESULT: self._on_result,
             Kind.ERROR: dispatch.on_error,
             Kind.LOG: self._on_log,
@@ -152,7 +152,7 @@ class Inbox:
 
     def _on_blocked(self, name: str, header: Header) -> list[Command]:
         missing = [(Ref(*ref), offset) for ref, offset in header["missing"]]
-        return self._dispatch.on_missing(name, header["round"], missing)
+        return self._dispatch.refs.on_missing(name, header["round"], missing)
 
     def _on_note(self, name: str, header: Header) -> list[Command]:
         self._carrier.observer.on_note(f"{self._dispatch.nodes[name].host}: {header['text'][:MAX_REASON]}")

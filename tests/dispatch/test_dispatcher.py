@@ -96,7 +96,7 @@ def worker_lost(to: Dispatch, name: str, number: int, slices: Sequence[int], at:
 
 def load_failed(to: Dispatch, name: str, ref: Ref, number: int) -> list[Command]:
     """A Load to `name`, given in the name of round `number`, has failed."""
-    return to.on_load_failed(name, ref, Failure("load", f"{ref} of {name}: it raised"))
+    return to.refs.on_load_failed(name, ref, Failure("load", f"{ref} of {name}: it raised"))
 
 
 def sends(commands: list[Command], kind: Kind) -> list[Send]:
@@ -672,25 +672,25 @@ def waiting(*names: str, credit: int = 16 * MIB) -> Dispatch:
     """Node "a" is in round 1 and lacks these refs."""
     to = cluster(1, credit=credit)
     submit(to, 1, spec(max(4, len(names))))
-    to.on_missing("a", 1, [(ref(name), 0) for name in names])
+    to.refs.on_missing("a", 1, [(ref(name), 0) for name in names])
     return to
 
 
 def test_the_first_missing_ref_is_loaded() -> None:
     to = cluster(1)
     submit(to, 1, spec(2))
-    assert to.on_missing("a", 1, [(ref("job-0"), 0), (ref("job-1"), 0)]) == [Load("a", 1, ref("job-0"))]
+    assert to.refs.on_missing("a", 1, [(ref("job-0"), 0), (ref("job-1"), 0)]) == [Load("a", 1, ref("job-0"))]
 
 
 def test_a_ref_that_is_on_its_way_is_not_loaded_twice() -> None:
     to = waiting("job-0")
-    assert to.on_missing("a", 1, [(ref("job-0"), 0)]) == []
+    assert to.refs.on_missing("a", 1, [(ref("job-0"), 0)]) == []
     assert len(to.nodes["a"].transfers) == 1
 
 
 def test_a_loaded_ref_goes_out_whole_and_the_next_is_loaded() -> None:
     to = waiting("job-0", "job-1")
-    assert to.on_loaded("a", ref("job-0"), 100) == [
+    assert to.refs.on_loaded("a", ref("job-0"), 100) == [
         Block("a", ref("job-0"), 0, 100, 1),
         Unload("a", ref("job-0")),
         Load("a", 1, ref("job-1")),
@@ -703,26 +703,26 @@ def test_small_refs_are_loaded_ahead_but_not_too_many() -> None:
     loads = [Load("a", 1, ref("job-0"))]
     while loads:
         loaded += len(loads)
-        loads = [more for load in loads for more in to.on_loaded("a", load.ref, 10) if isinstance(more, Load)]
+        loads = [more for load in loads for more in to.refs.on_loaded("a", load.ref, 10) if isinstance(more, Load)]
     assert loaded == transfers.AHEAD
 
 
 def test_nothing_is_loaded_behind_a_large_ref_that_waits_for_credit() -> None:
     to = waiting("job-0", "job-1", credit=0)
-    assert to.on_loaded("a", ref("job-0"), transfers.AHEAD_BYTES) == []
+    assert to.refs.on_loaded("a", ref("job-0"), transfers.AHEAD_BYTES) == []
 
 
 def test_refs_go_out_in_the_order_in_which_they_were_asked_for() -> None:
     to = waiting("job-0", "job-1", "job-2", credit=0)
     for index in range(3):
-        to.on_loaded("a", ref(f"job-{index}"), 10)
+        to.refs.on_loaded("a", ref(f"job-{index}"), 10)
     chunks = [command for command in to.nodes["a"].transfers.grant(100) if isinstance(command, Block)]
     assert [chunk.ref for chunk in chunks] == refs(["job-0", "job-1", "job-2"])
 
 
 def test_a_large_ref_goes_out_in_chunks() -> None:
     to = waiting("job-0")
-    chunks = to.on_loaded("a", ref("job-0"), 2 * BLOCK_BYTES + 1)[:-1]
+    chunks = to.refs.on_loaded("a", ref("job-0"), 2 * BLOCK_BYTES + 1)[:-1]
     assert chunks == [
         Block("a", ref("job-0"), 0, BLOCK_BYTES, 1),
         Block("a", ref("job-0"), BLOCK_BYTES, BLOCK_BYTES, 1),
@@ -733,21 +733,21 @@ def test_a_large_ref_goes_out_in_chunks() -> None:
 def test_a_transfer_goes_on_where_the_node_says() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
-    to.on_missing("a", 1, [(ref("job-0"), 40)])
-    assert to.on_loaded("a", ref("job-0"), 100)[0] == Block("a", ref("job-0"), 40, 60, 1)
+    to.refs.on_missing("a", 1, [(ref("job-0"), 40)])
+    assert to.refs.on_loaded("a", ref("job-0"), 100)[0] == Block("a", ref("job-0"), 40, 60, 1)
 
 
 def test_no_more_is_sent_than_there_is_credit() -> None:
     to = waiting("job-0", credit=50)
-    assert to.on_loaded("a", ref("job-0"), 100) == [Block("a", ref("job-0"), 0, 50, 1)]
-    assert to.on_credit("a", 30) == [Block("a", ref("job-0"), 50, 30, 1)]
-    assert to.on_credit("a", 30)[:2] == [Block("a", ref("job-0"), 80, 20, 1), Unload("a", ref("job-0"))]
+    assert to.refs.on_loaded("a", ref("job-0"), 100) == [Block("a", ref("job-0"), 0, 50, 1)]
+    assert to.refs.on_credit("a", 30) == [Block("a", ref("job-0"), 50, 30, 1)]
+    assert to.refs.on_credit("a", 30)[:2] == [Block("a", ref("job-0"), 80, 20, 1), Unload("a", ref("job-0"))]
     assert to.nodes["a"].credit == 10
 
 
 def test_without_credit_nothing_is_sent() -> None:
     to = waiting("job-0", credit=0)
-    assert to.on_loaded("a", ref("job-0"), 100) == []
+    assert to.refs.on_loaded("a", ref("job-0"), 100) == []
 
 
 def test_credit_before_the_content_is_there_sends_nothing() -> None:
@@ -758,13 +758,13 @@ def test_each_node_has_its_own_credit() -> None:
     to = cluster(1, 1, credit=50)
     submit(to, 1, spec(2))
     for name, its in (("a", ref("job-0")), ("b", ref("job-1"))):
-        to.on_missing(name, 1, [(its, 0)])
-        assert to.on_loaded(name, its, 100) == [Block(name, its, 0, 50, 1)]
+        to.refs.on_missing(name, 1, [(its, 0)])
+        assert to.refs.on_loaded(name, its, 100) == [Block(name, its, 0, 50, 1)]
 
 
 def test_a_round_that_is_over_sends_no_ref() -> None:
     to = cluster(1)
-    (gone,) = to.on_missing("a", 9, [(ref("job-0"), 0)])
+    (gone,) = to.refs.on_missing("a", 9, [(ref("job-0"), 0)])
     assert isinstance(gone, Send)
     assert gone.header["gone"] is True
     assert gone.header["ref"] == ref("job-0")
@@ -772,7 +772,7 @@ def test_a_round_that_is_over_sends_no_ref() -> None:
 
 def test_a_module_is_sent_also_when_the_round_is_over() -> None:
     # The worker that imports it waits for an answer, whatever has become of the round.
-    assert cluster(1).on_missing("a", 9, [(ref("module:1:text"), 0)]) == [Load("a", 9, ref("module:1:text"))]
+    assert cluster(1).refs.on_missing("a", 9, [(ref("module:1:text"), 0)]) == [Load("a", 9, ref("module:1:text"))]
 
 
 def test_the_end_of_a_round_ends_its_transfers() -> None:
@@ -794,7 +794,7 @@ def test_what_another_round_of_the_job_wants_goes_on_in_its_name() -> None:
 def test_transfers_of_another_job_are_left_alone() -> None:
     to = waiting("job-0")
     submit(to, 2, spec(1, "other"))
-    to.on_missing("a", 2, [(ref("other-0"), 0)])
+    to.refs.on_missing("a", 2, [(ref("other-0"), 0)])
     assert to.on_cancel(1, CANCELLED)[-1] == Load("a", 2, ref("other-0"))
     assert [transfer.ref for transfer in to.nodes["a"].transfers] == refs(["other-0"])
 
@@ -802,22 +802,22 @@ def test_transfers_of_another_job_are_left_alone() -> None:
 def test_a_module_on_its_way_outlives_its_round() -> None:
     to = waiting("module:1:text", "job-0")
     to.on_cancel(1, CANCELLED)
-    assert to.on_loaded("a", ref("module:1:text"), 10)[0] == Block("a", ref("module:1:text"), 0, 10, 1)
+    assert to.refs.on_loaded("a", ref("module:1:text"), 10)[0] == Block("a", ref("module:1:text"), 0, 10, 1)
 
 
 def test_content_that_nobody_waits_for_any_more_is_unloaded() -> None:
     to = waiting("job-0")
     to.on_cancel(1, CANCELLED)
-    assert to.on_loaded("a", ref("job-0"), 100) == [Unload("a", ref("job-0"))]
+    assert to.refs.on_loaded("a", ref("job-0"), 100) == [Unload("a", ref("job-0"))]
 
 
 def test_a_lost_node_gets_no_more_chunks() -> None:
     to = waiting("job-0", "job-1", credit=50)
-    to.on_loaded("a", ref("job-0"), 100)
+    to.refs.on_loaded("a", ref("job-0"), 100)
     commands = lose(to, "a", "gone")
     assert [command.ref for command in commands if isinstance(command, Unload)] == refs(["job-0", "job-1"])
-    assert to.on_credit("a", 50) == []
-    assert to.on_loaded("a", ref("job-1"), 100) == [Unload("a", ref("job-1"))]
+    assert to.refs.on_credit("a", 50) == []
+    assert to.refs.on_loaded("a", ref("job-1"), 100) == [Unload("a", ref("job-1"))]
 
 
 def test_a_slice_that_cannot_be_made_ends_all_rounds_of_its_job_and_no_others() -> None:
@@ -841,7 +841,7 @@ def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
     to = waiting("module:1:text")
     commands = load_failed(to, "a", ref("module:1:text"), 1)
     submit(to, 2, spec(4, "other"))
-    commands += to.on_missing("a", 2, [(ref("other-0"), 0)])
+    commands += to.refs.on_missing("a", 2, [(ref("other-0"), 0)])
     assert Load("a", 2, ref("other-0")) in commands
 
 

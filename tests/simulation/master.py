@@ -70,7 +70,7 @@ class Master(Process):
         self._receive: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
             Kind.HELLO: lambda name, header, buffers: self.dispatch.on_hello(name, header),
             Kind.STATE: self._on_state,
-            Kind.CREDIT: lambda name, header, buffers: self.dispatch.on_credit(name, header["bytes"]),
+            Kind.CREDIT: lambda name, header, buffers: self.dispatch.refs.on_credit(name, header["bytes"]),
             Kind.RESULT: self.dispatch.on_result,
             Kind.ERROR: self.dispatch.on_error,
             Kind.PONG: lambda name, header, buffers: [],
@@ -138,7 +138,7 @@ class Master(Process):
             return self.dispatch.on_shared(name, header)
         if header["state"] == "lost":
             return self.dispatch.on_worker_lost(name, header)
-        return self.dispatch.on_missing(
+        return self.dispatch.refs.on_missing(
             name, header["round"], [(Ref(*ref), offset) for ref, offset in header["missing"]]
         )
 
@@ -174,10 +174,10 @@ class Master(Process):
         if node not in self.dispatch.nodes:
             return
         if failure is not None:
-            self.act(self.dispatch.on_load_failed(node, ref, failure))
+            self.act(self.dispatch.refs.on_load_failed(node, ref, failure))
             return
         self.blobs[node].add(ref)
-        self.act(self.dispatch.on_loaded(node, ref, size))
+        self.act(self.dispatch.refs.on_loaded(node, ref, size))
 
     def _chunk(self, command: Block) -> None:
         if not self.is_there(command.node):
@@ -187,7 +187,7 @@ class Master(Process):
         node = self.cluster.nodes[command.node]
         header = {"ref": command.ref, "offset": command.offset, "total": self.cluster.size(command.ref)}
         if command.offset + command.size == header["total"] and self.cluster.has_changed(command.round, command.ref):
-            self.act(self.dispatch.on_changed(command, Failure("load", "it has changed")))
+            self.act(self.dispatch.refs.on_changed(command, Failure("load", "it has changed")))
             return
         if self.world.trace is not None:
             self.cluster.say("master", f"-> {command.node}: {command.size} bytes of {command.ref} at {command.offset}")

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
-HOLDINGS, JOBS = "qjam.dispatch.holdings", "qjam.dispatch.jobs"
+HOLDINGS, JOBS, SERVING = "qjam.dispatch.holdings", "qjam.dispatch.jobs", "qjam.dispatch.serving"
 REDUCTION = "qjam_worker.values.reduction"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
@@ -112,14 +112,14 @@ MUTATIONS = [
     Mutation("lets nodes keep every job", ASSIGNMENT, "            roster.nodes[name].forget.append(job.number)\n", ""),
     Mutation("forgets jobs that are in use", JOBS, "        job.users -= 1\n        if not job.users:\n",
              "        job.users = 0\n        if True:\n"),
-    Mutation("goes on sending what only an ended round wanted", DISPATCH,
-             "            if self.nodes[name].transfers:\n", "            if False:\n"),
-    Mutation("does not answer who asks in the name of an ended round", DISPATCH,
+    Mutation("goes on sending what only an ended round wanted", SERVING,
+             "        if not transfers:\n", "        if True:\n"),
+    Mutation("does not answer who asks in the name of an ended round", SERVING,
              "return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *", "return [*"),
-    Mutation("loses credit", DISPATCH, "return self.nodes[name].transfers.taken(granted)",
-             "return self.nodes[name].transfers.taken(granted - 1)"),
-    Mutation("leaves a failed load as it is", DISPATCH,
-             "return [command for number in rounds for command in self.on_cancel(number, failure)]", "return []"),
+    Mutation("loses credit", SERVING, "return self._roster.nodes[name].transfers.taken(granted)",
+             "return self._roster.nodes[name].transfers.taken(granted - 1)"),
+    Mutation("leaves a failed load as it is", SERVING,
+             "return [command for round_ in alike for command in self._fail(round_, failure)]", "return []"),
     Mutation("lets go of data that a round uses", HOLDINGS,
              "        if data.rounds or data.leases:\n", "        if data.leases:\n"),
     Mutation("lets go of data that somebody holds", HOLDINGS,
@@ -134,9 +134,9 @@ MUTATIONS = [
              "gone = list(dict.fromkeys(unnamed))"),
     Mutation("node: keeps the code of jobs that are forgotten", SCHEDULER,
              "                unnamed += [] if job.code is None else [job.code]\n", ""),
-    Mutation("leaves nodes with a part of what has changed", DISPATCH,
+    Mutation("leaves nodes with a part of what has changed", SERVING,
              "commands = [gone(node.name, block.ref), *", "commands = [*", "refs"),
-    Mutation("takes it that what has changed was sent", DISPATCH,
+    Mutation("takes it that what has changed was sent", SERVING,
              "block.ref), *node.transfers.taken(block.size)]", "block.ref)]", "refs"),
     Mutation("gives out the same slice twice at a time", DISPATCH,
              "        if not self.speculation:  # it has given them away\n",
@@ -274,7 +274,7 @@ MUTATIONS = [
     Mutation("found: when the last slices are given away nobody folds the rest", SCHEDULER,
              "[*commands, *self._finish(round_), *self._assign(now)]\n\n    def on_arrived",
              "[*commands, *self._finish(round_)]\n\n    def on_arrived"),
-    Mutation("found: a transfer goes on behind what the node had no room for", DISPATCH,
+    Mutation("found: a transfer goes on behind what the node had no room for", SERVING,
              "                    under_way[ref].offset = min(under_way[ref].offset, offset)\n",
              "                    pass\n", "refs"),
     Mutation("found: jobs are kept as long as no node is ready", DISPATCH,
