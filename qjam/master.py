@@ -22,6 +22,7 @@ from qjam_worker.wire.messages import MAX_SLICES
 from qjam_worker.worker.application import applied
 
 from . import arguments, serial
+from .calls import Caller, Center
 from .code.user_code import LARGE, Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
 from .data.leases import Lease, Leases
@@ -112,9 +113,18 @@ class Master:
         self._printer = Printer(echo, self._engine.acknowledge)
         self._supervisor = Supervisor(self._engine, self._fleet, limit, keep)
         self._finisher = Finisher()
+        self._center = Center(self._engine)
         self._told_of_large_params = False
         self._close = weakref.finalize(
-            self, _close, os.getpid(), self._engine, self._fleet, self._printer, self._finisher, self._supervisor
+            self,
+            _close,
+            os.getpid(),
+            self._engine,
+            self._fleet,
+            self._printer,
+            self._finisher,
+            self._center,
+            self._supervisor,
         )
         try:
             self._engine.start(self._printer.put, self._supervisor)
@@ -321,6 +331,11 @@ class Master:
         future.add_done_callback(cancel)
         return future
 
+    def _caller(self, initializer: Callable[..., Any] | None = None, initargs: tuple[Any, ...] = ()) -> Caller:
+        """A submitter of calls to these workers, with a function that prepares each process for them."""
+        self._check_open()
+        return Caller(self._center, self._sources, initializer, initargs)
+
     def _carry_out(self, module: Any, params: Any, dataset: Any, user_code: UserCode, timeout: float | None) -> Any:
         """Run a round to its end and return its result."""
         pending = self._prepare(user_code, params, dataset, timeout)
@@ -415,7 +430,13 @@ def _status_of(engine: Engine, supervisor: Supervisor, host: SupervisedHost, ind
 
 
 def _close(
-    owner: int, engine: Engine, fleet: Fleet, printer: Printer, finisher: Finisher, supervisor: Supervisor
+    owner: int,
+    engine: Engine,
+    fleet: Fleet,
+    printer: Printer,
+    finisher: Finisher,
+    center: Center,
+    supervisor: Supervisor,
 ) -> None:
     """Close a Master, in a separate thread: Ctrl-C must not interrupt it halfway, and the garbage collector may call
     this in one of the threads that it ends.
@@ -430,6 +451,7 @@ def _close(
             engine.wait_for_bye(name, max(0.0, deadline - time.monotonic()))
         fleet.close()
         finisher.close()
+        center.close()
         engine.stop()
         printer.close()  # last: prints all output that has arrived
 

@@ -32,13 +32,18 @@ def outcome(pending: Pending, user_code: UserCode, sources: Sources, timeout: fl
 
 
 def _error(failure: Failure, sources: Sources, timeout: float | None) -> BaseException:
-    error = _EXCEPTIONS[failure.what](failure, timeout)
+    error = exception_of(failure, timeout)
     cause = error.__cause__
     if isinstance(cause, ImportError):
         sources.forget()
     if isinstance(error, TaskError) and isinstance(cause, ModuleNotFoundError) and error.host not in (LOCAL, SERIAL):
         error.what += sources.hint(cause.name or "")
     return error
+
+
+def exception_of(failure: Failure, timeout: float | None) -> BaseException:
+    """The exception that tells the user of a failure."""
+    return _EXCEPTIONS[failure.what](failure, timeout)
 
 
 @functools.cache

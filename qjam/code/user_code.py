@@ -121,6 +121,12 @@ class Sources:
         self._look_again = 0.0
         self._epoch = 1
 
+    def epoch(self) -> int:
+        """The epoch that user code has now: another one whenever a module that was sent has changed."""
+        with self._lock:
+            self._notice_changes()
+            return self._epoch
+
     def user_code(self, module: Any, reduce: Reduce | None = None) -> UserCode:
         """Return the UserCode of a module with mapfunc(params, slice), or of a function f(params, slice).
 

@@ -10,6 +10,8 @@ from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import Ref
 
+from .call import Call, Returned
+
 # Named tuples: several are made in every round, and a frozen dataclass takes five times as long to make.
 
 
@@ -76,6 +78,14 @@ class Fail(NamedTuple):
     failure: Failure
 
 
+class Ended(NamedTuple):
+    """Calls have ended: as nodes say, or without a result. Others have begun."""
+
+    returned: list[Returned]
+    begun: list[Call]
+    failed: list[tuple[Call, Failure]]
+
+
 class Lost(NamedTuple):
     """The node is lost. The supervisor may add a successor; after that call `reassign` to give out what it owed."""
 
@@ -89,4 +99,4 @@ class Note(NamedTuple):
     text: str
 
 
-Command = Send | Load | Block | Unload | Done | Fail | Lost | Note
+Command = Send | Load | Block | Unload | Done | Fail | Ended | Lost | Note

@@ -15,6 +15,8 @@ from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
 
 from .assignment import announce_data, announce_job, forget, release, shares, task
+from .call import Call
+from .calls import Calls
 from .commands import Command, Done, Fail, Failure, Lost, Note, Send
 from .data import Data, Share, share
 from .holdings import Holdings
@@ -54,7 +56,8 @@ class Dispatch:
         self._jobs = Jobs()
         self._holdings = Holdings()
         self._deadlines: Timers[int] = Timers()  # of rounds
-        self._liveness = Liveness(self._roster)
+        self.calls = Calls(self._roster, lambda: self._now)
+        self._liveness = Liveness(self._roster, self.calls)
         self._stealer = WorkStealer(self._roster, self.rounds, speculation)
         self.refs = RefServer(self._roster, self.rounds, self._round_of, self._fail, self.on_node_lost)
         self._timers = (self._deadlines, self._stealer.timers, self._holdings.timers)
@@ -110,7 +113,7 @@ class Dispatch:
         node.pids = list(pids)
         self._roster.move(node, "ready")
         self._stealer.search_in(name, self._now)
-        return self.reassign()
+        return [*self.reassign(), *self.calls.fetch_for(name)]
 
     def on_heard(self, name: str, now: float) -> list[Command]:
         """A node has sent a message, whatever it says."""
@@ -144,7 +147,8 @@ class Dispatch:
         is left or expected, and a successor may have been added.
         """
         waiting = [round_ for round_ in self.rounds.values() if round_.queued]
-        return [command for round_ in waiting for command in self._send_queued(round_)]
+        commands = [command for round_ in waiting for command in self._send_queued(round_)]
+        return commands + self.calls.give_out()
 
     def add_successor(self, lost: str, name: str) -> None:
         """Expect another node of the host of a lost one, in its place."""
@@ -167,6 +171,7 @@ class Dispatch:
             job.told.remove(name)
         node.jobs.clear()
         self._holdings.lose(name)
+        self.calls.on_lost(name)
         self._stealer.drop(name)
         for round_ in self.rounds.values():
             if name in round_.debts:
@@ -299,15 +304,25 @@ class Dispatch:
         for number in self._deadlines.due(now):
             commands += self._fail(self.rounds[number], Failure("timeout", self.rounds[number].progress))
         if self._liveness.at is not None and self._liveness.at <= now:
-            found = self._liveness.sweep(now, bool(self.rounds))
+            found = self._liveness.sweep(now, bool(self.rounds or self.calls.calls))
             commands += found.commands
             for name in found.suspect:
                 self._have_others_try(name)
+                self.calls.on_suspect(name)
+            commands += self.calls.give_out()
             for name, why in found.lost:
                 commands += self.on_node_lost(name, why)
         for name, since in self._stealer.due(now):
             commands += self._find_work(name, since)
         return commands + self._release(self._holdings.due(now))
+
+    # Calls
+
+    def on_calls(self, calls: Iterable[Call], now: float) -> list[Command]:
+        """New calls."""
+        self._now = now
+        self._liveness.begin(now)
+        return self.calls.submit(calls)
 
     # Data
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from qjam_worker.wire.frames import Kind
 
+from .calls import Calls
 from .commands import Command, Note, Send
 from .nodes import NodeRecord, Roster
 from .states import NodeState
@@ -28,10 +29,10 @@ class Sweep:
 
 
 class Liveness:
-    """Sweeps over all nodes that owe slices, every `SWEEP` seconds as long as there are rounds."""
+    """Sweeps over all nodes that owe slices or calls, every `SWEEP` seconds as long as there are rounds."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, roster: Roster, calls: Calls) -> None:
+        self._roster, self._calls = roster, calls
         self.at: float | None = None  # when the next sweep is due
 
     def begin(self, now: float) -> None:
@@ -40,11 +41,12 @@ class Liveness:
             self.at = now + SWEEP
 
     def sweep(self, now: float, rounds: bool) -> Sweep:
-        """Look at all of them. `rounds`: whether any round is left."""
+        """Look at all of them. `rounds`: whether any round or call is left."""
         assert self.at is not None
         away, self.at = now - self.at > AWAY, now + SWEEP if rounds else None
         found = Sweep()
-        for name in [name for name in self._roster.owed if name in self._roster.present]:
+        owing = dict.fromkeys([*self._roster.owed, *self._calls.busy])
+        for name in [name for name in owing if name in self._roster.present]:
             node = self._roster.present[name]
             if away:
                 node.heard, node.pinged = now, False

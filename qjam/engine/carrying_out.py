@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol
 
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Ended, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
@@ -28,6 +28,7 @@ from .router import Router
 PARAMS_INLINE = 4 * 1024 * 1024
 
 CLOSED = Failure("closed", "the master was closed while the round was running")
+CALLS_CLOSED = Failure("closed", "the master was closed before the call had ended")
 
 # The figure of Stats that counts the bytes of a ref.
 COUNTERS = {MODULE: "code_sent", CODE: "code_sent", PARAMS: "params_sent", SLICE: "dataset_sent"}
@@ -63,6 +64,7 @@ class Carrier:
         stats: Stats,
     ) -> None:
         self.observer: NodeObserver = Nobody()
+        self.on_ended: Callable[[Ended], None] = lambda command: None
         self.pending: dict[int, Pending] = {}  # the rounds that run, by number
         self.leaving = False  # whether all nodes have been told to leave
         self.leaving_nodes: set[str] = set()  # that were removed and have not left yet
@@ -78,6 +80,7 @@ class Carrier:
             Unload: self._unload,
             Done: self._done,
             Fail: self._fail,
+            Ended: lambda command: self.on_ended(command),  # noqa: PLW0108  it is set later
             Lost: self._lost,
             Note: lambda command: self.observer.on_note(command.text),
         }

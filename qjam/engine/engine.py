@@ -8,18 +8,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from qjam.data.leases import Lease
-from qjam.dispatch.commands import Failure, Send
+from qjam.dispatch.call import Call, Function
+from qjam.dispatch.commands import Ended, Failure, Send
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import PRESENT, NodeState
 from qjam.stats import Stats
 from qjam_worker.wire.frames import Kind
 
-from .carrying_out import CLOSED, Carrier, NodeObserver
+from .carrying_out import CALLS_CLOSED, CLOSED, Carrier, NodeObserver
 from .exchange import Exchange
 from .inbox import Inbox, OnPrint
 from .loader import Loader
 from .local_nodes import LocalNodes, Make
-from .loop import Loop
+from .loop import Loop, Waiting
 from .peers import Peer, Peers
 from .pending import Pending
 from .router import Keys, Router
@@ -191,6 +192,41 @@ class Engine:
         """Whether all nodes have been told to leave."""
         return self._carrier.leaving
 
+    # Calls of functions
+
+    def on_ended(self, receive: Callable[[Ended], None]) -> None:
+        """Have `receive` called, in the loop, with calls that have ended or begun."""
+        self._carrier.on_ended = receive
+
+    def submit_calls(self, take: Callable[[], list[Call]]) -> bool:
+        """Have the loop take new calls; False when it has ended."""
+
+        def submit() -> None:
+            calls = take()
+            if self._carrier.leaving:
+                self._carrier.on_ended(Ended([], [], [(call, CALLS_CLOSED) for call in calls]))
+            elif calls:
+                self._carrier.act(self._dispatch.on_calls(calls, time.monotonic()))
+
+        return self._calls.post(submit)
+
+    def cancel_calls(self, calls: list[Call]) -> None:
+        """Nobody wants these any more."""
+        self._calls.post(lambda: self._carrier.act(self._dispatch.calls.cancel(calls)))
+
+    def forget_functions(self, functions: list[Function]) -> None:
+        """No more calls of these will come."""
+
+        def forget() -> None:
+            for function in functions:
+                self._dispatch.calls.forget(function)
+
+        self._calls.post(forget)
+
+    def drive(self, waiting: Waiting, begin: Callable[[], None]) -> None:
+        """Run the loop in this thread, if no other one does, until what waits is over; `begin` is called in it."""
+        self._loop.run(waiting, begin)
+
     # Rounds
 
     def submit(self, pending: Pending) -> None:
@@ -227,6 +263,7 @@ class Engine:
             for record in self._dispatch.nodes.values():
                 if record.state in (NodeState.STARTING, NodeState.LOST):
                     self._peers.set_gone(record.name)  # it cannot say BYE
+            self._carrier.act(self._dispatch.calls.fail_all(CALLS_CLOSED))
             self._carrier.act(self._dispatch.on_close())
 
         self._calls.post(goodbye)

@@ -45,6 +45,7 @@ class Inbox:
             Kind.CREDIT: lambda name, header, buffers: dispatch.refs.on_credit(name, header["bytes"]),
             Kind.RESULT: self._on_result,
             Kind.ERROR: dispatch.on_error,
+            Kind.RETURNS: dispatch.calls.on_returns,
             Kind.LOG: self._on_log,
             Kind.PONG: self._on_pong,
             Kind.BYE: self._on_bye,

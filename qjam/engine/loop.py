@@ -16,7 +16,6 @@ from qjam_worker.ipc.spin_wait import SpinWait
 from .call_queue import CallQueue
 from .deferred_signals import DeferredSignals
 from .loop_owner import LoopOwner
-from .pending import Pending
 
 # Seconds; epoll takes no more than 24 days, and a caller's timeout may be infinite.
 MAX_WAIT = 3600.0
@@ -35,6 +34,13 @@ class Work(Protocol):
     def on_node_error(self, name: str, error: Exception) -> None: ...
     def on_crash(self, why: str) -> None: ...
     def close(self) -> None: ...
+
+
+class Waiting(Protocol):
+    """What a caller that runs the loop waits for."""
+
+    @property
+    def over(self) -> bool: ...
 
 
 class Loop:
@@ -74,7 +80,7 @@ class Loop:
         """Close its files."""
         self.calls.close()
 
-    def run(self, pending: Pending, submit: Callable[[], None]) -> bool:
+    def run(self, pending: Waiting, submit: Callable[[], None]) -> bool:
         """Submit a round, then run the loop in the caller's thread until the round is over or another thread has the
         loop; False when nothing was submitted. What a signal handler raises (Ctrl-C) comes through.
         """
@@ -97,7 +103,7 @@ class Loop:
                 signals.end()
         return submitted
 
-    def _drive(self, pending: Pending, signals: DeferredSignals) -> None:
+    def _drive(self, pending: Waiting, signals: DeferredSignals) -> None:
         try:
             with np.errstate(all="ignore"):  # results are added up in this thread now
                 self.calls.make()

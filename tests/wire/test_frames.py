@@ -59,6 +59,12 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
     Kind.BYE: [({"reason": "done"}, 0)],
     Kind.SHARE: [({"round": 1, "count": 2, "seconds": 0.1, "for": "b/1"}, 0)],
     Kind.RELEASE: [({"data": [3], "forget": []}, 0)],
+    Kind.CALLS: [({"ids": [7], "of": [1], "new": [1], "forget": []}, 2)],
+    Kind.RETURNS: [
+        ({"ids": [7], "how": [0], "frames": [1], "begun": [8], "left": 3}, 1),
+        ({"ids": [], "how": [], "frames": [], "begun": [], "left": 0, "recalled": True}, 0),
+    ],
+    Kind.RECALL: [({"count": 3, "cancelled": [8]}, 0)],
 }  # fmt: skip
 CASES = [(kind, header, count) for kind, cases in SAMPLES.items() for header, count in cases]
 
@@ -102,6 +108,9 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
     Kind.PONG: [{"t": -math.inf}],
     Kind.BYE: [{"reason": "x" * (2 << 20)}],
     Kind.RELEASE: [{"data": 3}, {"data": [-1]}, {"forget": [None]}],
+    Kind.CALLS: [{"ids": 7}, {"of": [-1]}, {"new": None}, {"forget": ["f"]}],
+    Kind.RETURNS: [{"how": [-1]}, {"frames": None}, {"left": -1}, {"recalled": 1}],
+    Kind.RECALL: [{"count": -1}, {"cancelled": [1.5]}],
     Kind.SHARE: [{"count": -1}, {"for": 1}, {"seconds": math.nan}],
 }  # fmt: skip
 WRONG_STATES: list[dict[str, Any]] = [

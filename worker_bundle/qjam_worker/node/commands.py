@@ -50,7 +50,39 @@ class Ended(NamedTuple):
     round: int
 
 
-Command = Union[Tell, Give, Interrupt, Forget, Drop, Ended]
+class GiveCalls(NamedTuple):
+    """Have an idle worker take calls, for so many seconds or as long as there are any."""
+
+    worker: int
+    seconds: Optional[float]
+
+
+class YieldCalls(NamedTuple):
+    """Have the worker take no more calls for now: a round needs it."""
+
+    worker: int
+
+
+class StopCall(NamedTuple):
+    """Stop the call that this worker runs: nobody needs its result any more."""
+
+    worker: int
+    call: int
+
+
+class Spare(NamedTuple):
+    """The worker has stopped its call, and need not be killed."""
+
+    worker: int
+
+
+class Kill(NamedTuple):
+    """User code has spoilt what this worker shares with the node."""
+
+    worker: int
+
+
+Command = Union[Tell, Give, Interrupt, Forget, Drop, Ended, GiveCalls, YieldCalls, StopCall, Spare, Kill]
 
 
 def refusal(number: int, text: str) -> Tell:

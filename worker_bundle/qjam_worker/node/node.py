@@ -24,6 +24,7 @@ from qjam_worker.wire.messages import MAX_REASON
 from qjam_worker.wire.refs import of_params
 from qjam_worker.wire.sockets import Uplink
 
+from .call_service import CallService
 from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, refusal
 from .folds import Fold
 from .fork_server_client import ForkServer
@@ -96,6 +97,7 @@ class Node:
         self.modules = ModuleCache()
         self.refs = RefReceiver(self.store, self.scheduler, self.modules, self.pool, self.send, self.act)
         self.print_credit = PRINT_CREDIT
+        self.calls = CallService(self.files, self.pool, self.scheduler, self.act)
         self.made = 0  # files for folds
         self.host = ""  # the name that the master has for this one
         self.commands: deque[Command] = deque()
@@ -107,11 +109,13 @@ class Node:
             Forget: self._forget,
             Drop: self._drop,
             Ended: lambda command: self.params.release(command.round),
+            **self.calls.perform,
         }
         self.answers: dict[str, Callable[[WorkerHandle, dict[str, Any], float], list[Command]]] = {
             "done": self._on_done,
             "error": lambda worker, message, now: self.scheduler.on_error(worker.index, message, now),
             "cancelled": lambda worker, message, now: self.scheduler.on_cancelled(worker.index, now),
+            "called": lambda worker, message, now: self.calls.on_called(worker.index, now),
         }
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.WELCOME: self.on_welcome,
@@ -121,6 +125,7 @@ class Node:
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, time.monotonic())),
             Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
             Kind.REFS: self.refs.on_refs,
+            **self.calls.handlers,
             Kind.CREDIT: self.on_credit,
             Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, time.monotonic())),
             Kind.PING: lambda header, buffers: self.send(Kind.PONG, {"t": header["t"]}),
@@ -166,14 +171,13 @@ class Node:
     def on_timer(self, now: float) -> None:
         """Do what is due."""
         self.pool.on_timer(now)
+        self.calls.on_timer(now)
         self.act(self.scheduler.on_timer(now))
 
     def next_deadline(self) -> Optional[float]:
         """When `on_timer` is due, by time.monotonic(), in seconds."""
-        kill, check = self.pool.next_deadline(), self.scheduler.next_deadline()
-        if kill is None or check is None:
-            return check if kill is None else kill
-        return min(kill, check)
+        due = self.pool.next_deadline(), self.scheduler.next_deadline(), self.calls.next_deadline()
+        return min((at for at in due if at is not None), default=None)
 
     def close(self) -> None:
         """Stop the workers, remove the files, say BYE."""
@@ -196,6 +200,7 @@ class Node:
         self.store.clear()
         self.scheduler.rounds.clear()
         self.params.clear()
+        self.calls.close()
 
     # The uplink
 
@@ -368,6 +373,7 @@ class Node:
             except Exception as error:  # noqa: BLE001  no answer of one worker may be the end of the node
                 text = f"the node cannot use the answer of worker {worker.index}: {shortage.told(error)}"
                 commands += self.scheduler.on_failed(worker.index, "node", text, now)
+        commands += self.calls.look(now)
         self.act(commands + self.scheduler.assign(now))
 
     def _on_done(self, worker: WorkerHandle, message: dict[str, Any], now: float) -> list[Command]:
@@ -392,10 +398,12 @@ class Node:
             self.act(self.scheduler.on_import(worker.index, ref))
 
     def on_worker_exit(self, worker: WorkerHandle, how: str, at: Optional[int], pid: int) -> None:
+        now = time.monotonic()
+        commands = self.calls.on_exit(worker.index, how, now)
         self.modules.forget(worker)
         self._remove_untold_results(worker.index, pid)
         self.params.see_to_slots()
-        self.act(self.scheduler.on_exit(worker.index, how, at, pid, time.monotonic()))
+        self.act([*commands, *self.scheduler.on_exit(worker.index, how, at, pid, now)])
 
     def _remove_untold_results(self, worker: int, pid: int) -> None:
         known = {held.path for round_ in self.scheduler.rounds.values() for held in round_.held}

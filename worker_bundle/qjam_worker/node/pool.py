@@ -328,16 +328,23 @@ class Pool:
         """The worker has answered."""
         worker.seq = 0
         if self._interrupted:
-            self._interrupted.discard(worker.index)
-            worker.kill_at = None
+            self.spare(worker)
 
-    def interrupt(self, worker: WorkerHandle, now: float) -> None:
-        """Stop the worker's task: KeyboardInterrupt in user code, SIGKILL if that does not help in time."""
+    def interrupt(self, worker: WorkerHandle, now: float, *, call: bool = False) -> None:
+        """Stop the worker's task: KeyboardInterrupt in user code, SIGKILL if that does not help in time. `call`: only
+        the call that it runs, until `spare` is called.
+        """
         if worker.seq and worker.kill_at is None and worker.pid is not None:
-            worker.status[CANCELLED] = worker.seq
+            if not call:
+                worker.status[CANCELLED] = worker.seq
             worker.kill_at = now + GRACE
             self._interrupted.add(worker.index)
             worker.kill(signal.SIGINT)
+
+    def spare(self, worker: WorkerHandle) -> None:
+        """The worker has stopped what it was to stop."""
+        self._interrupted.discard(worker.index)
+        worker.kill_at = None
 
     def next_deadline(self) -> Optional[float]:
         """When `on_timer` is due."""

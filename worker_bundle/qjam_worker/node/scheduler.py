@@ -18,6 +18,7 @@ from qjam_worker.wire.refs import Ref, of_params, of_slice
 from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, failure
 from .results import Held, are_alike, fold_rows, fold_small
 from .rounds import MIN_LATE, NodeData, NodeJob, NodeRound, Work
+from .seats import WaitingCalls, WorkerState, give_calls, yield_calls
 
 _is_small = attrgetter("small")
 # Seconds after which the scheduler looks again for late attempts that idle workers can try, at the latest.
@@ -33,21 +34,6 @@ class RefIndex(Protocol):
     def unpin(self, ref: Ref) -> None: ...
 
 
-class WorkerState:
-    """One worker: whether it is ready, whether it is busy, and for which round."""
-
-    __slots__ = ("busy", "index", "ready", "round")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.ready = False
-        self.busy = False
-        self.round: Optional[int] = None
-
-    def __repr__(self) -> str:
-        return f"<worker {self.index} {'busy' if self.busy else 'idle' if self.ready else 'starting'}>"
-
-
 class Scheduler:
     """All rounds and workers of a node. Every `on_...` takes an event and gives the commands that follow from it."""
 
@@ -59,6 +45,7 @@ class Scheduler:
         self.rounds: dict[int, NodeRound] = {}
         self.asked: set[Ref] = set()  # refs that the node has asked for and does not have yet
         self.speculation = True
+        self.calls: Optional[WaitingCalls] = None
         self._named: Counter[Ref] = Counter()  # how many data sets and jobs name a ref
         self._params: dict[int, Optional[Ref]] = {}  # by round; None if they came with the task
         self._check: Optional[tuple[float, int]] = None  # when an attempt may become late, and in which round
@@ -265,7 +252,7 @@ class Scheduler:
 
     def on_done(self, worker: int, roots: list[tuple[Span, Held]], now: float, *, assign: bool = True) -> list[Command]:
         """A worker has done its work. `assign`: give out new work now; else the caller calls `assign` afterwards."""
-        round_ = self._rest(worker)
+        round_ = self._rest(worker, now)
         if round_ is None or worker not in round_.works:
             for _, held in roots:
                 held.release()
@@ -297,7 +284,7 @@ class Scheduler:
 
     def on_error(self, worker: int, message: dict[str, Any], now: float) -> list[Command]:
         """User code has raised. That fails the round, unless another worker or node has done the slice meanwhile."""
-        round_ = self._rest(worker)
+        round_ = self._rest(worker, now)
         if round_ is None or worker not in round_.works:
             return self._assign(now)
         at = message["slice"]
@@ -314,14 +301,14 @@ class Scheduler:
 
     def on_cancelled(self, worker: int, now: float) -> list[Command]:
         """A worker has stopped its work, as it was told to."""
-        round_ = self._rest(worker)
+        round_ = self._rest(worker, now)
         if round_ is not None:
             round_.again(round_.abandon(worker))
         return self._assign(now)
 
     def on_failed(self, worker: int, what: str, text: str, now: float) -> list[Command]:
         """The node could not give the worker its work, or cannot use its answer."""
-        round_ = self._rest(worker)
+        round_ = self._rest(worker, now)
         if round_ is None or worker not in round_.works:
             return self._assign(now)
         return [*self._fail(round_, what, text), *self._assign(now)]
@@ -329,7 +316,7 @@ class Scheduler:
     def on_exit(self, worker: int, how: str, at: Optional[int], pid: int, now: float) -> list[Command]:
         """A worker process has ended; the pool starts another one."""
         seat = self.seats[worker]
-        round_ = self._rest(worker)
+        round_ = self._rest(worker, now)
         seat.ready = False
         report: dict[str, Any] = {"state": "lost", "worker": worker, "how": how, "pid": pid}
         if round_ is None or worker not in round_.works:
@@ -339,10 +326,14 @@ class Scheduler:
         report.update({"round": round_.number, "slice": at, "slices": slices})
         return [Tell(Kind.STATE, report, []), *self._finish(round_), *self._assign(now)]
 
-    def _rest(self, worker: int) -> Optional[NodeRound]:
+    def on_called(self, worker: int, now: float) -> list[Command]:
+        """A worker takes no more calls."""
+        self._rest(worker, now)
+        return []
+
+    def _rest(self, worker: int, now: float) -> Optional[NodeRound]:
         """The worker is idle now; gives the round that it worked for, if that is not over."""
-        seat = self.seats[worker]
-        number, seat.round, seat.busy = seat.round, None, False
+        number = self.seats[worker].rest(now, self.calls is not None and self.calls.waiting > 0)
         return None if number is None else self.rounds.get(number)
 
     # Giving out work
@@ -357,6 +348,8 @@ class Scheduler:
     def _assign(self, now: float, before: Optional[list[Command]] = None) -> list[Command]:
         """Give every idle worker something to do, the oldest round first. Appends to the commands `before`."""
         commands = [] if before is None else before
+        if self.calls is not None:
+            commands += give_calls(self.seats, self.calls, now, owed=bool(self.rounds))
         for round_ in self.rounds.values():
             if not round_.has_work:
                 continue
@@ -365,15 +358,19 @@ class Scheduler:
                     continue
                 work = round_.take(seat.index, now, _is_small, are_alike if round_.job.adds else never)
                 if work is not None:
-                    commands.append(self._give(seat, round_, work))
+                    commands.append(self._give(seat, round_, work, now))
                 elif round_.has_data:
                     break
+        if self.calls is not None:
+            if any(round_.has_work for round_ in self.rounds.values()):
+                commands += yield_calls(self.seats)
+            commands += give_calls(self.seats, self.calls, now)
         if self._check is None and self.speculation and self.rounds:
             commands += self._second_attempts(now)
         return commands
 
-    def _give(self, seat: WorkerState, round_: NodeRound, work: Work) -> Give:
-        seat.busy, seat.round = True, round_.number
+    def _give(self, seat: WorkerState, round_: NodeRound, work: Work, now: float) -> Give:
+        seat.busy, seat.round, seat.began = True, round_.number, now
         return Give(seat.index, round_, work)
 
     def _second_attempts(self, now: float) -> list[Command]:
@@ -387,7 +384,7 @@ class Scheduler:
         at_work = [round_ for round_ in self.rounds.values() if round_.works and not round_.lacking]
         for round_ in at_work:
             while idle and (work := round_.take_second(idle[-1].index, now)) is not None:
-                commands.append(self._give(idle.pop(), round_, work))
+                commands.append(self._give(idle.pop(), round_, work, now))
         due = [(at, round_.number) for round_ in at_work if (at := round_.late_at()) is not None] if idle else []
         if due:
             at, number = min(due)

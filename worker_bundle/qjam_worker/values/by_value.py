@@ -39,13 +39,24 @@ class Pickled(NamedTuple):
     has_code: bool
 
 
-def dumps(value: Any, *, lasting: bool = False) -> Pickled:
+def dumps(
+    value: Any,
+    *,
+    lasting: bool = False,
+    keep: Optional[Callable[[list[memoryview]], Optional[Callable[[pickle.PickleBuffer], bool]]]] = None,
+) -> Pickled:
     """Pickle a value. The classes that it is made of are known at the other end, or come with it.
 
-    `lasting`: they come as they were when they first came with a value that was to last.
+    `lasting`: they come as they were when they first came with a value that was to last. `keep`: makes what puts
+    buffers into a list, or leaves them to the pickle; None: all of them leave it.
     """
+    mode = _REFER_TO_FIRST if lasting else _REFER
+    if keep is not None:
+        kept: list[memoryview] = []
+        made = _dump(value, mode, keep(kept))
+        return made._replace(data=pickles.with_versions(made.data), buffers=kept)
     buffers: list[pickle.PickleBuffer] = []
-    made = _dump(value, _REFER_TO_FIRST if lasting else _REFER, buffers.append)
+    made = _dump(value, mode, buffers.append)
     return made._replace(data=pickles.with_versions(made.data), buffers=[buffer.raw() for buffer in buffers])
 
 
@@ -99,9 +110,16 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return functions.reduce_cached(value)
         if issubclass(kind, functools.cached_property):
             return functions.reduce_cached_property(value)
+        if kind is functions.Globals:
+            return functions.globals_of, (value.get("__name__", ""), dict(value))
         if kind is types.ModuleType and sys.modules.get(value.__name__, value) is not value:
             return reduce_module(value)
         return NotImplemented
+
+    def _dynamic_function_reduce(self, function: types.FunctionType) -> Any:
+        if self.mode == _DEFINE:
+            self.globals_ref.setdefault(id(function.__globals__), functions.Globals())
+        return super()._dynamic_function_reduce(function)
 
     def reduce_class(self, cls: type) -> Any:
         definition = definitions.known(cls)

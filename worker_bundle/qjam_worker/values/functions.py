@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import dis
 import functools
@@ -9,7 +10,8 @@ import linecache
 import sys
 import threading
 import types
-from typing import Any, Callable
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
 from .header import CodecError
 
@@ -80,6 +82,15 @@ def code(arguments: tuple[Any, ...], file: str, cell: str, first: int, lines: st
     return types.CodeType(*arguments).replace(co_filename=file)
 
 
+def names_of(code: Optional[types.CodeType]) -> Iterator[str]:
+    """The names that a code object and those within it use, of globals and attributes."""
+    if code is not None:
+        yield from code.co_names
+        for constant in code.co_consts:
+            if type(constant) is types.CodeType:
+                yield from names_of(constant)
+
+
 def _remember(file: str, first: int, lines: list[str]) -> None:
     entry = linecache.cache.get(file)
     text = list(entry[2]) if entry is not None and len(entry) == 4 else []
@@ -91,6 +102,37 @@ def _remember(file: str, first: int, lines: list[str]) -> None:
 def keep_lines(file: str, lines: list[str]) -> None:
     """Have tracebacks show these lines, whatever lies at that path here: without a time they stay."""
     linecache.cache[file] = (len(lines), None, lines, file)
+
+
+# Globals
+
+
+class Globals(dict[str, Any]):
+    """The globals of functions that travel by value, as far as these need them to be made."""
+
+
+_scope: Optional[dict[str, dict[str, Any]]] = None  # by name of their module, where functions share their globals
+
+
+def globals_of(name: str, base: dict[str, Any]) -> dict[str, Any]:
+    """The globals for functions of this module: those of the scope, in which all share them, or `base`."""
+    if _scope is None:
+        return base
+    shared = _scope.setdefault(name, base)
+    for key, value in base.items():
+        shared.setdefault(key, value)
+    return shared
+
+
+@contextlib.contextmanager
+def sharing_globals(scope: Optional[dict[str, dict[str, Any]]]) -> Iterator[None]:
+    """Functions that are loaded here share their globals with those that were loaded with this scope before."""
+    global _scope
+    before, _scope = _scope, scope
+    try:
+        yield
+    finally:
+        _scope = before
 
 
 # Wrappers of functools, reduced as __reduce__ does

@@ -19,19 +19,23 @@ MAIN = ("__main__", "__mp_main__")
 # After a pickle, where loading does not look, stand the versions of those of these packages that it names, and how many
 # bytes that takes.
 _PACKAGES = ("numpy", "pandas", "scipy")
+_MARKS = [(name, name.encode()) for name in _PACKAGES]
 _SIZE = 2
+_NO_VERSIONS = bytes(_SIZE)
 
 _from_buffer: Any = np.zeros(1).__reduce_ex__(5)[0]  # with which numpy's pickles make an array
 
 
 def names_main(data: bytes) -> bool:
     """Whether a pickle names a module that is another one elsewhere."""
-    return any(name.encode() in data for name in MAIN)
+    return b"_main__" in data  # which is in all names of MAIN
 
 
 def with_versions(data: bytes) -> bytes:
     """The pickle and the versions of packages behind it."""
-    found = [f"{name} {_version(name)}" for name in _PACKAGES if name.encode() in data and _version(name)]
+    found = [f"{name} {_version(name)}" for name, mark in _MARKS if mark in data and _version(name)]
+    if not found:  # most are small, and made often
+        return data + _NO_VERSIONS
     text = ", ".join(found).encode("ascii", "replace")
     return data + text + len(text).to_bytes(_SIZE, "little")
 

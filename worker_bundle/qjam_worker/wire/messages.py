@@ -38,6 +38,9 @@ class Kind(enum.IntEnum):
     SHARE = 15
     RELEASE = 16
     DATA = 17
+    CALLS = 18
+    RETURNS = 19
+    RECALL = 20
 
 
 MAX_INT = 1 << 53  # no whole number that counts something is as large
@@ -196,6 +199,11 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.BYE: {"reason": TEXT},
     Kind.RELEASE: {"data": COUNTS, "forget": COUNTS},
     Kind.SHARE: {"round": COUNT, "count": COUNT, "seconds": SECONDS, "for": NAME},
+    Kind.CALLS: {"ids": COUNTS, "of": COUNTS, "new": COUNTS, "forget": COUNTS},
+    Kind.RETURNS: {
+        "ids": COUNTS, "how": COUNTS, "frames": COUNTS, "begun": COUNTS, "left": COUNT, "recalled": _optional(FLAG),
+    },
+    Kind.RECALL: {"count": COUNT, "cancelled": COUNTS},
 }  # fmt: skip
 
 # What a STATE has beside its word.
@@ -220,6 +228,8 @@ BUFFERS: dict[Kind, range] = {
     Kind.RESULT: range(1, MAX_BUFFERS + 1),
     Kind.ERROR: range(2),
     Kind.LOG: range(1, 2),
+    Kind.CALLS: range(MAX_BUFFERS + 1),
+    Kind.RETURNS: range(MAX_BUFFERS + 1),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, Optional
 
 from qjam_worker.values import definitions
+from qjam_worker.values.header import Buffer
 
 from .application import Code, MapFunction, Reduce, applied
 from .user_modules import ShippedModules, check_python
@@ -57,20 +58,29 @@ class CodeLoader:
         definitions.settle(code.classes)
         return code
 
+    def function(self, entry: dict[str, Any], code: Optional[Buffer]) -> tuple[Callable[..., Any], frozenset[str]]:
+        """A function that is called as it is, and keys of the classes that have come with it."""
+        function, _, classes = self._functions(entry, None if code is None else lambda: code)
+        return function, classes
+
     def _load(self, number: int, job: Job) -> Code:
-        if job.entry["epoch"] != self.epoch:
-            self._modules.begin(job.entry["shadows"], job.entry["here"])
-            self.epoch = job.entry["epoch"]
-        mapfunc, reduce, classes = self._by_value(job) if job.code is not None else self._by_name(job.entry)
-        self._stay_the_worker()
+        place = job.code
+        mapfunc, reduce, classes = self._functions(job.entry, None if place is None else lambda: self._map_file(*place))
         reduce = None if reduce is None else self._guarded(reduce)
         code = self._codes[number] = applied(self._guarded(mapfunc), reduce, job.entry)._replace(classes=classes)
         return code
 
-    def _by_value(self, job: Job) -> Loaded:
-        check_python(job.entry["python"], "this function")
-        assert job.code is not None
-        (mapfunc, reduce), classes = definitions.load_code(self._map_file(*job.code))
+    def _functions(self, entry: dict[str, Any], code: Optional[Callable[[], Buffer]]) -> Loaded:
+        if entry["epoch"] != self.epoch:
+            self._modules.begin(entry["shadows"], entry["here"])
+            self.epoch = entry["epoch"]
+        loaded = self._by_name(entry) if code is None else self._by_value(entry, code())
+        self._stay_the_worker()
+        return loaded
+
+    def _by_value(self, entry: dict[str, Any], code: Buffer) -> Loaded:
+        check_python(entry["python"], "this function")
+        (mapfunc, reduce), classes = definitions.load_code(code)
         return mapfunc, reduce, classes
 
     def _by_name(self, entry: dict[str, Any]) -> Loaded:

@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
-from typing import Any, Callable, NoReturn, Optional
+from collections.abc import Hashable, Sequence
+from typing import Any, Callable, NoReturn, Optional, TypeVar
 
 from qjam_worker import importing
 from qjam_worker.ipc import shortage
@@ -25,6 +25,7 @@ from qjam_worker.values import segmented_sum
 from qjam_worker.values.reduction import Span, Tree, default_reduce
 
 from .application import Code
+from .calls import Calls
 from .code_loader import CodeLoader, Job
 from .detach import detached, encoded
 from .doorbell import Doorbell
@@ -45,6 +46,9 @@ MIN_CALLS = 200
 _SIGINT = (int(signal.SIGINT),)
 
 Results = list[tuple[Span, Any]]
+T = TypeVar("T")
+
+_SHORT = frozenset(["done", "called"])  # answers that go through the mailbox
 
 
 def main(index: int, fds: list[int], files: Files, memory_limit: Optional[int] = None, here: bool = False) -> int:
@@ -103,6 +107,7 @@ class Worker:
         self.loader = CodeLoader(modules, self._map_file)
         self.memory = MemoryLimit(memory_limit)
         self.state = ProcessState()
+        self.calls = Calls(index, files, self, self.memory.limit)
         self.large_params: Optional[weakref.ref[Any]] = None  # the map of those of this task
         self.interruptible = False
         self.ask_lock = threading.Lock()
@@ -110,6 +115,7 @@ class Worker:
             "job": self.on_job,
             "run": self.on_run,
             "fold": self.on_fold,
+            "calls": self.on_calls,
             "drop": self.on_drop,
             "forget": self.on_forget,
         }
@@ -161,6 +167,16 @@ class Worker:
     def on_fold(self, message: dict[str, Any]) -> None:
         self._answer(message, self._fold)
 
+    def on_calls(self, message: dict[str, Any]) -> None:
+        """Run calls as long as there are any."""
+        self.status[SLICE] = -1
+        self.status[RUNNING] = self.seq
+        try:
+            fit = self.calls.serve(self.seq, message["pipe"], message["seconds"])
+        except OSError as error:
+            self._give_up(error)
+        self._end({"op": "called"}, fit=fit and self.memory.come_back())
+
     # Running user code
 
     def _answer(self, message: dict[str, Any], work: Callable[[dict[str, Any], Job, Code], Results]) -> None:
@@ -198,13 +214,16 @@ class Worker:
             self.memory.relax()
         if answer["op"] != "done":
             self.results.discard()
+        self._end(answer, fit=fit and (answer["op"] == "done" or self.memory.come_back()))
+
+    def _end(self, answer: dict[str, Any], fit: bool) -> None:
+        """Give the answer, and leave if this process is not fit for another task."""
         flush_streams()
-        sound = fit and _sound()
-        if not sound or (answer["op"] != "done" and not self.memory.come_back()):
+        if not (fit and _sound()):
             answer["leaving"] = True
         try:
             restore_streams()
-            status[RUNNING] = 0
+            self.status[RUNNING] = 0
             self._tell(answer)
         except OSError as error:  # user code has closed all descriptors
             self._give_up(error)
@@ -213,16 +232,39 @@ class Worker:
         self._listen()
 
     def _code(self, number: int) -> Code:
-        if not self.state.imports:
-            return self.loader.code(number)
+        return self._loaded(lambda: self.loader.code(number)) if self.state.imports else self.loader.code(number)
+
+    def _loaded(self, load: Callable[[], T]) -> T:
+        """Load user code. What its modules set when they are first imported holds for all functions."""
         before = self.loader.epoch, len(sys.modules)
         try:
-            code = self.loader.code(number)
+            code = load()
             self.state.imports = False
             return code
         finally:
             if before != (self.loader.epoch, len(sys.modules)):
                 self.state.adopt()
+
+    # For calls
+
+    def load(self, entry: dict[str, Any], code: Optional[bytes]) -> tuple[Callable[..., Any], frozenset[str]]:
+        """A function, and the keys of the classes that have come with it."""
+        return self._loaded(lambda: self.loader.function(entry, code))
+
+    def enter(self, function: Hashable) -> bool:
+        """User code of this function, or group of functions, is about to run; False where that cannot be."""
+        return function == self.state.function or self.state.enter(function)
+
+    def hold_memory(self) -> None:
+        if self.memory.holds:
+            self.memory.hold()
+
+    def relax_memory(self) -> None:
+        if self.memory.holds:
+            self.memory.relax()
+
+    def wake_node(self) -> None:
+        self.doorbell.answer()
 
     def _tell(self, answer: dict[str, Any]) -> None:
         """Answer the task: in the mailbox if the answer fits. The answer says whether user code keeps a part of large
@@ -232,7 +274,7 @@ class Worker:
             if self.large_params() is not None or _has_children():
                 answer["keeps"] = True
             self.large_params = None
-        if answer["op"] == "done" and "leaving" not in answer and self.mailbox.answer.write(answer):
+        if answer["op"] in _SHORT and "leaving" not in answer and self.mailbox.answer.write(answer):
             self.status[DONE] = self.seq
             try:
                 self.doorbell.answer()
@@ -342,17 +384,20 @@ class Worker:
                 self.memory.hold()
         if interruptible:
             self.interruptible = True
-            if self.status[CANCELLED] == self.status[RUNNING]:
+            if self._is_stopped():
                 self._interrupt_later()
         found: Optional[dict[str, Any]] = message["module"]
         return found
 
     def _on_interrupt(self, signum: int, frame: Any) -> None:
-        if not self.interruptible or self.status[CANCELLED] != self.status[RUNNING]:
+        if not (self.interruptible and self._is_stopped()):
             return
         if importing.importing(frame) is None:
             raise KeyboardInterrupt
         self._interrupt_later()
+
+    def _is_stopped(self) -> bool:
+        return self.status[CANCELLED] == self.status[RUNNING] or self.calls.stopped
 
     def _interrupt_later(self) -> None:
         """An import goes on first: what python would leave of a package cannot be imported again. If that takes too

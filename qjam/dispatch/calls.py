@@ -1,0 +1,288 @@
+"""Decides which node gets which calls: how many at a time, in whose turn, and what becomes of those of a lost one.
+
+These rules hold for any events in any order: each call ends once; what a submitter submitted first is given out first;
+a call that was begun is not begun again but after the loss of its worker or node, or while its node is suspect; one
+that ends three workers ends itself.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from qjam_worker.values.outcomes import AGAIN, LOST
+from qjam_worker.wire.frames import Kind
+
+from .call import Call, Function, Returned
+from .commands import Command, Ended, Failure, Send
+from .nodes import NodeRecord, Roster
+
+# A call that has ended so many worker processes is at fault itself.
+POISON = 3
+# Calls and bytes of arguments that may be at one node.
+MAX_WINDOW = 8192
+MAX_BYTES = 16 * 1024 * 1024
+# Calls in one message, at most.
+MAX_BATCH = 1024
+
+
+class AtNode:
+    """The calls at one node."""
+
+    def __init__(self, window: int) -> None:
+        self.calls: dict[int, Call] = {}
+        self.nbytes = 0
+        self.window = self.least = window  # how many there may be
+        self.recalled = False  # whether it was asked to give some back and has not answered
+
+    def resize(self, returned: int, left: int) -> None:
+        """Keep so many there that none of its workers waits for more, and not far more."""
+        if left < returned:
+            self.window = min(2 * self.window, MAX_WINDOW)
+        elif left > 8 * returned + self.least:
+            self.window = max(self.window - self.window // 8, self.least)
+
+    @property
+    def room(self) -> int:
+        """How many more it may be given."""
+        return 0 if self.nbytes > MAX_BYTES and self.calls else self.window - len(self.calls)
+
+
+class Calls:
+    """All calls of a master. Methods return the commands that follow."""
+
+    def __init__(self, roster: Roster, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.calls: dict[int, Call] = {}  # that have not ended, by number
+        self.at: dict[str, AtNode] = {}  # nodes that have calls
+        self._roster = roster
+        self._queues: OrderedDict[int, deque[Call]] = OrderedDict()  # by submitter, in the order of their turns
+        self._queued = 0  # entries in these, also of calls that are over
+        self._made = 0
+        self._forget: dict[str, list[int]] = {}  # functions that the next message tells a node to forget
+
+    def __repr__(self) -> str:
+        return f"<Calls: {len(self.calls)}, of which {self._queued} are queued>"
+
+    # What the user does
+
+    def submit(self, calls: Iterable[Call]) -> list[Command]:
+        """New calls; they get their numbers here."""
+        for call in calls:
+            self._made += 1
+            call.id = self._made
+            self.calls[call.id] = call
+            call.function.calls += 1
+            self._queue(call)
+        return self.give_out()
+
+    def cancel(self, calls: Iterable[Call]) -> list[Command]:
+        """Nobody wants these any more; they have ended."""
+        unwanted: dict[str, list[int]] = {}
+        for call in calls:
+            if self._over(call):
+                for name in call.nodes:
+                    unwanted.setdefault(name, []).append(call.id)
+        return [Send(name, Kind.RECALL, {"count": 0, "cancelled": ids}) for name, ids in unwanted.items()]
+
+    def forget(self, function: Function) -> None:
+        """The submitter is gone: no call of this function will come."""
+        function.forgotten = True
+        self._dismiss(function)
+
+    def _dismiss(self, function: Function) -> None:
+        if function.forgotten and not function.calls:
+            for name in function.at:
+                self._forget.setdefault(name, []).append(function.number)
+            function.at.clear()
+
+    # What nodes say
+
+    def on_returns(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        """Calls have returned, or come back. ValueError if the message makes no sense."""
+        self._check_returns(name, header, len(buffers))
+        at = self._at(name)
+        began = [call for number in header["begun"] if not (call := at.calls[number]).begun and not call.over]
+        for call in began:
+            call.begun = True
+        ended: list[Returned] = []
+        beaten: dict[str, list[int]] = {}
+        position, host = 0, self._roster.nodes[name].host
+        for number, how, count in zip(header["ids"], header["how"], header["frames"], strict=True):
+            call, data = self._leave(name, number), buffers[position : position + count]
+            position += count
+            if not call.over and self._settle(call, how):
+                ended.append(Returned(call, how, data, host))
+                for other in call.nodes:
+                    beaten.setdefault(other, []).append(number)
+        if "recalled" in header:
+            at.recalled = False
+        returned = sum(how < LOST for how in header["how"])
+        if returned:
+            at.resize(returned, header["left"])
+        commands: list[Command] = [Ended(ended, began, [])] if ended or began else []
+        commands += [Send(other, Kind.RECALL, {"count": 0, "cancelled": numbers}) for other, numbers in beaten.items()]
+        return commands + self.give_out() + self.fetch_for(name)
+
+    def _check_returns(self, name: str, header: dict[str, Any], buffers: int) -> None:
+        ids, hows, frames = header["ids"], header["how"], header["frames"]
+        if not len(ids) == len(hows) == len(frames) or sum(frames) != buffers or 0 in frames:
+            raise ValueError(f"{len(ids)} returned calls do not match {buffers} buffers")
+        known = self.at[name].calls.keys() if name in self.at else set()
+        if not known >= {*ids, *header["begun"]} or len(set(ids)) < len(ids):
+            raise ValueError("it names a call that it does not have")
+        if any(how > AGAIN for how in hows):
+            raise ValueError(f"a call cannot end in the way {max(hows)}")
+
+    def _settle(self, call: Call, how: int) -> bool:
+        """Whether the call has ended; else it is queued again, if no other node has it."""
+        call.deaths += how == LOST
+        if how == AGAIN or (how == LOST and call.deaths < POISON):
+            if not call.nodes:
+                self._queue(call, first=True)
+            return False
+        return self._over(call)
+
+    def on_suspect(self, name: str) -> None:
+        """A node is silent: others may do its calls as well."""
+        for call in list(self.at[name].calls.values()) if name in self.at else ():
+            if call.nodes == (name,) and not call.over:
+                self._queue(call, first=True)
+
+    def on_lost(self, name: str) -> None:
+        """A node is gone: what it had is queued again, in its old order."""
+        at = self.at.get(name)
+        for number in sorted(at.calls, reverse=True) if at is not None else ():
+            call = self._leave(name, number)
+            if not call.nodes and not call.over:
+                self._queue(call, first=True)
+        self.at.pop(name, None)
+        self._forget.pop(name, None)
+
+    def fail_all(self, failure: Failure) -> list[Command]:
+        """No call can be done any more."""
+        calls = list(self.calls.values())
+        for call in calls:
+            self._over(call)
+        return [Ended([], [], [(call, failure) for call in calls])] if calls else []
+
+    # Giving out
+
+    def give_out(self) -> list[Command]:
+        """Give queued calls to nodes that have room for more."""
+        commands: list[Command] = []
+        if self._queued and not self._roster.useful and not self._roster.somebody_comes:
+            return self.fail_all(Failure("unreachable", self._roster.reasons))
+        for node, at in self._by_load() if self._queued else ():
+            name = node.name
+            share = -(-self._queued * node.workers // (2 * self._roster.capacity))
+            count = min(at.room, max(share, node.workers - len(at.calls)))
+            while count > 0 and (batch := self._take(name, min(count, MAX_BATCH))):
+                count -= len(batch)
+                commands.append(self._send(node, at, batch))
+        return commands
+
+    def _by_load(self) -> list[tuple[NodeRecord, AtNode]]:
+        """The nodes that have room, those with the least to do first."""
+        found = []
+        for name, node in self._roster.useful.items():
+            at = self._at(name)
+            if at.room > 0:
+                found.append((node, at))
+        return found if len(found) < 2 else sorted(found, key=lambda pair: len(pair[1].calls) / pair[0].workers)
+
+    def _send(self, node: NodeRecord, at: AtNode, batch: list[Call]) -> Command:
+        name, new = node.name, []
+        if not at.calls and name not in self._roster.owed:
+            node.heard, node.pinged = self._clock(), False
+        for call in batch:
+            call.nodes += (name,)
+            at.calls[call.id] = call
+            at.nbytes += len(call.data)
+            if name not in call.function.at:
+                call.function.at.add(name)
+                new.append(call.function)
+        header = {
+            "ids": [call.id for call in batch],
+            "of": [call.function.number for call in batch],
+            "new": [function.number for function in new],
+            "forget": self._forget.pop(name, []),
+        }
+        buffers = (*[function.description for function in new], *[call.data for call in batch])
+        return Send(name, Kind.CALLS, header, buffers)
+
+    def _take(self, name: str, count: int) -> list[Call]:
+        """Calls for a node: one of each submitter in turns, its first ones first."""
+        batch: list[Call] = []
+        passed: list[Call] = []  # that this node has already
+        while self._queued and len(batch) < count:
+            submitter, queue = next(iter(self._queues.items()))
+            call = queue.popleft()
+            self._queued -= 1
+            if queue:
+                self._queues.move_to_end(submitter)
+            else:
+                del self._queues[submitter]
+            if call.over:
+                continue
+            (passed if name in call.nodes else batch).append(call)
+        for call in reversed(passed):
+            self._queue(call, first=True)
+        return batch
+
+    def fetch_for(self, name: str) -> list[Command]:
+        """Have the node with the most waiting calls give half of them back, where this one has fewer than workers."""
+        ready = self._roster.ready
+        if self._queued or not self.calls or name not in ready or len(self._at(name).calls) >= ready[name].workers:
+            return []
+        busy = [(len(at.calls) - ready[other].workers, other) for other, at in self.at.items() if other in ready]
+        spare, other = max(busy)
+        if spare <= 0 or self.at[other].recalled:
+            return []
+        self.at[other].recalled = True
+        return [Send(other, Kind.RECALL, {"count": -(-spare // 2), "cancelled": []})]
+
+    # Inside
+
+    def _at(self, name: str) -> AtNode:
+        if name not in self.at:
+            self.at[name] = AtNode(2 * self._roster.nodes[name].workers)
+        return self.at[name]
+
+    def _queue(self, call: Call, *, first: bool = False) -> None:
+        queue = self._queues.get(call.submitter)
+        if queue is None:
+            queue = self._queues[call.submitter] = deque()
+        queue.appendleft(call) if first else queue.append(call)
+        self._queued += 1
+
+    def _leave(self, name: str, number: int) -> Call:
+        """The node has this call no longer."""
+        at = self.at[name]
+        call = at.calls.pop(number)
+        at.nbytes -= len(call.data)
+        call.nodes = tuple(other for other in call.nodes if other != name)
+        if call.over:
+            self._let_go(call)
+        return call
+
+    def _let_go(self, call: Call) -> None:
+        """A call that has ended: no node has it any more, perhaps."""
+        if not call.nodes:
+            call.function.calls -= 1
+            self._dismiss(call.function)
+
+    def _over(self, call: Call) -> bool:
+        """The call has ended; False if it had already."""
+        if call.over:
+            return False
+        call.over = True
+        del self.calls[call.id]
+        self._let_go(call)
+        return True
+
+    @property
+    def busy(self) -> Iterable[str]:
+        """The nodes that have calls."""
+        return [name for name, at in self.at.items() if at.calls]

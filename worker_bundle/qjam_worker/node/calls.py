@@ -1,0 +1,271 @@
+"""The calls that a node has: handed to its workers through one queue, and back to the master as they return.
+
+What cannot be told apart from outside is settled by whom it is seen with: a call is in the queue, with the worker whose
+ring names it, or in a ring. What a dead worker had taken and not named yet is in none of these a moment later.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, Protocol
+
+import msgpack
+
+from qjam_worker.ipc.call_pipe import Record
+from qjam_worker.ipc.files import NoRoom
+from qjam_worker.ipc.returns import CALL, STOP, Return
+from qjam_worker.values.outcomes import AGAIN, IN_FILE, LOST, RAISED, STOPPED, VALUE
+from qjam_worker.wire.frames import Kind, nbytes
+
+from .commands import Command, Kill, Spare, StopCall, Tell
+
+# Seconds between two looks at rings whose workers may have more to tell.
+LOOK = 0.002
+# Seconds after which a call that nobody has is gone.
+AUDIT = 0.1
+MAX_RETURNS = 4096  # calls in one message
+
+
+class Queue(Protocol):
+    """The queue that the workers read."""
+
+    def __len__(self) -> int: ...
+    def put(self, records: list[Record]) -> int: ...
+    def drain(self) -> list[Record]: ...
+
+
+class Arenas(Protocol):
+    """Where arguments lie."""
+
+    def put(self, data: bytes, users: int = 1) -> tuple[int, int]: ...
+    def free(self, number: int) -> None: ...
+
+
+class Ring(Protocol):
+    """Where a worker tells what its calls came to."""
+
+    words: Any
+
+    def take(self) -> list[Return]: ...
+
+
+class CallDesk:
+    """All calls of a node. Methods return the commands that follow.
+
+    `open_file` gives the buffers of a result that lies in a file, which it removes.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        arenas: Arenas,
+        rings: Sequence[Ring],
+        open_file: Callable[[str, list[int]], list[Any]],
+    ) -> None:
+        self.queue = queue
+        self.rings = rings
+        self.at: Optional[float] = None  # when to look again, in seconds
+        self._arenas, self._open_file = arenas, open_file
+        self._given: dict[int, Record] = {}  # all that have not returned
+        self._unwritten: deque[Record] = deque()  # for which the queue had no room
+        self._functions: dict[int, tuple[int, int]] = {}  # where their descriptions lie
+        self._running: set[int] = set()  # workers that take calls
+        self._seen: dict[int, int] = {}  # worker -> the call that it ran at the last look
+        self._begun: set[int] = set()  # calls that the master knows to have begun
+        self._unwanted: set[int] = set()  # calls that are to be stopped
+        self._stopping: dict[int, int] = {}  # call -> the worker that was told so
+        self._audit: Optional[tuple[float, set[int]]] = None  # when to look for these, which nobody has
+        self._returns: list[Return] = []
+        self._now_begun: list[int] = []
+
+    def __repr__(self) -> str:
+        return f"<CallDesk: {len(self._given)} calls, {self.waiting} of them waiting>"
+
+    @property
+    def waiting(self) -> int:
+        """The number of calls that no worker has taken."""
+        return len(self._unwritten) + len(self.queue) if self._given else 0
+
+    # What the master says
+
+    def on_calls(self, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        """More calls. ValueError if the message makes no sense."""
+        ids, functions, new = header["ids"], header["of"], header["new"]
+        if len(ids) != len(functions) or len(buffers) != len(new) + len(ids):
+            raise ValueError(f"{len(ids)} calls of {len(functions)} functions do not match {len(buffers)} buffers")
+        if len(set(ids)) < len(ids) or not self._given.keys().isdisjoint(ids) or 0 in ids:
+            raise ValueError("a call comes twice")
+        for number in header["forget"]:
+            self._arenas.free(self._functions.pop(number)[0])
+        try:
+            for number, description in zip(new, buffers):
+                size = nbytes(description).to_bytes(8, "little")
+                self._functions[number] = self._arenas.put(size + bytes(description))
+            unknown = set(functions) - self._functions.keys()
+            if unknown:
+                raise ValueError(f"a call is of function {min(unknown)}, which the master has not described")
+            arena, offset = self._arenas.put(b"".join(buffers[len(new) :]), len(ids))
+        except NoRoom as error:
+            summary = f"the host has no room for the arguments of calls: {error}"
+            refusal: bytes = msgpack.packb(["", summary, None])
+            self._returns += [Return(number, RAISED, refusal) for number in ids]
+            return self._flush()
+        for number, function, data in zip(ids, functions, buffers[len(new) :]):
+            length = nbytes(data)
+            record = Record(number, function, arena, offset, length, *self._functions[function])
+            self._given[number] = record
+            self._unwritten.append(record)
+            offset += length
+        self._refill()
+        return []
+
+    def on_recall(self, header: dict[str, Any], now: float) -> list[Command]:
+        """Give back calls that nobody has begun, those that came last, and stop unwanted ones."""
+        unwanted = self._given.keys() & header["cancelled"]
+        self._take_out()
+        for record in [record for record in self._unwritten if record.call in unwanted]:
+            self._unwritten.remove(record)
+            self._end(Return(record.call, STOPPED, b""))
+            unwanted.discard(record.call)
+        for _ in range(min(header["count"], len(self._unwritten))):
+            self._end(Return(self._unwritten.pop().call, AGAIN, b""))
+        self._refill()
+        self._unwanted |= unwanted
+        return [*self._look(now), *self._flush(recalled=True)]
+
+    # What the workers do
+
+    def on_given(self, worker: int, now: float) -> None:
+        """The worker was told to take calls."""
+        self._running.add(worker)
+        self._seen.pop(worker, None)
+        self._soon(now)
+
+    def on_called(self, worker: int, now: float) -> list[Command]:
+        """The worker takes no more calls."""
+        commands = self.look(now)
+        self._running.discard(worker)
+        return commands
+
+    def look(self, now: float) -> list[Command]:
+        """Read what has returned, and tell the master."""
+        return [*self._look(now), *self._flush()]
+
+    def on_exit(self, worker: int, how: str, now: float) -> list[Command]:
+        """The process of a worker that took calls has ended."""
+        if worker not in self._running:
+            return []
+        commands = self._look(now)
+        self._running.discard(worker)
+        words = self.rings[worker].words
+        begun, words[CALL], words[STOP] = words[CALL], 0, 0
+        if begun in self._given:
+            said: bytes = msgpack.packb([worker, how])
+            self._end(Return(begun, STOPPED, b"") if begun in self._unwanted else Return(begun, LOST, said))
+        self._take_out()
+        suspects = self._given.keys() - {record.call for record in self._unwritten} - self._named()
+        self._audit = (now + AUDIT, suspects | (self._audit[1] if self._audit else set())) if suspects else self._audit
+        self._refill()
+        self._soon(now)
+        return [*commands, *self._flush()]
+
+    # Inside
+
+    def _look(self, now: float) -> list[Command]:
+        commands: list[Command] = []
+        found = False
+        for worker in sorted(self._running):
+            try:
+                returns = self.rings[worker].take()
+            except ValueError:  # user code has written there
+                commands.append(Kill(worker))
+                continue
+            for one in returns:
+                commands += self._on_return(one)
+            runs = self.rings[worker].words[CALL]
+            found = found or bool(returns) or bool(runs and runs != self._seen.get(worker))
+            commands += self._see(worker, runs)
+        if self._audit is not None and self._audit[0] <= now:
+            self._end_suspects()
+        self._refill()
+        self.at = now + LOOK if found or self._unwanted else None
+        if self._audit is not None:
+            self.at = min(self._audit[0], self.at or self._audit[0])
+        return commands
+
+    def _see(self, worker: int, runs: int) -> list[Command]:
+        """The worker runs this call. One that it ran at the last look too is told to have begun."""
+        if runs and runs == self._seen.get(worker) and runs in self._given and runs not in self._begun:
+            self._begun.add(runs)
+            self._now_begun.append(runs)
+        self._seen[worker] = runs
+        if runs not in self._unwanted or runs in self._stopping:
+            return []
+        self._stopping[runs] = worker
+        return [StopCall(worker, runs)]
+
+    def _end_suspects(self) -> None:
+        assert self._audit is not None
+        (_, suspects), self._audit = self._audit, None
+        self._take_out()
+        waiting = {record.call for record in self._unwritten}
+        for call in sorted((suspects & self._given.keys()) - waiting - self._named()):
+            self._end(Return(call, AGAIN, b""))
+
+    def _on_return(self, one: Return) -> list[Command]:
+        if one.call not in self._given:
+            return []
+        if one.how == AGAIN:  # the process was not fit for it
+            self._unwritten.appendleft(self._given[one.call])
+            return []
+        worker = self._stopping.get(one.call)
+        self._end(one)
+        return [] if worker is None else [Spare(worker)]
+
+    def _end(self, one: Return) -> None:
+        self._arenas.free(self._given.pop(one.call).arena)
+        self._begun.discard(one.call)
+        self._unwanted.discard(one.call)
+        self._stopping.pop(one.call, None)
+        self._returns.append(one)
+
+    def _named(self) -> set[int]:
+        return {self.rings[worker].words[CALL] for worker in self._running}
+
+    def _take_out(self) -> None:
+        """Take all calls out that no worker has taken, in their order."""
+        self._unwritten.extendleft(reversed(self.queue.drain()))
+
+    def _refill(self) -> None:
+        if self._unwritten:
+            for _ in range(self.queue.put(list(self._unwritten))):
+                self._unwritten.popleft()
+
+    def _soon(self, now: float) -> None:
+        self.at = now + LOOK if self.at is None else min(self.at, now + LOOK)
+
+    def _flush(self, recalled: bool = False) -> list[Command]:
+        returns, self._returns = self._returns, []
+        begun, self._now_begun = self._now_begun, []
+        if not (returns or begun or recalled):
+            return []
+        left = self.waiting
+        commands: list[Command] = []
+        while True:
+            some, returns = returns[:MAX_RETURNS], returns[MAX_RETURNS:]
+            frames: list[int] = []
+            buffers: list[Any] = []
+            hows = []
+            for one in some:
+                parts = self._open_file(*msgpack.unpackb(one.data)) if one.how == IN_FILE else [one.data]
+                buffers += parts
+                frames.append(len(parts))
+                hows.append(VALUE if one.how == IN_FILE else one.how)
+            header = {"ids": [one.call for one in some], "how": hows, "frames": frames, "begun": begun, "left": left}
+            if recalled and not returns:
+                header["recalled"] = True
+            commands.append(Tell(Kind.RETURNS, header, buffers))
+            begun = []
+            if not returns:
+                return commands
