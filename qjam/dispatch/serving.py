@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
-from qjam_worker.wire.refs import MODULE, Ref
+from qjam_worker.wire.refs import MODULE, Part, Ref
 
 from .commands import Block, Command, Failure
 from .nodes import Roster
@@ -28,24 +28,20 @@ class RefServer:
         self._roster, self._rounds = roster, rounds
         self._round_of, self._fail, self._lose = round_of, fail, lose
 
-    def on_missing(self, name: str, number: int | None, missing: Iterable[tuple[Ref, int]]) -> list[Command]:
-        """A node lacks refs; it has the first `offset` bytes of each. It may ask for modules without a round."""
+    def on_get(self, name: str, number: int | None, parts: list[Part]) -> list[Command]:
+        """A node lacks these. It may ask for modules without a round."""
         node = self._roster.nodes[name]
         if node.state is NodeState.CLOSED:
             return []
-        transfers, wanted = node.transfers, list(missing)
-        transfers.check(wanted)
+        transfers = node.transfers
+        transfers.check(parts)
         round_ = None if number is None else self._round_of(name, number)
         if round_ is not None:
-            check_named(round_, name, [ref for ref, _ in wanted])
-            under_way = {transfer.ref: transfer for transfer in transfers}
-            for ref, offset in wanted:  # if it was sent more than that, it had no room
-                if ref in under_way:
-                    under_way[ref].offset = min(under_way[ref].offset, offset)
-            return transfers.add(round_.number, wanted)
+            check_named(round_, name, [part.ref for part in parts])
+            return transfers.add(round_.number, parts)
         # The round is over. If another one needs the same slices, the node asks again for that one.
-        modules = [item for item in wanted if item[0].kind == MODULE]
-        return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *transfers.add(number or 0, modules)]
+        refused = [gone(name, part.ref) for part in parts if part.ref.kind != MODULE]
+        return [*refused, *transfers.add(number or 0, [part for part in parts if part.ref.kind == MODULE])]
 
     def on_loaded(self, name: str, ref: Ref, size: int) -> list[Command]:
         """The content of a ref is loaded."""

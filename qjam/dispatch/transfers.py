@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import MODULE, PARAMS, SLICE, Ref
+from qjam_worker.wire.refs import MODULE, PARAMS, SLICE, Part, Ref
 
 from .commands import Block, Command, Load, Send, Unload
 
@@ -24,13 +24,25 @@ AHEAD = 16
 
 @dataclass
 class Transfer:
-    """A ref that a round needs; `size` is None until it is loaded."""
+    """What a round needs of a ref; `size` is that of all of it, None until it is loaded."""
 
     ref: Ref
     round: int
     offset: int
+    end: int | None = None  # None: all of it
     size: int | None = None
     loading: bool = False
+
+    @property
+    def left(self) -> int:
+        """The bytes that are to be sent yet."""
+        assert self.size is not None
+        return (self.size if self.end is None else min(self.end, self.size)) - self.offset
+
+    def widen(self, part: Part) -> None:
+        """The node asks again, for more: it had no room for what it was sent, or needs what comes behind."""
+        self.offset = min(self.offset, part.offset)
+        self.end = None if self.end is None or part.end is None else max(self.end, part.end)
 
 
 class Transfers:
@@ -55,19 +67,17 @@ class Transfers:
         """The transfer of this ref."""
         return next((transfer for transfer in self._queue if transfer.ref == ref), None)
 
-    def add(self, number: int, missing: list[tuple[Ref, int]]) -> list[Command]:
-        """A round on the node needs refs, of which the node has the first `offset` bytes. Code and params go before
-        slices: nothing can start without them.
-        """
-        known = {transfer.ref for transfer in self._queue}
-        for ref, offset in missing:
-            if ref in known:
-                continue
-            if ref.kind == SLICE:
-                self._queue.append(Transfer(ref, number, offset))
+    def add(self, number: int, parts: Iterable[Part]) -> list[Command]:
+        """A round on the node needs these. Code and params go before slices: nothing can start without them."""
+        known = {transfer.ref: transfer for transfer in self._queue}
+        for part in parts:
+            if part.ref in known:
+                known[part.ref].widen(part)
+            elif part.ref.kind == SLICE:
+                self._queue.append(Transfer(part.ref, number, part.offset, part.end))
             else:
                 urgent = sum(1 for _ in takewhile(lambda transfer: transfer.ref.kind != SLICE, self._queue))
-                self._queue.insert(urgent, Transfer(ref, number, offset))
+                self._queue.insert(urgent, Transfer(part.ref, number, part.offset, part.end))
         return self._load_ahead()
 
     def loaded(self, ref: Ref, size: int) -> list[Command]:
@@ -75,11 +85,10 @@ class Transfers:
         transfer = self.find(ref)
         if transfer is None:
             return [Unload(self.node, ref)]
-        if transfer.offset >= size > 0:
-            raise ValueError(
-                f"it asks for what comes after the first {transfer.offset} bytes of {ref}, which has {size}"
-            )
         transfer.size = size
+        last = transfer.offset if transfer.end is None else transfer.end - 1
+        if last >= size > 0:
+            raise ValueError(f"it asks for what comes after the first {last} bytes of {ref}, which has {size}")
         return self._stream()
 
     def grant(self, size: int) -> list[Command]:
@@ -94,11 +103,13 @@ class Transfers:
         self.sent -= size
         return self.grant(size)
 
-    def check(self, missing: list[tuple[Ref, int]]) -> None:
+    def check(self, parts: list[Part]) -> None:
         """ValueError for a request that no node makes."""
-        if len({ref for ref, _ in missing}) < len(missing):
+        if len({part.ref for part in parts}) < len(parts):
             raise ValueError("it asks for a ref twice")
-        modules = sum(ref.kind == MODULE for ref, _ in missing)
+        if any(part.end is not None and part.end <= part.offset for part in parts):
+            raise ValueError("it asks for a part of a ref that has no bytes")
+        modules = sum(part.ref.kind == MODULE for part in parts)
         if modules and modules + sum(transfer.ref.kind == MODULE for transfer in self._queue) > MODULES:
             raise ValueError(f"it asks for more than {MODULES} modules at a time")
 
@@ -144,13 +155,13 @@ class Transfers:
         """As many blocks as the credit allows, one ref after the other."""
         commands: list[Command] = []
         while self._queue and (transfer := self._queue[0]).size is not None:
-            while transfer.offset < transfer.size and self.credit > 0:
-                size = min(BLOCK_BYTES, transfer.size - transfer.offset, self.credit)
+            while transfer.left > 0 and self.credit > 0:
+                size = min(BLOCK_BYTES, transfer.left, self.credit)
                 commands.append(Block(self.node, transfer.ref, transfer.offset, size, transfer.round))
                 transfer.offset += size
                 self.credit -= size
                 self.sent += size
-            if transfer.offset < transfer.size:
+            if transfer.left > 0:
                 break
             self._queue.popleft()
             commands.append(Unload(self.node, transfer.ref))

@@ -13,7 +13,7 @@ from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
 from qjam_worker.wire.frames import Kind, Message, WireError, unpack
 from qjam_worker.wire.messages import MAX_REASON
-from qjam_worker.wire.refs import Ref
+from qjam_worker.wire.refs import Part, Ref
 
 from .carrying_out import Carrier
 from .peers import Peers
@@ -42,6 +42,7 @@ class Inbox:
         self._receive: dict[Kind, Callable[[str, Header, Buffers], list[Command]]] = {
             Kind.HELLO: lambda name, header, buffers: dispatch.on_hello(name, header),
             Kind.STATE: lambda name, header, buffers: self._states[header["state"]](name, header),
+            Kind.GET: self._on_get,
             Kind.CREDIT: lambda name, header, buffers: dispatch.refs.on_credit(name, header["bytes"]),
             Kind.RESULT: self._on_result,
             Kind.ERROR: dispatch.on_error,
@@ -54,7 +55,6 @@ class Inbox:
             "ready": self._on_ready,
             "replaced": self._on_worker_replaced,
             "lost": self._on_worker_lost,
-            "blocked": self._on_blocked,
             "shared": dispatch.on_shared,
             "note": self._on_note,
         }
@@ -101,6 +101,10 @@ class Inbox:
         commands = self._dispatch.on_result(name, header, buffers)
         self._stats.results_received += sum(memoryview(buffer).nbytes for buffer in buffers)
         return commands
+
+    def _on_get(self, name: str, header: Header, buffers: Buffers) -> list[Command]:
+        parts = [Part(Ref(*ref), offset, end) for ref, offset, end in header["refs"]]
+        return self._dispatch.refs.on_get(name, header["round"], parts)
 
     def _on_log(self, name: str, header: Header, buffers: Buffers) -> list[Command]:
         data, peer, record = bytes(buffers[0]), self._peers[name], self._dispatch.nodes[name]
@@ -150,10 +154,6 @@ class Inbox:
         else:
             self._carrier.observer.on_note(text, logging.INFO)
         return commands
-
-    def _on_blocked(self, name: str, header: Header) -> list[Command]:
-        missing = [(Ref(*ref), offset) for ref, offset in header["missing"]]
-        return self._dispatch.refs.on_missing(name, header["round"], missing)
 
     def _on_note(self, name: str, header: Header) -> list[Command]:
         self._carrier.observer.on_note(f"{self._dispatch.nodes[name].host}: {header['text'][:MAX_REASON]}")

@@ -21,7 +21,7 @@ from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import Ref
+from qjam_worker.wire.refs import Part, Ref
 from refs_as_text import ref, refs
 
 MIB = 1024 * 1024
@@ -672,19 +672,19 @@ def waiting(*names: str, credit: int = 16 * MIB) -> Dispatch:
     """Node "a" is in round 1 and lacks these refs."""
     to = cluster(1, credit=credit)
     submit(to, 1, spec(max(4, len(names))))
-    to.refs.on_missing("a", 1, [(ref(name), 0) for name in names])
+    to.refs.on_get("a", 1, [Part(ref(name)) for name in names])
     return to
 
 
 def test_the_first_missing_ref_is_loaded() -> None:
     to = cluster(1)
     submit(to, 1, spec(2))
-    assert to.refs.on_missing("a", 1, [(ref("job-0"), 0), (ref("job-1"), 0)]) == [Load("a", 1, ref("job-0"))]
+    assert to.refs.on_get("a", 1, [Part(ref("job-0")), Part(ref("job-1"))]) == [Load("a", 1, ref("job-0"))]
 
 
 def test_a_ref_that_is_on_its_way_is_not_loaded_twice() -> None:
     to = waiting("job-0")
-    assert to.refs.on_missing("a", 1, [(ref("job-0"), 0)]) == []
+    assert to.refs.on_get("a", 1, [Part(ref("job-0"))]) == []
     assert len(to.nodes["a"].transfers) == 1
 
 
@@ -733,8 +733,27 @@ def test_a_large_ref_goes_out_in_chunks() -> None:
 def test_a_transfer_goes_on_where_the_node_says() -> None:
     to = cluster(1)
     submit(to, 1, spec(1))
-    to.refs.on_missing("a", 1, [(ref("job-0"), 40)])
+    to.refs.on_get("a", 1, [Part(ref("job-0"), 40)])
     assert to.refs.on_loaded("a", ref("job-0"), 100)[0] == Block("a", ref("job-0"), 40, 60, 1)
+
+
+def test_a_part_of_a_ref_goes_out_alone() -> None:
+    to = cluster(1)
+    submit(to, 1, spec(1))
+    to.refs.on_get("a", 1, [Part(ref("job-0"), 40, 50)])
+    sent = to.refs.on_loaded("a", ref("job-0"), 100)
+    assert sent == [Block("a", ref("job-0"), 40, 10, 1), Unload("a", ref("job-0"))]
+
+
+def test_who_asks_for_more_of_what_is_on_its_way_gets_all_of_it() -> None:
+    for first, second, size in ((40, 50), (30, 45), 20), ((40, 50), (40, None), 60), ((40, None), (50, 60), 60):
+        to = cluster(1)
+        submit(to, 1, spec(1))
+        to.refs.on_get("a", 1, [Part(ref("job-0"), *first)])
+        to.refs.on_get("a", 1, [Part(ref("job-0"), *second)])
+        block = to.refs.on_loaded("a", ref("job-0"), 100)[0]
+        assert isinstance(block, Block)
+        assert (block.offset, block.size) == (min(first[0], second[0]), size)
 
 
 def test_no_more_is_sent_than_there_is_credit() -> None:
@@ -758,13 +777,13 @@ def test_each_node_has_its_own_credit() -> None:
     to = cluster(1, 1, credit=50)
     submit(to, 1, spec(2))
     for name, its in (("a", ref("job-0")), ("b", ref("job-1"))):
-        to.refs.on_missing(name, 1, [(its, 0)])
+        to.refs.on_get(name, 1, [Part(its)])
         assert to.refs.on_loaded(name, its, 100) == [Block(name, its, 0, 50, 1)]
 
 
 def test_a_round_that_is_over_sends_no_ref() -> None:
     to = cluster(1)
-    (gone,) = to.refs.on_missing("a", 9, [(ref("job-0"), 0)])
+    (gone,) = to.refs.on_get("a", 9, [Part(ref("job-0"))])
     assert isinstance(gone, Send)
     assert gone.header["gone"] is True
     assert gone.header["ref"] == ref("job-0")
@@ -772,7 +791,7 @@ def test_a_round_that_is_over_sends_no_ref() -> None:
 
 def test_a_module_is_sent_also_when_the_round_is_over() -> None:
     # The worker that imports it waits for an answer, whatever has become of the round.
-    assert cluster(1).refs.on_missing("a", 9, [(ref("module:1:text"), 0)]) == [Load("a", 9, ref("module:1:text"))]
+    assert cluster(1).refs.on_get("a", 9, [Part(ref("module:1:text"))]) == [Load("a", 9, ref("module:1:text"))]
 
 
 def test_the_end_of_a_round_ends_its_transfers() -> None:
@@ -794,7 +813,7 @@ def test_what_another_round_of_the_job_wants_goes_on_in_its_name() -> None:
 def test_transfers_of_another_job_are_left_alone() -> None:
     to = waiting("job-0")
     submit(to, 2, spec(1, "other"))
-    to.refs.on_missing("a", 2, [(ref("other-0"), 0)])
+    to.refs.on_get("a", 2, [Part(ref("other-0"))])
     assert to.on_cancel(1, CANCELLED)[-1] == Load("a", 2, ref("other-0"))
     assert [transfer.ref for transfer in to.nodes["a"].transfers] == refs(["other-0"])
 
@@ -841,7 +860,7 @@ def test_a_module_that_cannot_be_read_holds_up_no_other_transfer() -> None:
     to = waiting("module:1:text")
     commands = load_failed(to, "a", ref("module:1:text"), 1)
     submit(to, 2, spec(4, "other"))
-    commands += to.refs.on_missing("a", 2, [(ref("other-0"), 0)])
+    commands += to.refs.on_get("a", 2, [Part(ref("other-0"))])
     assert Load("a", 2, ref("other-0")) in commands
 
 

@@ -26,6 +26,7 @@ from qjam_worker.node.options import NodeOptions
 from qjam_worker.node.rounds import Work
 from qjam_worker.values import codec
 from qjam_worker.wire.frames import Kind, Message, pack, unpack
+from qjam_worker.wire.refs import Part
 from qjam_worker.wire.sockets import Lane
 from refs_as_text import ref
 
@@ -85,7 +86,7 @@ def test_a_node_that_is_gone_in_the_middle_of_its_chunks_is_lost_and_nothing_els
 ) -> None:
     engine._carrier.submit(pending())
     blob = Blob([bytes(20 * 1024 * 1024)])
-    load, *_ = engine.dispatch.refs.on_missing("a", 1, [(ref("ref0"), 0)])
+    load, *_ = engine.dispatch.refs.on_get("a", 1, [Part(ref("ref0"))])
     assert isinstance(load, Load)
     network.gone.add("a")
     # Several blocks, the first of which cannot be sent; some credit is lacking for the rest.
@@ -236,7 +237,7 @@ def test_nobody_waits_for_the_bye_of_a_node_that_never_was_there(engine: Engine,
 
 def test_what_is_loaded_for_a_node_that_was_removed_meanwhile_is_dropped(engine: Engine, network: Network) -> None:
     engine._carrier.submit(pending())
-    load, *_ = engine.dispatch.refs.on_missing("a", 1, [(ref("ref0"), 0)])
+    load, *_ = engine.dispatch.refs.on_get("a", 1, [Part(ref("ref0"))])
     assert isinstance(load, Load)
     engine.remove_node("a", "nobody wants it")
     engine._carrier.loaded(load.node, load.ref, Blob([b"slice"]))

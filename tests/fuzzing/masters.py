@@ -176,14 +176,15 @@ class Episode:
             roots[-1][2] = rng.choice((0, 2, -1))
         seconds = rng.choice((0.0, 0.001, 1e9))
         many = rng.choice((1, 1, 3))
-        missing = [[ref(rng.choice(lore.names)), rng.choice((0, 0, 0, 10, 64, 1 << 40))] for _ in range(many)]
+        offsets, ends = (0, 0, 0, 10, 64, 1 << 40), (None, None, None, 5, 70, 1 << 40)
+        missing = [[ref(rng.choice(lore.names)), rng.choice(offsets), rng.choice(ends)] for _ in range(many)]
         frames = [rng.choice((b"", b"x", rng.randbytes(50))) for _ in roots]
         if rng.random() < 0.5:
             frames = frames[: sum(max(0, count) for _, _, count in roots)]
         if rng.random() < 0.2:
             frames.append(b"x")
         if rng.random() < 0.1:
-            missing = [[ref(f"module:1:m{rng.random()}"), 0] for _ in range(rng.choice((10, 900)))]
+            missing = [[ref(f"module:1:m{rng.random()}"), 0, None] for _ in range(rng.choice((10, 900)))]
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
             (Kind.RESULT, {"round": number, "roots": roots, "seconds": seconds}, frames),
             (Kind.RESULT, {"round": number, "roots": roots[:1], "seconds": seconds}, frames[:1]),
@@ -196,7 +197,7 @@ class Episode:
             (Kind.STATE, {"state": "lost", "worker": worker, "how": "was killed", "pid": pid}, []),
             (Kind.STATE, {"state": "replaced", "worker": worker, "pid": pid}, []),
             (Kind.STATE, {"state": "ready", "workers": [pid] * rng.randrange(1, 4)}, []),
-            (Kind.STATE, {"state": "blocked", "round": rng.choice((number, None)), "missing": missing}, []),
+            (Kind.GET, {"round": rng.choice((number, None)), "refs": missing}, []),
             (Kind.STATE, {"state": "shared", "round": number, "for": rng.choice(lore.names), "indices": indices}, []),
             (Kind.STATE, {"state": "shared", "round": number, "for": HONEST, "indices": sorted(mine) or [0]}, []),
             (Kind.STATE, {"state": "shared", "round": number, "for": HONEST, "indices": sorted(mine) or [0],

@@ -22,7 +22,7 @@ NUMBERS = [
     *(0.0, -0.0, 0.5, -0.5, 1e-300, 1e308, math.nan, math.inf, -math.inf),
 ]
 TEXTS = [
-    *("", "x", "\ud800", "\0", "a\nb", "x" * 300, "x" * 5000, "ready", "replaced", "lost", "blocked", "shared"),
+    *("", "x", "\ud800", "\0", "a\nb", "x" * 300, "x" * 5000, "ready", "replaced", "lost", "shared"),
     *("task", "room", "node", "load", "timeout", "closed", "cancelled", "crashed"),
     *("params:1", "code:1", "module:1:os", "module:1:../../etc/passwd", "module:", "module:1:", ":", "..", "/etc"),
 ]

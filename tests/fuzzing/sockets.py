@@ -32,7 +32,7 @@ def honest_messages() -> list[Frames]:
         (Kind.HELLO, hello, []),
         (Kind.STATE, {"state": "ready", "workers": [77]}, []),
         (Kind.RESULT, {"round": 1, "roots": [[0, 1, 1]], "seconds": 0.0}, [encoded.header]),
-        (Kind.STATE, {"state": "blocked", "round": None, "missing": [[["module", "1:os"], 0]]}, []),
+        (Kind.GET, {"round": None, "refs": [[["module", "1:os"], 0, None]]}, []),
         (Kind.LOG, {"worker": 0, "stream": 1}, [b"liar\n"]),
         (Kind.BYE, {"reason": "done"}, []),
     ]

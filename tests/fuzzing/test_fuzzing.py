@@ -135,7 +135,8 @@ def test_a_node_that_begins_wrongly_is_lost(bench: Bench, kind: Kind, header: di
         (Kind.STATE, {"state": "replaced", "worker": 2, "pid": 9}, [], "it has no worker 2"),
         (Kind.STATE, {**LOST, "worker": 2}, [], "it names worker 2 and has 2"),
         (Kind.LOG, {"worker": 1 << 40, "stream": 1}, [b"x"], "it has no worker"),
-        (Kind.STATE, {"state": "blocked", "round": None, "missing": [[ref("module:1:m"), 0]] * 2}, [], "a ref twice"),
+        (Kind.GET, {"round": None, "refs": [[ref("module:1:m"), 0, None]] * 2}, [], "a ref twice"),
+        (Kind.GET, {"round": None, "refs": [[ref("module:1:m"), 3, 3]]}, [], "a part of a ref that has no bytes"),
         (Kind.TASK, {"job": 1, "data": 1, "round": 1, "indices": [0], "params": "have"}, [], "TASK is for nodes"),
         (Kind.WELCOME, {"node": "liar", "host": "liar", "speculation": True}, [], "WELCOME is for nodes"),
     ],
@@ -194,24 +195,25 @@ def test_a_node_ends_no_round_in_the_name_of_the_master(bench: Bench, what: str)
 @pytest.mark.parametrize(
     ("refs", "reason"),
     [
-        ([[ref("d99-0"), 0]], "it asks for slice:d99-0"),
-        ([[ref("params:99"), 0]], "it asks for params:99"),
-        ([[ref("code:of-somebody-else"), 0]], "it asks for code:of-somebody-else"),
-        ([[ref(f"module:1:m{number}"), 0] for number in range(1001)], "more than 1000 modules"),
+        ([[ref("d99-0"), 0, None]], "it asks for slice:d99-0"),
+        ([[ref("params:99"), 0, None]], "it asks for params:99"),
+        ([[ref("code:of-somebody-else"), 0, None]], "it asks for code:of-somebody-else"),
+        ([[ref(f"module:1:m{number}"), 0, None] for number in range(1001)], "more than 1000 modules"),
     ],
 )
 def test_a_node_is_given_nothing_that_it_was_not_told_of(bench: Bench, refs: list[list[Any]], reason: str) -> None:
     join(bench, "liar", "honest")
     number = submit(bench)
-    say(bench, "liar", Kind.STATE, {"state": "blocked", "round": number, "missing": refs})
+    say(bench, "liar", Kind.GET, {"round": number, "refs": refs})
     assert reason in why(bench)
 
 
-def test_a_node_that_asks_for_what_comes_after_the_end_is_lost(bench: Bench) -> None:
+@pytest.mark.parametrize(("offset", "end"), [(1 << 40, None), (0, 1 << 40)])
+def test_a_node_that_asks_for_what_comes_after_the_end_is_lost(bench: Bench, offset: int, end: int | None) -> None:
     join(bench, "liar", "honest")
     number = submit(bench)
     its = ref(bench.runs[number].data.refs[given(bench, "liar", number)[0]])
-    say(bench, "liar", Kind.STATE, {"state": "blocked", "round": number, "missing": [[its, 1 << 40]]})
+    say(bench, "liar", Kind.GET, {"round": number, "refs": [[its, offset, end]]})
     bench.do_load()
     assert "it asks for what comes after the first" in why(bench)
 
@@ -233,9 +235,9 @@ def test_the_last_words_of_a_node_are_cut(bench: Bench) -> None:
 
 def test_many_late_questions_take_no_time(bench: Bench) -> None:
     join(bench, "liar")
-    missing = [[ref(f"d7-{number}"), 0] for number in range(20_000)]
+    missing = [[ref(f"d7-{number}"), 0, None] for number in range(20_000)]
     start = time.perf_counter()
-    say(bench, "liar", Kind.STATE, {"state": "blocked", "round": 999, "missing": missing})
+    say(bench, "liar", Kind.GET, {"round": 999, "refs": missing})
     assert time.perf_counter() - start < 5
     assert len(bench.inboxes["liar"]) > 20_000
 

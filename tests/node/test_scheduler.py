@@ -142,9 +142,9 @@ def told(commands: list[Command], kind: Kind) -> list[dict[str, Any]]:
 
 
 def asked_for(commands: list[Command]) -> list[list[Any]]:
-    """The refs that the master is told to be missing, each with the bytes that are here."""
-    blocked = [state for state in told(commands, Kind.STATE) if state["state"] == "blocked"]
-    return [[text(ref), here] for state in blocked for ref, here in state["missing"]]
+    """The refs that the master is asked for, each with the bytes that are here."""
+    assert all(end is None for get in told(commands, Kind.GET) for _, _, end in get["refs"])
+    return [[text(ref), here] for get in told(commands, Kind.GET) for ref, here, _ in get["refs"]]
 
 
 def roots(commands: list[Command]) -> list[tuple[int, int]]:
@@ -232,8 +232,8 @@ def test_what_is_missing_is_asked_for_with_what_is_here_of_it() -> None:
     refs_of(to).here.add("ref0")
     refs_of(to).parts["ref1"] = 40
     commands = task(to, 0, 1)
-    (state,) = told(commands, Kind.STATE)
-    assert state == {"state": "blocked", "round": 1, "missing": [[ref("ref1"), 40]]}
+    (get,) = told(commands, Kind.GET)
+    assert get == {"round": 1, "refs": [[ref("ref1"), 40, None]]}
     assert given(commands) == {0: [0]}
 
 
@@ -273,8 +273,8 @@ def test_what_will_not_come_is_asked_for_again_in_the_name_of_who_still_wants_it
     task(to, 0, nslices=2)
     task(to, 0, 1, number=2)
     to.on_cancel({"round": 1}, 0.0)
-    (state,) = told(to.on_gone(ref("ref0")), Kind.STATE)
-    assert (state["round"], state["missing"]) == (2, [[ref("ref0"), 0]])
+    (get,) = told(to.on_gone(ref("ref0")), Kind.GET)
+    assert get == {"round": 2, "refs": [[ref("ref0"), 0, None]]}
 
 
 def test_what_will_not_come_and_nobody_wants_is_forgotten() -> None:
@@ -316,16 +316,16 @@ def test_what_two_rounds_need_is_kept_for_the_second() -> None:
 
 def test_a_module_that_user_code_wants_is_asked_for_once_in_the_name_of_its_round() -> None:
     to = with_all_here(2, 0, 1)
-    (state,) = told(to.on_import(0, ref("module:1:text")), Kind.STATE)
-    assert state == {"state": "blocked", "round": 1, "missing": [[ref("module:1:text"), 0]]}
+    (get,) = told(to.on_import(0, ref("module:1:text")), Kind.GET)
+    assert get == {"round": 1, "refs": [[ref("module:1:text"), 0, None]]}
     assert to.on_import(1, ref("module:1:text")) == []
     assert to.on_arrived(ref("module:1:text"), 0.0) == []
     assert asked_for(to.on_import(1, ref("module:1:text"))) == [["module:1:text", 0]]
 
 
 def test_a_module_that_a_thread_wants_whose_round_is_over_is_asked_for_all_the_same() -> None:
-    (state,) = told(with_ready(1).on_import(0, ref("module:1:text")), Kind.STATE)
-    assert state["round"] is None
+    (get,) = told(with_ready(1).on_import(0, ref("module:1:text")), Kind.GET)
+    assert get["round"] is None
 
 
 def test_a_round_without_room_is_given_up() -> None:

@@ -13,7 +13,7 @@ from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import COMING, NodeState
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import Ref, of_params
+from qjam_worker.wire.refs import Part, Ref, of_params
 
 from . import checks
 from .plans import HostPlan
@@ -70,6 +70,7 @@ class Master(Process):
         self._receive: dict[Kind, Callable[[str, dict[str, Any], list[Any]], list[Command]]] = {
             Kind.HELLO: lambda name, header, buffers: self.dispatch.on_hello(name, header),
             Kind.STATE: self._on_state,
+            Kind.GET: self._on_get,
             Kind.CREDIT: lambda name, header, buffers: self.dispatch.refs.on_credit(name, header["bytes"]),
             Kind.RESULT: self.dispatch.on_result,
             Kind.ERROR: self.dispatch.on_error,
@@ -136,11 +137,11 @@ class Master(Process):
         if header["state"] == "shared":
             self.cluster.counts["shared"] += len(header["indices"])
             return self.dispatch.on_shared(name, header)
-        if header["state"] == "lost":
-            return self.dispatch.on_worker_lost(name, header)
-        return self.dispatch.refs.on_missing(
-            name, header["round"], [(Ref(*ref), offset) for ref, offset in header["missing"]]
-        )
+        return self.dispatch.on_worker_lost(name, header)
+
+    def _on_get(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
+        parts = [Part(Ref(*ref), offset, end) for ref, offset, end in header["refs"]]
+        return self.dispatch.refs.on_get(name, header["round"], parts)
 
     def _send(self, command: Send) -> None:
         if not self.is_there(command.node):

@@ -25,7 +25,7 @@ DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qj
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
 HOLDINGS, JOBS, SERVING = "qjam.dispatch.holdings", "qjam.dispatch.jobs", "qjam.dispatch.serving"
-REDUCTION = "qjam_worker.values.reduction"
+REDUCTION, TRANSFERS = "qjam_worker.values.reduction", "qjam.dispatch.transfers"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
 
@@ -115,7 +115,7 @@ MUTATIONS = [
     Mutation("goes on sending what only an ended round wanted", SERVING,
              "        if not transfers:\n", "        if True:\n"),
     Mutation("does not answer who asks in the name of an ended round", SERVING,
-             "return [*(gone(name, ref) for ref, _ in wanted if ref.kind != MODULE), *", "return [*"),
+             "return [*refused, *", "return [*"),
     Mutation("loses credit", SERVING, "return self._roster.nodes[name].transfers.taken(granted)",
              "return self._roster.nodes[name].transfers.taken(granted - 1)"),
     Mutation("leaves a failed load as it is", SERVING,
@@ -274,9 +274,8 @@ MUTATIONS = [
     Mutation("found: when the last slices are given away nobody folds the rest", SCHEDULER,
              "[*commands, *self._finish(round_), *self._assign(now)]\n\n    def on_arrived",
              "[*commands, *self._finish(round_)]\n\n    def on_arrived"),
-    Mutation("found: a transfer goes on behind what the node had no room for", SERVING,
-             "                    under_way[ref].offset = min(under_way[ref].offset, offset)\n",
-             "                    pass\n", "refs"),
+    Mutation("found: a transfer goes on behind what the node had no room for", TRANSFERS,
+             "        self.offset = min(self.offset, part.offset)\n", "        pass\n", "refs"),
     Mutation("found: jobs are kept as long as no node is ready", DISPATCH,
              "        forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)\n"
              "        commands = self._send_queued(round_)\n",

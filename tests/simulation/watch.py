@@ -132,8 +132,8 @@ class Watch:
         missing = {ref for round_ in node.scheduler.rounds.values() for ref in round_.missing}
         coming = {transfer.ref for transfer in record.transfers}.union(Ref(*m.header["ref"]) for m in chunks)
         for m in up:
-            if m.kind is Kind.STATE and m.header["state"] == "blocked":
-                coming |= {Ref(*ref) for ref, _ in m.header["missing"]}
+            if m.kind is Kind.GET:
+                coming |= {Ref(*ref) for ref, *_ in m.header["refs"]}
         hold(missing <= coming, f"{node.name} waits for what does not come:", missing - coming)
         known = record.jobs.keys() | {*record.forget}
         told = [m for m in down if m.kind in (Kind.JOB, Kind.DATA, Kind.RELEASE)]

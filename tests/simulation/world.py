@@ -192,7 +192,7 @@ def _through_the_wire(message: Message) -> Message:
 
 def told(kind: Kind, header: dict[str, Any]) -> str:
     """A message in a few words."""
-    keys = ("state", "round", "job", "indices", "slices", "slice", "what", "roots", "missing", "for", "count", "ref",
+    keys = ("state", "round", "job", "indices", "slices", "slice", "what", "roots", "refs", "for", "count", "ref",
             "offset", "gone", "bytes", "worker", "forget", "reason")  # fmt: skip
     words = [f"{key} {_short(header[key])}" for key in keys if header.get(key) not in (None, [])]
     return " ".join([kind.name, *words])

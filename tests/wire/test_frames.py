@@ -38,13 +38,16 @@ SAMPLES: dict[Kind, list[tuple[dict[str, Any], int]]] = {
         ({"state": "replaced", "worker": 1, "pid": 79}, 0),
         (LOST, 0),
         ({key: LOST[key] for key in ("state", "worker", "how", "pid")}, 0),
-        ({"state": "blocked", "round": None, "missing": [[["module", "1:m"], 0]]}, 0),
         ({"state": "shared", "round": 1, "for": "b/1", "indices": []}, 0),
         ({"state": "note", "text": "t"}, 0),
     ],
     Kind.REFS: [
         ({"ref": ["slice", "r"], "offset": 0, "total": 3}, 1),
         ({"ref": ["params", "1"], "offset": 0, "total": 0, "gone": True}, 1),
+    ],
+    Kind.GET: [
+        ({"round": None, "refs": [[["module", "1:m"], 0, None]]}, 0),
+        ({"round": 1, "refs": [[["slice", "r"], 0, None], [["params", "1"], 3, 9]]}, 0),
     ],
     Kind.CREDIT: [({"bytes": 100}, 0)],
     Kind.RESULT: [(RESULT, 2)],
@@ -92,6 +95,11 @@ WRONG: dict[Kind, list[dict[str, Any]]] = {
         {"offset": -1}, {"total": 1 << 60}, {"gone": 1}, {"ref": None}, {"ref": "r"}, {"ref": ["r"]},
         {"ref": ["stone", "r"]}, {"ref": ["slice", 1]}, {"ref": ["slice", "x" * 5000]},
     ],
+    Kind.GET: [
+        {"round": -1}, {"round": "1"}, {"refs": []}, {"refs": [[["slice", "r"], -1, None]]},
+        {"refs": [[["slice", "r"], 0, -1]]}, {"refs": [[["slice", "r"], None, 5]]},
+        {"refs": [[["slice", "x" * 5000], 0, None]]}, {"refs": [[["slice", "r"], 0]]}, {"refs": [["slice:r", 0, None]]},
+    ],
     Kind.CREDIT: [{"bytes": -1}, {"bytes": 1 << 63}, {"bytes": 0.5}],
     Kind.RESULT: [
         {"seconds": math.nan}, {"seconds": math.inf}, {"seconds": -1}, {"roots": []}, {"roots": [[0, 1]]},
@@ -122,11 +130,6 @@ WRONG_STATES: list[dict[str, Any]] = [
     {**LOST, "slices": None},
     {**LOST, "slice": "3"},
     {**LOST, "how": 9},
-    {"state": "blocked", "round": 1, "missing": []},
-    {"state": "blocked", "round": 1, "missing": [[["slice", "r"], -1]]},
-    {"state": "blocked", "round": 1, "missing": [[["slice", "x" * 5000], 0]]},
-    {"state": "blocked", "round": 1, "missing": [[["slice", "r"], 0, 0]]},
-    {"state": "blocked", "round": 1, "missing": [["slice:r", 0]]},
     {"state": "shared", "round": 1, "for": "b", "indices": [0.0]},
     {"state": "note", "text": None},
 ]

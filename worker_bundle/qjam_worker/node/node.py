@@ -275,8 +275,8 @@ class Node:
 
     def _tell(self, command: Tell) -> None:
         kind, header, buffers = command
-        if header.get("state") == "blocked":
-            self.refs.ask(header["round"], header["missing"])
+        if kind is Kind.GET:
+            self.refs.ask(header["round"], header["refs"])
         else:
             self.send(kind, header, buffers)
 

@@ -132,14 +132,15 @@ class RefReceiver:
         else:
             selector.register(self.disk_cache, selectors.EVENT_READ, self._on_found)
 
-    def ask(self, number: Optional[int], missing: Iterable[tuple[Ref, int]]) -> None:
+    def ask(self, number: Optional[int], wanted: list[list[Any]]) -> None:
         """Ask the master for what a round lacks; slices are looked for on disk first."""
         if self.disk_cache is not None:
             look = self.disk_cache.look
-            missing = [(ref, have) for ref, have in missing if have or ref.kind != SLICE or not look(ref.key, number)]
-        wanted = [[ref, have] for ref, have in missing]
+            wanted = [
+                [ref, have, end] for ref, have, end in wanted if have or ref.kind != SLICE or not look(ref.key, number)
+            ]
         if wanted:
-            self._send(Kind.STATE, {"state": "blocked", "round": number, "missing": wanted})
+            self._send(Kind.GET, {"round": number, "refs": wanted})
 
     def _on_found(self) -> None:
         assert self.disk_cache is not None
@@ -152,9 +153,9 @@ class RefReceiver:
                 self._store.adopt(ref, path, size)
                 self._act(self._scheduler.on_arrived(ref, time.monotonic()))
             elif path is None and ref in self._scheduler.asked:
-                lacking.setdefault(number, []).append([ref, self._store.have(ref)])
-        for number, missing in lacking.items():
-            self._send(Kind.STATE, {"state": "blocked", "round": number, "missing": missing})
+                lacking.setdefault(number, []).append([ref, self._store.have(ref), None])
+        for number, wanted in lacking.items():
+            self._send(Kind.GET, {"round": number, "refs": wanted})
         self._drop_released()
         self._pass_on_notes(self.disk_cache)
 

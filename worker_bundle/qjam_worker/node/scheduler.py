@@ -144,15 +144,15 @@ class Scheduler:
         """Ask the master for the refs that the round lacks."""
         if not (round_.lacking or round_.waiting):
             return []
-        return self._blocked(round_.number, round_.missing)
+        return self._get(round_.number, round_.missing)
 
-    def _blocked(self, number: Optional[int], refs: Iterable[Ref]) -> list[Command]:
+    def _get(self, number: Optional[int], refs: Iterable[Ref]) -> list[Command]:
         missing = [ref for ref in refs if ref not in self.asked]
         if not missing:
             return []
         self.asked.update(missing)
-        wanted = [[ref, self.refs.have(ref)] for ref in missing]
-        return [Tell(Kind.STATE, {"state": "blocked", "round": number, "missing": wanted}, [])]
+        wanted = [[ref, self.refs.have(ref), None] for ref in missing]
+        return [Tell(Kind.GET, {"round": number, "refs": wanted}, [])]
 
     def on_cancel(self, header: dict[str, Any], now: float) -> list[Command]:
         """The master ends the round, or says that other nodes have mapped some of its slices."""
@@ -191,7 +191,7 @@ class Scheduler:
 
     def on_import(self, worker: int, ref: Ref) -> list[Command]:
         """User code imports a module that the node does not have."""
-        return self._blocked(self.seats[worker].round, [ref])
+        return self._get(self.seats[worker].round, [ref])
 
     def on_no_room(self, number: int, text: str, now: float) -> list[Command]:
         """The node has no room for a ref that the round needs."""

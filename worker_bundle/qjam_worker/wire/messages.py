@@ -41,6 +41,7 @@ class Kind(enum.IntEnum):
     CALLS = 18
     RETURNS = 19
     RECALL = 20
+    GET = 21
 
 
 MAX_INT = 1 << 53  # no whole number that counts something is as large
@@ -115,9 +116,12 @@ def _are_slices(items: Sequence[Any]) -> bool:
     return columns is not None and _are_counts(columns[0]) and _are_names(columns[1])
 
 
-def _are_missing(items: Sequence[Any]) -> bool:
-    columns = _columns(items, 2)
-    return columns is not None and all(map(_is_ref, columns[0])) and _are_counts(columns[1])
+def _are_parts_of_refs(items: Sequence[Any]) -> bool:
+    columns = _columns(items, 3)
+    if columns is None:
+        return False
+    refs, offsets, ends = columns
+    return all(map(_is_ref, refs)) and _are_counts(offsets) and _are_counts([end for end in ends if end is not None])
 
 
 def _is_ref(value: Any) -> bool:
@@ -184,6 +188,7 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     },
     Kind.STATE: {"state": _one("the word for a state", lambda value: value in STATES, str)},
     Kind.REFS: {"ref": REF, "offset": COUNT, "total": COUNT, "gone": _optional(FLAG)},
+    Kind.GET: {"round": _or_none(COUNT), "refs": _some("a list of [ref, offset, end or None]", _are_parts_of_refs)},
     Kind.CREDIT: {"bytes": COUNT},
     Kind.RESULT: {
         "round": COUNT, "roots": _many("a list of [lo, hi, frames], not empty", _are_roots), "seconds": SECONDS,
@@ -213,9 +218,6 @@ STATES: dict[str, dict[str, Field]] = {
     "lost": {
         "worker": COUNT, "how": TEXT, "pid": COUNT, "round": _optional(COUNT), "slice": _optional(_or_none(COUNT)),
         "slices": _optional(COUNTS),
-    },
-    "blocked": {
-        "round": _or_none(COUNT), "missing": _some("a list of [ref, bytes that are here]", _are_missing),
     },
     "shared": {"round": COUNT, "for": NAME, "indices": COUNTS, "attempts": _optional(COUNTS)},
     "note": {"text": TEXT},

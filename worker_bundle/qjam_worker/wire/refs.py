@@ -20,6 +20,14 @@ class Ref(NamedTuple):
         return f"{self.kind}:{self.key}"
 
 
+class Part(NamedTuple):
+    """The bytes of a ref from `offset` on, up to `end` or, where that is None, to the last one."""
+
+    ref: Ref
+    offset: int = 0
+    end: int | None = None
+
+
 def of_slice(content_hash: str) -> Ref:
     """The slice with this hash."""
     return Ref(SLICE, content_hash)
