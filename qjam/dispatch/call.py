@@ -18,14 +18,31 @@ class Function:
         self.forgotten = False  # whether no more will come
 
 
+class Argument:
+    """A large part of the arguments of calls, which nodes are sent once. `key`: its content hash."""
+
+    __slots__ = ("at", "calls", "data", "key", "used")
+
+    def __init__(self, key: str, data: bytes) -> None:
+        self.key, self.data = key, data
+        self.at: set[str] = set()  # the nodes that have it
+        self.calls = 0  # that need it
+        self.used = 0.0  # when a call was last made with it, in seconds
+
+
 class Call:
-    """One call: `data`, the packed arguments, is for the workers. `nodes`: those that have it."""
+    """One call: `data`, the packed arguments, is for the workers, `large` the parts that are not in there. `nodes`:
+    those that have the call.
+    """
 
-    __slots__ = ("begun", "data", "deaths", "function", "future", "id", "nodes", "over", "submitter")
+    __slots__ = ("begun", "data", "deaths", "function", "future", "id", "large", "nodes", "over", "submitter")
 
-    def __init__(self, submitter: int, function: Function, data: bytes, future: Any = None) -> None:
+    def __init__(
+        self, submitter: int, function: Function, data: bytes, future: Any = None, large: Sequence[Argument] = ()
+    ) -> None:
         self.id = 0
         self.submitter, self.function, self.data, self.future = submitter, function, data, future
+        self.large = large
         self.nodes: tuple[str, ...] = ()
         self.deaths = 0
         self.begun = self.over = False

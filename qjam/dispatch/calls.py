@@ -13,8 +13,9 @@ from typing import Any
 
 from qjam_worker.values.outcomes import AGAIN, LOST
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import of_argument
 
-from .call import Call, Function, Returned
+from .call import Argument, Call, Function, Returned
 from .commands import Command, Ended, Failure, Send
 from .nodes import NodeRecord, Roster
 
@@ -34,6 +35,7 @@ class AtNode:
         self.calls: dict[int, Call] = {}
         self.nbytes = 0
         self.window = self.least = window  # how many there may be
+        self.known: set[Function | Argument] = set()  # that it was sent
         self.recalled = False  # whether it was asked to give some back and has not answered
 
     def resize(self, returned: int, left: int) -> None:
@@ -60,7 +62,7 @@ class Calls:
         self._queues: OrderedDict[int, deque[Call]] = OrderedDict()  # by submitter, in the order of their turns
         self._queued = 0  # entries in these, also of calls that are over
         self._made = 0
-        self._forget: dict[str, list[int]] = {}  # functions that the next message tells a node to forget
+        self._unneeded: list[Function] = []  # forgotten ones whose last call has just ended
 
     def __repr__(self) -> str:
         return f"<Calls: {len(self.calls)}, of which {self._queued} are queued>"
@@ -74,6 +76,8 @@ class Calls:
             call.id = self._made
             self.calls[call.id] = call
             call.function.calls += 1
+            for argument in call.large:
+                argument.calls += 1
             self._queue(call)
         return self.give_out()
 
@@ -84,18 +88,31 @@ class Calls:
             if self._over(call):
                 for name in call.nodes:
                     unwanted.setdefault(name, []).append(call.id)
-        return [Send(name, Kind.RECALL, {"count": 0, "cancelled": ids}) for name, ids in unwanted.items()]
+        commands: list[Command] = [
+            Send(name, Kind.RECALL, {"count": 0, "cancelled": ids}) for name, ids in unwanted.items()
+        ]
+        return commands + self.give_out()
 
-    def forget(self, function: Function) -> None:
+    def forget(self, function: Function) -> list[Command]:
         """The submitter is gone: no call of this function will come."""
         function.forgotten = True
-        self._dismiss(function)
+        return [] if function.calls else self._dismiss(function)
 
-    def _dismiss(self, function: Function) -> None:
-        if function.forgotten and not function.calls:
-            for name in function.at:
-                self._forget.setdefault(name, []).append(function.number)
-            function.at.clear()
+    def _dismiss(self, function: Function) -> list[Command]:
+        names, function.at = sorted(function.at), set()
+        for name in names:
+            self.at[name].known.discard(function)
+        return [Send(name, Kind.FORGET, {"functions": [function.number], "arguments": []}) for name in names]
+
+    def forget_arguments(self, arguments: Iterable[Argument]) -> list[Command]:
+        """These are not kept for further calls; those that a call needs are not meant."""
+        at: dict[str, list[str]] = {}
+        for argument in [argument for argument in arguments if not argument.calls]:
+            for name in sorted(argument.at):
+                at.setdefault(name, []).append(argument.key)
+                self.at[name].known.discard(argument)
+            argument.at.clear()
+        return [Send(name, Kind.FORGET, {"functions": [], "arguments": keys}) for name, keys in at.items()]
 
     # What nodes say
 
@@ -157,8 +174,10 @@ class Calls:
             call = self._leave(name, number)
             if not call.nodes and not call.over:
                 self._queue(call, first=True)
-        self.at.pop(name, None)
-        self._forget.pop(name, None)
+        if at is not None:
+            for known in at.known:
+                known.at.discard(name)
+            del self.at[name]
 
     def fail_all(self, failure: Failure) -> list[Command]:
         """No call can be done any more."""
@@ -172,15 +191,17 @@ class Calls:
     def give_out(self) -> list[Command]:
         """Give queued calls to nodes that have room for more."""
         commands: list[Command] = []
+        while self._unneeded:
+            commands += self._dismiss(self._unneeded.pop())
         if self._queued and not self._roster.useful and not self._roster.somebody_comes:
-            return self.fail_all(Failure("unreachable", self._roster.reasons))
+            return commands + self.fail_all(Failure("unreachable", self._roster.reasons))
         for node, at in self._by_load() if self._queued else ():
             name = node.name
             share = -(-self._queued * node.workers // (2 * self._roster.capacity))
-            count = min(at.room, max(share, node.workers - len(at.calls)))
+            count = min(at.room, max(share, node.up - len(at.calls)))
             while count > 0 and (batch := self._take(name, min(count, MAX_BATCH))):
                 count -= len(batch)
-                commands.append(self._send(node, at, batch))
+                commands += self._send(node, at, batch)
         return commands
 
     def _by_load(self) -> list[tuple[NodeRecord, AtNode]]:
@@ -190,27 +211,42 @@ class Calls:
             at = self._at(name)
             if at.room > 0:
                 found.append((node, at))
-        return found if len(found) < 2 else sorted(found, key=lambda pair: len(pair[1].calls) / pair[0].workers)
+        return (
+            found
+            if len(found) < 2
+            else sorted(found, key=lambda pair: (len(pair[1].calls) + pair[0].down) / pair[0].workers)
+        )
 
-    def _send(self, node: NodeRecord, at: AtNode, batch: list[Call]) -> Command:
-        name, new = node.name, []
+    def _send(self, node: NodeRecord, at: AtNode, batch: list[Call]) -> list[Command]:
+        name = node.name
         if not at.calls and name not in self._roster.owed:
             node.heard, node.pinged = self._clock(), False
+        new: list[Function] = []
+        lacking: list[Argument] = []
         for call in batch:
             call.nodes += (name,)
             at.calls[call.id] = call
             at.nbytes += len(call.data)
             if name not in call.function.at:
                 call.function.at.add(name)
+                at.known.add(call.function)
                 new.append(call.function)
-        header = {
+            for argument in call.large:
+                if name not in argument.at:
+                    argument.at.add(name)
+                    at.known.add(argument)
+                    lacking.append(argument)
+        header: dict[str, Any] = {
             "ids": [call.id for call in batch],
             "of": [call.function.number for call in batch],
             "new": [function.number for function in new],
-            "forget": self._forget.pop(name, []),
         }
+        large = [[place, [argument.key for argument in call.large]] for place, call in enumerate(batch) if call.large]
+        if large:
+            header["large"] = large
         buffers = (*[function.description for function in new], *[call.data for call in batch])
-        return Send(name, Kind.CALLS, header, buffers)
+        refs = [(of_argument(argument.key), 0) for argument in lacking]
+        return [Send(name, Kind.CALLS, header, buffers), *(node.transfers.add(0, refs) if refs else ())]
 
     def _take(self, name: str, count: int) -> list[Call]:
         """Calls for a node: one of each submitter in turns, its first ones first."""
@@ -231,14 +267,15 @@ class Calls:
             self._queue(call, first=True)
         return batch
 
-    def fetch_for(self, name: str) -> list[Command]:
-        """Have the node with the most waiting calls give half of them back, where this one has fewer than workers."""
+    def fetch_for(self, *names: str) -> list[Command]:
+        """Have the node with the most waiting calls give half of them back, where one of these has fewer than workers."""
         ready = self._roster.ready
-        if self._queued or not self.calls or name not in ready or len(self._at(name).calls) >= ready[name].workers:
+        idle = [name for name in names if name in ready and len(self._at(name).calls) < ready[name].up]
+        if self._queued or not self.calls or not idle:
             return []
-        busy = [(len(at.calls) - ready[other].workers, other) for other, at in self.at.items() if other in ready]
+        busy = [(len(at.calls) - ready[other].up, other) for other, at in self.at.items() if other in ready]
         spare, other = max(busy)
-        if spare <= 0 or self.at[other].recalled:
+        if spare <= 0 or other in idle or self.at[other].recalled:
             return []
         self.at[other].recalled = True
         return [Send(other, Kind.RECALL, {"count": -(-spare // 2), "cancelled": []})]
@@ -269,9 +306,14 @@ class Calls:
 
     def _let_go(self, call: Call) -> None:
         """A call that has ended: no node has it any more, perhaps."""
-        if not call.nodes:
-            call.function.calls -= 1
-            self._dismiss(call.function)
+        if call.nodes:
+            return
+        for argument in call.large:
+            argument.calls -= 1
+        function = call.function
+        function.calls -= 1
+        if function.forgotten and not function.calls:
+            self._unneeded.append(function)
 
     def _over(self, call: Call) -> bool:
         """The call has ended; False if it had already."""

@@ -132,6 +132,7 @@ class Dispatch:
         if worker >= len(pids):
             raise ValueError(f"it has no worker {worker}")
         pids[worker] = pid
+        self.nodes[name].down -= 1
 
     def on_node_lost(self, name: str, why: str) -> list[Command]:
         """A node is gone: what it owed is queued until `reassign`."""
@@ -272,9 +273,10 @@ class Dispatch:
     def on_worker_lost(self, name: str, header: dict[str, Any]) -> list[Command]:
         """A worker process has died; its node starts another one."""
         check_worker(self.nodes[name], header["worker"])
+        self.nodes[name].down += 1
         round_ = self._round_of(name, header.get("round", 0))
         if round_ is None:
-            return []
+            return self.calls.fetch_for(*self._roster.idle(1))
         if "slices" not in header or "slice" not in header:
             raise ValueError("it does not say which slices its lost worker had")
         slices = header["slices"]

@@ -26,10 +26,16 @@ class NodeRecord:
     forget: list[int] = field(default_factory=list)  # jobs that the next JOB or DATA tells it to forget
     heard: float = 0.0  # when it last sent a message, or got work after it had none
     pinged: bool = False  # whether it was pinged since
+    down: int = 0  # workers that have ended and are not replaced yet
     transfers: Transfers = field(init=False)
 
     def __post_init__(self) -> None:
         self.transfers = Transfers(self.name)
+
+    @property
+    def up(self) -> int:
+        """The number of workers that can take work."""
+        return max(0, self.workers - self.down)
 
     @property
     def credit(self) -> int:

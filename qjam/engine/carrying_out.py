@@ -9,13 +9,14 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any, Protocol
 
+from qjam.dispatch.call import Call
 from qjam.dispatch.commands import Block, Command, Done, Ended, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
 from qjam_worker.values import flat
 from qjam_worker.wire.frames import Kind, Message, pack
-from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref
+from qjam_worker.wire.refs import ARGUMENT, CODE, MODULE, PARAMS, SLICE, Ref
 
 from .call_queue import CallQueue
 from .loader import Blob, Changed, Loader
@@ -31,7 +32,13 @@ CLOSED = Failure("closed", "the master was closed while the round was running")
 CALLS_CLOSED = Failure("closed", "the master was closed before the call had ended")
 
 # The figure of Stats that counts the bytes of a ref.
-COUNTERS = {MODULE: "code_sent", CODE: "code_sent", PARAMS: "params_sent", SLICE: "dataset_sent"}
+COUNTERS = {
+    MODULE: "code_sent",
+    CODE: "code_sent",
+    PARAMS: "params_sent",
+    SLICE: "dataset_sent",
+    ARGUMENT: "params_sent",
+}
 
 
 class NodeObserver(Protocol):
@@ -120,7 +127,12 @@ class Carrier:
         """Nothing is carried out any more: end all waiting."""
         for pending in self.pending.values():
             pending.end(None, failure)
+        self.end_calls(list(self._dispatch.calls.calls.values()), failure)
         self._peers.release()
+
+    def end_calls(self, calls: list[Call], failure: Failure) -> None:
+        """No calls are made any more."""
+        self.on_ended(Ended([], [], [(call, failure) for call in calls]))
 
     def _send(self, command: Send) -> None:
         node, kind, header, buffers = command

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from qjam.data.leases import Lease
-from qjam.dispatch.call import Call, Function
+from qjam.dispatch.call import Argument, Call, Function
 from qjam.dispatch.commands import Ended, Failure, Send
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import PRESENT, NodeState
@@ -75,6 +75,10 @@ class Engine:
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         """Have the loop make a call after `delay` seconds. In the loop."""
         self._calls.later(delay, call)
+
+    def tidy_later(self, delay: float, call: Callable[[], None]) -> None:
+        """Have the loop make a call after `delay` seconds. From any thread."""
+        self._calls.post(lambda: self._calls.later(delay, call))
 
     # Nodes
 
@@ -198,17 +202,21 @@ class Engine:
         """Have `receive` called, in the loop, with calls that have ended or begun."""
         self._carrier.on_ended = receive
 
-    def submit_calls(self, take: Callable[[], list[Call]]) -> bool:
-        """Have the loop take new calls; False when it has ended."""
+    def submit_calls(self, take: Callable[[], list[Call]]) -> None:
+        """Have the loop take new calls."""
 
         def submit() -> None:
             calls = take()
             if self._carrier.leaving:
-                self._carrier.on_ended(Ended([], [], [(call, CALLS_CLOSED) for call in calls]))
+                self._carrier.end_calls(calls, CALLS_CLOSED)
             elif calls:
+                self._loader.arguments.update((part.key, part.data) for call in calls for part in call.large)
                 self._carrier.act(self._dispatch.on_calls(calls, time.monotonic()))
 
-        return self._calls.post(submit)
+        if not self._calls.post(submit):
+            self._carrier.end_calls(take(), CALLS_CLOSED)
+        if self._calls.failed:  # there is no loop to run the call, or it ended in this very moment
+            self._carrier.end_calls(take(), Failure("crashed", self._calls.failed))
 
     def cancel_calls(self, calls: list[Call]) -> None:
         """Nobody wants these any more."""
@@ -219,9 +227,15 @@ class Engine:
 
         def forget() -> None:
             for function in functions:
-                self._dispatch.calls.forget(function)
+                self._carrier.act(self._dispatch.calls.forget(function))
 
         self._calls.post(forget)
+
+    def forget_arguments(self, arguments: list[Argument]) -> None:
+        """These need not be kept for further calls. In the loop."""
+        for argument in arguments:
+            self._loader.arguments.pop(argument.key, None)
+        self._carrier.act(self._dispatch.calls.forget_arguments(arguments))
 
     def drive(self, waiting: Waiting, begin: Callable[[], None]) -> None:
         """Run the loop in this thread, if no other one does, until what waits is over; `begin` is called in it."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values import codec, flat
 from qjam_worker.wire.frames import SMALL
-from qjam_worker.wire.refs import CODE, MODULE, PARAMS, Ref, module_name
+from qjam_worker.wire.refs import ARGUMENT, CODE, MODULE, PARAMS, Ref, module_name
 
 from .pending import Pending
 
@@ -107,6 +107,7 @@ class Loader:
 
     def __init__(self, find_module: Callable[[str], bytes]) -> None:
         self._find_module = find_module
+        self.arguments: dict[str, Any] = {}  # large parts of the arguments of calls, by key
         self._scratch = Scratch()
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="qjam-load", daemon=True)
@@ -143,6 +144,8 @@ class Loader:
     def _blob(self, ref: Ref, pending: Pending | None) -> Blob:
         if ref.kind == MODULE:
             return Blob([self._find_module(module_name(ref))])
+        if ref.kind == ARGUMENT:
+            return Blob([self.arguments[ref.key]])
         if pending is None:
             raise LookupError(f"{ref} is of a round that is over")
         if ref.kind == PARAMS:

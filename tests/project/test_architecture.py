@@ -18,7 +18,7 @@ LAYERS = {
     "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats qjam_worker.task",
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
-    "qjam.calls": "qjam.outcome qjam.launch qjam.engine qjam.dispatch qjam.code qjam.errors qjam_worker.values",
+    "qjam.calls": "qjam.outcome qjam.engine qjam.dispatch qjam.code qjam.errors qjam_worker.values",
     "qjam.master": "qjam.calls qjam.remote_worker qjam.arguments qjam.launch qjam.outcome qjam.serial qjam.engine "
     "qjam.dispatch qjam.data qjam.code qjam.hosts qjam.errors qjam.report qjam.stats qjam.log "
     "qjam_worker.importing qjam_worker.ipc qjam_worker.values qjam_worker.wire qjam_worker.worker",

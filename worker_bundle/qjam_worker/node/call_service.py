@@ -12,11 +12,13 @@ from qjam_worker.ipc.call_pipe import CallPipe
 from qjam_worker.ipc.files import Files, map_file, remove
 from qjam_worker.ipc.returns import RETURNS, STOP, YIELD, Ring, returns_name
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.refs import Ref
 
 from .calls import CallDesk
 from .commands import Command, GiveCalls, Kill, Spare, StopCall, YieldCalls
 from .pool import Pool
 from .scheduler import Scheduler
+from .store import Store
 
 PIPE = "calls"  # the name of the queue's file
 
@@ -25,9 +27,9 @@ class CallService:
     """Does nothing until the first calls come. `act` carries out commands."""
 
     def __init__(
-        self, files: Files, pool: Pool, scheduler: Scheduler, act: Callable[[Iterable[Command]], None]
+        self, files: Files, pool: Pool, scheduler: Scheduler, store: Store, act: Callable[[Iterable[Command]], None]
     ) -> None:
-        self._files, self._pool, self._scheduler, self._act = files, pool, scheduler, act
+        self._files, self._pool, self._scheduler, self._store, self._act = files, pool, scheduler, store, act
         self._desk: Optional[CallDesk] = None
         self._pipe: Optional[CallPipe] = None
         self._arenas = Arenas(files)
@@ -35,6 +37,7 @@ class CallService:
         self.handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.CALLS: self._on_calls,
             Kind.RECALL: self._on_recall,
+            Kind.FORGET: self._on_forget,
         }
         self.perform: dict[type, Callable[[Any], None]] = {
             GiveCalls: self._give,
@@ -55,11 +58,29 @@ class CallService:
         desk = self._desk or self._open()
         self._act(desk.on_recall(header, time.monotonic()))
 
+    def _on_forget(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        desk = self._desk or self._open()
+        self._act(desk.on_forget(header))
+
+    def expects(self, ref: Ref) -> bool:
+        """Whether a call needs this ref."""
+        return self._desk is not None and self._desk.expects(ref)
+
+    def on_arrived(self, ref: Ref) -> None:
+        """A ref that a call needs is here."""
+        if self._desk is not None:
+            self._act([*self._desk.on_arrived(ref), *self._scheduler.assign(time.monotonic())])
+
+    def on_no_room(self, ref: Ref, why: str) -> None:
+        """There is no room for a ref that a call needs."""
+        if self._desk is not None:
+            self._act(self._desk.on_no_room(ref, why))
+
     def _open(self) -> CallDesk:
         for worker in self._pool.workers:
             self._rings.append(Ring(self._files.create(returns_name(worker.index), RETURNS).view))
         self._pipe = CallPipe(os.path.join(self._files.directories[0], PIPE))
-        self._desk = CallDesk(self._pipe, self._arenas, self._rings, _opened)
+        self._desk = CallDesk(self._pipe, self._arenas, self._rings, _opened, self._store)
         self._scheduler.calls = self._desk
         return self._desk
 

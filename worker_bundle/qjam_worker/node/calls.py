@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import msgpack
 
 from qjam_worker.ipc.call_pipe import Record
 from qjam_worker.ipc.files import NoRoom
 from qjam_worker.ipc.returns import CALL, STOP, Return
+from qjam_worker.values import arguments
 from qjam_worker.values.outcomes import AGAIN, IN_FILE, LOST, RAISED, STOPPED, VALUE
 from qjam_worker.wire.frames import Kind, nbytes
+from qjam_worker.wire.refs import Ref, of_argument
 
-from .commands import Command, Kill, Spare, StopCall, Tell
+from .commands import Command, Drop, Kill, Spare, StopCall, Tell
 
 # Seconds between two looks at rings whose workers may have more to tell.
 LOOK = 0.002
@@ -50,6 +52,25 @@ class Ring(Protocol):
     def take(self) -> list[Return]: ...
 
 
+class LargeParts(Protocol):
+    """Where large parts of arguments lie."""
+
+    def __contains__(self, ref: Ref) -> bool: ...
+    def pin(self, ref: Ref) -> None: ...
+    def unpin(self, ref: Ref) -> None: ...
+    def is_pinned(self, ref: Ref) -> bool: ...
+    def path(self, ref: Ref) -> str: ...
+    def size(self, ref: Ref) -> int: ...
+
+
+class Lacking(NamedTuple):
+    """A call that waits for large parts of its arguments."""
+
+    function: int
+    data: Any
+    refs: list[Ref]
+
+
 class CallDesk:
     """All calls of a node. Methods return the commands that follow.
 
@@ -62,8 +83,10 @@ class CallDesk:
         arenas: Arenas,
         rings: Sequence[Ring],
         open_file: Callable[[str, list[int]], list[Any]],
+        store: LargeParts,
     ) -> None:
         self.queue = queue
+        self._store = store
         self.rings = rings
         self.at: Optional[float] = None  # when to look again, in seconds
         self._arenas, self._open_file = arenas, open_file
@@ -75,6 +98,10 @@ class CallDesk:
         self._begun: set[int] = set()  # calls that the master knows to have begun
         self._unwanted: set[int] = set()  # calls that are to be stopped
         self._stopping: dict[int, int] = {}  # call -> the worker that was told so
+        self._lacking: dict[int, Lacking] = {}  # calls whose arguments are not all here
+        self._wanted: dict[Ref, list[int]] = {}  # these, by what they lack
+        self._pinned: dict[int, list[Ref]] = {}  # by call: the large parts of its arguments
+        self._large: set[Ref] = set()  # large parts that the master has announced and not told to forget
         self._audit: Optional[tuple[float, set[int]]] = None  # when to look for these, which nobody has
         self._returns: list[Return] = []
         self._now_begun: list[int] = []
@@ -94,10 +121,9 @@ class CallDesk:
         ids, functions, new = header["ids"], header["of"], header["new"]
         if len(ids) != len(functions) or len(buffers) != len(new) + len(ids):
             raise ValueError(f"{len(ids)} calls of {len(functions)} functions do not match {len(buffers)} buffers")
-        if len(set(ids)) < len(ids) or not self._given.keys().isdisjoint(ids) or 0 in ids:
+        known = self._given.keys() | self._lacking.keys()
+        if len(set(ids)) < len(ids) or not known.isdisjoint(ids) or 0 in ids:
             raise ValueError("a call comes twice")
-        for number in header["forget"]:
-            self._arenas.free(self._functions.pop(number)[0])
         try:
             for number, description in zip(new, buffers):
                 size = nbytes(description).to_bytes(8, "little")
@@ -105,13 +131,20 @@ class CallDesk:
             unknown = set(functions) - self._functions.keys()
             if unknown:
                 raise ValueError(f"a call is of function {min(unknown)}, which the master has not described")
-            arena, offset = self._arenas.put(b"".join(buffers[len(new) :]), len(ids))
         except NoRoom as error:
-            summary = f"the host has no room for the arguments of calls: {error}"
-            refusal: bytes = msgpack.packb(["", summary, None])
-            self._returns += [Return(number, RAISED, refusal) for number in ids]
-            return self._flush()
-        for number, function, data in zip(ids, functions, buffers[len(new) :]):
+            return self._refuse(ids, str(error))
+        calls = list(zip(ids, functions, buffers[len(new) :]))
+        large = dict(header.get("large", ()))
+        commands = self._await(calls, large) if large else []
+        return [*commands, *self._take_in([call for place, call in enumerate(calls) if place not in large])]
+
+    def _take_in(self, calls: list[tuple[int, int, Any]]) -> list[Command]:
+        """Queue calls, of which all is here."""
+        try:
+            arena, offset = self._arenas.put(b"".join([data for _, _, data in calls]), len(calls)) if calls else (0, 0)
+        except NoRoom as error:
+            return self._refuse([number for number, _, _ in calls], str(error))
+        for number, function, data in calls:
             length = nbytes(data)
             record = Record(number, function, arena, offset, length, *self._functions[function])
             self._given[number] = record
@@ -120,9 +153,81 @@ class CallDesk:
         self._refill()
         return []
 
+    def _refuse(self, ids: list[int], why: str) -> list[Command]:
+        refusal: bytes = msgpack.packb(["", f"the host has no room for the arguments of calls: {why}", None])
+        for number in ids:
+            self._release(number)
+        self._returns += [Return(number, RAISED, refusal) for number in ids]
+        return self._flush()
+
+    # Large parts of arguments
+
+    def _await(self, calls: list[tuple[int, int, Any]], large: dict[int, list[str]]) -> list[Command]:
+        for place, keys in large.items():
+            if place >= len(calls):
+                raise ValueError(f"there is no call at place {place}")
+            number, function, data = calls[place]
+            refs = [of_argument(key) for key in keys]
+            self._pinned[number] = refs
+            self._lacking[number] = Lacking(function, data, refs)
+            for ref in refs:
+                self._large.add(ref)
+                self._store.pin(ref)
+                if ref not in self._store:
+                    self._wanted.setdefault(ref, []).append(number)
+        come = [calls[place][0] for place in large]
+        return self._begin([number for number in come if self._is_here(number)])
+
+    def _is_here(self, number: int) -> bool:
+        return all(ref in self._store for ref in self._lacking[number].refs)
+
+    def _begin(self, numbers: list[int]) -> list[Command]:
+        """Nothing of these is lacking any more: their arguments begin with where the large parts lie."""
+        calls = []
+        for number in numbers:
+            function, data, refs = self._lacking.pop(number)
+            table = msgpack.packb([(self._store.path(ref), self._store.size(ref)) for ref in refs])
+            calls.append((number, function, arguments.with_places(bytes(data), table)))
+        return self._take_in(calls)
+
+    def expects(self, ref: Ref) -> bool:
+        """Whether this part was announced."""
+        return ref in self._large
+
+    def on_arrived(self, ref: Ref) -> list[Command]:
+        """A large part of arguments is here."""
+        waiting = self._wanted.pop(ref, [])
+        return self._begin([number for number in waiting if number in self._lacking and self._is_here(number)])
+
+    def on_no_room(self, ref: Ref, why: str) -> list[Command]:
+        """There is no room for a large part."""
+        waiting = [number for number in self._wanted.pop(ref, []) if self._lacking.pop(number, None) is not None]
+        return self._refuse(waiting, why)
+
+    def on_forget(self, header: dict[str, Any]) -> list[Command]:
+        """The master will not name these again. ValueError if one is unknown."""
+        for number in header["functions"]:
+            if number not in self._functions:
+                raise ValueError(f"function {number} is to be forgotten and is not known")
+            self._arenas.free(self._functions.pop(number)[0])
+        refs = [of_argument(key) for key in header["arguments"]]
+        if not self._large.issuperset(refs):
+            raise ValueError("a part of arguments is to be forgotten and is not known")
+        self._large.difference_update(refs)
+        unneeded = [ref for ref in refs if not self._store.is_pinned(ref)]
+        return [Drop(unneeded)] if unneeded else []
+
+    def _release(self, number: int) -> None:
+        for ref in self._pinned.pop(number, ()):
+            self._store.unpin(ref)
+
     def on_recall(self, header: dict[str, Any], now: float) -> list[Command]:
         """Give back calls that nobody has begun, those that came last, and stop unwanted ones."""
         unwanted = self._given.keys() & header["cancelled"]
+        for number in self._lacking.keys() & header["cancelled"]:
+            del self._lacking[number]
+            self._release(number)
+            self._returns.append(Return(number, STOPPED, b""))
         self._take_out()
         for record in [record for record in self._unwritten if record.call in unwanted]:
             self._unwritten.remove(record)
@@ -225,6 +330,8 @@ class CallDesk:
 
     def _end(self, one: Return) -> None:
         self._arenas.free(self._given.pop(one.call).arena)
+        if self._pinned:
+            self._release(one.call)
         self._begun.discard(one.call)
         self._unwanted.discard(one.call)
         self._stopping.pop(one.call, None)

@@ -95,9 +95,9 @@ class Node:
         self.scheduler = Scheduler(options.workers, self.slices)
         self.params = ParamsLocations(self.files, self.store)
         self.modules = ModuleCache()
-        self.refs = RefReceiver(self.store, self.scheduler, self.modules, self.pool, self.send, self.act)
+        self.calls = CallService(self.files, self.pool, self.scheduler, self.store, self.act)
+        self.refs = RefReceiver(self.store, self.scheduler, self.calls, self.modules, self.pool, self.send, self.act)
         self.print_credit = PRINT_CREDIT
-        self.calls = CallService(self.files, self.pool, self.scheduler, self.act)
         self.made = 0  # files for folds
         self.host = ""  # the name that the master has for this one
         self.commands: deque[Command] = deque()
@@ -403,7 +403,7 @@ class Node:
         self.modules.forget(worker)
         self._remove_untold_results(worker.index, pid)
         self.params.see_to_slots()
-        self.act([*commands, *self.scheduler.on_exit(worker.index, how, at, pid, now)])
+        self.act([*self.scheduler.on_exit(worker.index, how, at, pid, now), *commands])
 
     def _remove_untold_results(self, worker: int, pid: int) -> None:
         known = {held.path for round_ in self.scheduler.rounds.values() for held in round_.held}

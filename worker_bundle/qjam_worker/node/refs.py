@@ -12,8 +12,9 @@ import msgpack
 from qjam_worker.ipc.files import NoRoom
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.messages import MAX_REASON
-from qjam_worker.wire.refs import PARAMS, SLICE, Ref, of_slice
+from qjam_worker.wire.refs import ARGUMENT, PARAMS, SLICE, Ref, of_slice
 
+from .call_service import CallService
 from .commands import Command
 from .disk_cache import DiskCache, default_folder
 from .disk_cache_threads import DiskCacheThreads
@@ -36,12 +37,14 @@ class RefReceiver:
         self,
         store: Store,
         scheduler: Scheduler,
+        calls: CallService,
         modules: ModuleCache,
         pool: Pool,
         send: Send,
         act: Callable[[Iterable[Command]], None],
     ) -> None:
-        self._store, self._scheduler, self._modules, self._pool = store, scheduler, modules, pool
+        self._store, self._scheduler, self._calls, self._modules = store, scheduler, calls, modules
+        self._pool = pool
         self._send, self._act = send, act
         self.disk_cache: Optional[DiskCacheThreads] = None
         self._released: set[Ref] = set()  # to be removed as soon as they are on disk
@@ -63,6 +66,9 @@ class RefReceiver:
         self._send(Kind.CREDIT, {"bytes": sum(map(len, data))})
         if ref not in self._store:
             return
+        if ref.kind == ARGUMENT:
+            self._calls.on_arrived(ref)
+            return
         if self.disk_cache is not None and ref.kind == SLICE:
             self.disk_cache.keep(ref.key, self._store.path(ref), self._store.size(ref))
         self._act(self._scheduler.on_arrived(ref, time.monotonic()))
@@ -78,7 +84,7 @@ class RefReceiver:
         if not any(data):
             raise ValueError(f"a block of {ref} is empty")
         here = self._store.have(ref)
-        if ref in self._scheduler.asked:
+        if ref in self._scheduler.asked or (ref.kind == ARGUMENT and self._calls.expects(ref)):
             if offset > here:
                 raise ValueError(f"the bytes of {ref} from {here} on are lacking; a block begins at {offset}")
             return True
@@ -97,6 +103,7 @@ class RefReceiver:
         except NoRoom as error:
             for number in self._scheduler.wanting(ref):
                 self._act(self._scheduler.on_no_room(number, str(error), time.monotonic()))
+            self._calls.on_no_room(ref, str(error))
             self._modules.refuse(ref)
         if dropped:
             self._pool.tell_all({"op": "drop", "paths": dropped})
@@ -111,7 +118,7 @@ class RefReceiver:
         dropped = []
         for ref in [ref for ref in self._released if ref.key not in waiting]:
             self._released.discard(ref)
-            if self._scheduler.named(ref):
+            if self._scheduler.named(ref) or self._calls.expects(ref):
                 continue  # it has come again
             if self._store.have(ref):
                 dropped.append(self._store.path(ref))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -51,6 +52,22 @@ def dumps_whole(value: Any) -> bytes:
 def loads(data: Buffer, buffers: Sequence[Any] = ()) -> Any:
     """The value. Its arrays are the caller's own, but for views of `buffers`. Raises what loading it raises."""
     return pickles.loads(data, buffers)[0]
+
+
+# Arguments begin with the size of the table that tells where their large parts lie; most have none.
+_TABLE = struct.Struct("<I")
+BARE = _TABLE.pack(0)
+
+
+def with_places(packed: bytes, table: bytes) -> bytes:
+    """Packed arguments that begin with BARE, with this table in its place."""
+    return _TABLE.pack(len(table)) + table + packed[_TABLE.size :]
+
+
+def parts(packed: memoryview) -> tuple[memoryview, memoryview]:
+    """The table, which is empty for most, and the pickle."""
+    (size,) = _TABLE.unpack_from(packed)
+    return packed[_TABLE.size : _TABLE.size + size], packed[_TABLE.size + size :]
 
 
 class _Keeper:

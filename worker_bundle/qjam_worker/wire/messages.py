@@ -42,6 +42,7 @@ class Kind(enum.IntEnum):
     RETURNS = 19
     RECALL = 20
     GET = 21
+    FORGET = 22
 
 
 MAX_INT = 1 << 53  # no whole number that counts something is as large
@@ -147,6 +148,11 @@ def _are_roots(items: Sequence[Any]) -> bool:
     return len(items) > 0
 
 
+def _are_large(items: Sequence[Any]) -> bool:
+    columns = _columns(items, 2)
+    return columns is not None and _are_counts(columns[0]) and all(map(NAMES.fits, columns[1]))
+
+
 COUNT = _one("a whole number from 0 on", range(MAX_INT).__contains__, int)
 FLAG = _one("a bool", lambda value: True, bool)
 SECONDS = _one("a number from 0 on", lambda value: 0 <= value < MAX_INT, float, int)
@@ -204,7 +210,11 @@ HEADERS: dict[Kind, dict[str, Field]] = {
     Kind.BYE: {"reason": TEXT},
     Kind.RELEASE: {"data": COUNTS, "forget": COUNTS},
     Kind.SHARE: {"round": COUNT, "count": COUNT, "seconds": SECONDS, "for": NAME},
-    Kind.CALLS: {"ids": COUNTS, "of": COUNTS, "new": COUNTS, "forget": COUNTS},
+    Kind.CALLS: {
+        "ids": COUNTS, "of": COUNTS, "new": COUNTS,
+        "large": _optional(_many("a list of [position, keys]", _are_large)),
+    },
+    Kind.FORGET: {"functions": COUNTS, "arguments": NAMES},
     Kind.RETURNS: {
         "ids": COUNTS, "how": COUNTS, "frames": COUNTS, "begun": COUNTS, "left": COUNT, "recalled": _optional(FLAG),
     },

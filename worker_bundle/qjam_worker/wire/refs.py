@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-SLICE, CODE, PARAMS, MODULE = "slice", "code", "params", "module"
-KINDS = frozenset([SLICE, CODE, PARAMS, MODULE])
+SLICE, CODE, PARAMS, MODULE, ARGUMENT = "slice", "code", "params", "module", "argument"
+KINDS = frozenset([SLICE, CODE, PARAMS, MODULE, ARGUMENT])
 
 
 class Ref(NamedTuple):
-    """The name of a slice (`key`: its content hash), of code (its hash), of the params of a round (its number), or of a
-    module of the user's (epoch and dotted name).
+    """The name of a slice (`key`: its content hash), of code (its hash), of the params of a round (its number), of a
+    module of the user's (epoch and dotted name), or of a part of the arguments of calls (its content hash).
     """
 
     kind: str
@@ -41,6 +41,11 @@ def of_code(code_hash: str) -> Ref:
 def of_params(number: int) -> Ref:
     """The params of a round."""
     return Ref(PARAMS, str(number))
+
+
+def of_argument(content_hash: str) -> Ref:
+    """The part of arguments with this hash."""
+    return Ref(ARGUMENT, content_hash)
 
 
 def of_module(epoch: int, name: str) -> Ref:

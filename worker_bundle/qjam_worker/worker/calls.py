@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Callable, NamedTuple, Optional, Protocol
 
@@ -26,6 +27,8 @@ from .streams import flush_streams, out_of_the_way
 FLUSH = 0.002
 # Seconds between two looks for room in a ring that the node has not read yet.
 PAUSE = 0.0002
+# Large parts of arguments that stay mapped.
+MAX_MAPPED = 64
 # Functions that are kept loaded.
 MAX_FUNCTIONS = 256
 
@@ -93,6 +96,7 @@ class Calls:
         self._arenas = MappedArenas(files)
         self._functions: dict[int, Function] = {}
         self._groups: dict[int, Group] = {}
+        self._large: OrderedDict[str, memoryview] = OrderedDict()  # parts of arguments, least recently used first
         self._source: Optional[CallSource] = None
         self._ring: Optional[Ring] = None
         self._made = 0
@@ -144,7 +148,7 @@ class Calls:
             process.interruptible = True
             if words[STOP] == record.call:
                 raise KeyboardInterrupt
-            args, kwargs = arguments.loads(self._arenas.read(record.arena, record.offset, record.size))
+            args, kwargs = self._arguments(self._arenas.read(record.arena, record.offset, record.size))
             definitions.settle(function.classes)
             result = function.call(*args, **kwargs)
             if os.getpid() != process.pid:
@@ -181,10 +185,29 @@ class Calls:
         function = self._functions[record.function] = Function(call, classes, group)
         return function
 
+    def _arguments(self, packed: memoryview) -> Any:
+        table, pickle = arguments.parts(packed)
+        places = msgpack.unpackb(table) if table else ()
+        return arguments.loads(pickle, [self._mapped(*place) for place in places])
+
+    def _mapped(self, path: str, size: int) -> memoryview:
+        view = self._large.get(path)
+        if view is None:
+            view = self._large[path] = map_file(path, size)
+            if len(self._large) > MAX_MAPPED:
+                self._large.popitem(last=False)
+        else:
+            self._large.move_to_end(path)
+        return view
+
+    def drop(self, path: str) -> None:
+        """The file is gone."""
+        self._large.pop(path, None)
+
     def _prepare(self, group: Group, entry: dict[str, Any], code: Optional[bytes], given: bytes) -> None:
         try:
             call, _ = self._process.load(entry, code)
-            args, kwargs = arguments.loads(given)
+            args, kwargs = self._arguments(memoryview(given))
             before = {module: dict(values) for module, values in (group.globals or {}).items()}
             call(*args, **kwargs)
         except KeyboardInterrupt:

@@ -160,6 +160,7 @@ class Worker:
     def on_drop(self, message: dict[str, Any]) -> None:
         for path in message["paths"]:
             self.slices.drop(path if type(path) is str else FileSlice.of(path))
+            self.calls.drop(path)
 
     def on_run(self, message: dict[str, Any]) -> None:
         self._answer(message, self._map)

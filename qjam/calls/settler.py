@@ -1,0 +1,87 @@
+"""The threads that set futures."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+# Seconds for which a callback may run before another thread goes on with the other results.
+SLOW_CALLBACK = 0.05
+STOP_TIMEOUT = 5.0  # seconds for each thread
+
+
+class Settler:
+    """Sets futures, in a thread of its own: decoding and callbacks run user code. A callback that takes long, or waits
+    for another future, does not keep the others waiting: another thread goes on with them.
+    """
+
+    def __init__(self, later: Callable[[float, Callable[[], None]], None]) -> None:
+        self._later = later
+        self._items: deque[Callable[[], None]] = deque()
+        self._ready = threading.Semaphore(0)
+        self._busy: dict[threading.Thread, float | None] = {}  # since when a thread is at an item
+        self._lock = threading.Lock()
+        self._looking = self._closed = False
+
+    def put(self, items: list[Callable[[], None]]) -> None:
+        """Have these called, in this order as long as none takes long. In the loop."""
+        if self._closed:  # nobody waits for the loop any more
+            for item in items:
+                item()
+            return
+        self._items.extend(items)
+        if not self._busy:
+            self._start()
+        self._ready.release()
+        self._look_later()
+
+    def _look_later(self) -> None:
+        if not self._looking:
+            self._looking = True
+            self._later(SLOW_CALLBACK, self._look)
+
+    def _look(self) -> None:
+        self._looking = False
+        if not self._items or self._closed:
+            return
+        slow = time.monotonic() - SLOW_CALLBACK
+        if all(since is not None and since < slow for since in list(self._busy.values())):
+            self._start()
+            self._ready.release()
+        self._look_later()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="qjam-settle", daemon=True)
+        self._busy[thread] = None
+        thread.start()
+
+    def _run(self) -> None:
+        me, busy, items = threading.current_thread(), self._busy, self._items
+        while True:
+            self._ready.acquire()
+            while items:
+                try:
+                    item = items.popleft()
+                except IndexError:
+                    break
+                busy[me] = time.monotonic()
+                item()
+                del item
+                busy[me] = None
+            with self._lock:
+                if self._closed or len(busy) > 1:  # one is enough
+                    del busy[me]
+                    if self._closed:
+                        self._ready.release()
+                    return
+
+    def close(self) -> None:
+        """Wait for the items to be done, a while for each thread, and end the threads."""
+        self._closed = True
+        threads = list(self._busy)
+        self._ready.release()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join(STOP_TIMEOUT)
