@@ -13,7 +13,7 @@ from typing import Any
 
 from qjam_worker.values.outcomes import AGAIN, LOST
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import of_argument
+from qjam_worker.wire.refs import Part, of_argument
 
 from .call import Argument, Call, Function, Returned
 from .commands import Command, Ended, Failure, Send
@@ -245,7 +245,7 @@ class Calls:
         if large:
             header["large"] = large
         buffers = (*[function.description for function in new], *[call.data for call in batch])
-        refs = [(of_argument(argument.key), 0) for argument in lacking]
+        refs = [Part(of_argument(argument.key), 0, None) for argument in lacking]
         return [Send(name, Kind.CALLS, header, buffers), *(node.transfers.add(0, refs) if refs else ())]
 
     def _take(self, name: str, count: int) -> list[Call]:
@@ -268,7 +268,7 @@ class Calls:
         return batch
 
     def fetch_for(self, *names: str) -> list[Command]:
-        """Have the node with the most waiting calls give half of them back, where one of these has fewer than workers."""
+        """Have the node with the most waiting calls give half of them back, if one of these has too few."""
         ready = self._roster.ready
         idle = [name for name in names if name in ready and len(self._at(name).calls) < ready[name].up]
         if self._queued or not self.calls or not idle:
