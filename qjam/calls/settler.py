@@ -10,6 +10,7 @@ from collections.abc import Callable
 # Seconds for which a callback may run before another thread goes on with the other results.
 SLOW_CALLBACK = 0.05
 STOP_TIMEOUT = 5.0  # seconds for each thread
+SPARE_LOOK = 0.2  # seconds between two looks whether a thread beside the first one is still needed
 
 
 class Settler:
@@ -22,7 +23,7 @@ class Settler:
         self._items: deque[Callable[[], None]] = deque()
         self._ready = threading.Semaphore(0)
         self._busy: dict[threading.Thread, float | None] = {}  # since when a thread is at an item
-        self._lock = threading.Lock()
+        self._first = threading.current_thread()  # the thread that stays, once it is started
         self._looking = self._closed = False
 
     def put(self, items: list[Callable[[], None]]) -> None:
@@ -54,28 +55,31 @@ class Settler:
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="qjam-settle", daemon=True)
+        if not self._busy:
+            self._first = thread
         self._busy[thread] = None
         thread.start()
 
     def _run(self) -> None:
-        me, busy, items = threading.current_thread(), self._busy, self._items
+        me = threading.current_thread()
         while True:
-            self._ready.acquire()
-            while items:
-                try:
-                    item = items.popleft()
-                except IndexError:
-                    break
-                busy[me] = time.monotonic()
-                item()
-                del item
-                busy[me] = None
-            with self._lock:
-                if self._closed or len(busy) > 1:  # one is enough
-                    del busy[me]
-                    if self._closed:
-                        self._ready.release()
-                    return
+            self._ready.acquire(timeout=None if me is self._first else SPARE_LOOK)
+            self._work(me)
+            if self._closed or (me is not self._first and self._busy[self._first] is None):
+                del self._busy[me]
+                self._ready.release()  # for the next one
+                return
+
+    def _work(self, me: threading.Thread) -> None:
+        busy, items = self._busy, self._items
+        while items:
+            try:
+                item = items.popleft()
+            except IndexError:
+                break
+            busy[me] = time.monotonic()
+            item()
+            busy[me] = None
 
     def close(self) -> None:
         """Wait for the items to be done, a while for each thread, and end the threads."""
