@@ -19,11 +19,11 @@ Call = Callable[[], None]
 
 class CallQueue:
     """Any thread may call `post`, `leave`, `ask` and `wake`; the loop calls the rest, and waits for `fileno` to be
-    readable. `wake_owner` makes a loop that nobody runs look for calls.
+    readable. `wake_owner` makes a loop that nobody runs look for calls, `wake_running` only one that somebody runs.
     """
 
-    def __init__(self, wake_owner: Callable[[], None]) -> None:
-        self._wake_owner = wake_owner
+    def __init__(self, wake_owner: Callable[[], None], wake_running: Callable[[], None]) -> None:
+        self._wake_owner, self._wake_running = wake_owner, wake_running
         self.posted: deque[Call] = deque()
         self.timers: list[tuple[float, int, Call]] = []
         self.failed = ""  # why the loop has ended, if by a defect
@@ -41,6 +41,12 @@ class CallQueue:
         """Have the loop make a call; False when it has ended."""
         posted = self.leave(call)
         self._wake_owner()
+        return posted
+
+    def post_for_next(self, call: Call) -> bool:
+        """Like `post`, but do not wake a loop that nobody runs: a caller is about to run it."""
+        posted = self.leave(call)
+        self._wake_running()
         return posted
 
     def slip(self, call: Call) -> None:

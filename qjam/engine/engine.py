@@ -202,8 +202,8 @@ class Engine:
         """Have `receive` called, in the loop, with calls that have ended or begun."""
         self._carrier.on_ended = receive
 
-    def submit_calls(self, take: Callable[[], list[Call]]) -> None:
-        """Have the loop take new calls."""
+    def submit_calls(self, take: Callable[[], list[Call]], *, awaited: bool = False) -> None:
+        """Have the loop take new calls. `awaited`: this thread is going to run the loop at once."""
 
         def submit() -> None:
             calls = take()
@@ -213,7 +213,8 @@ class Engine:
                 self._loader.arguments.update((part.key, part.data) for call in calls for part in call.large)
                 self._carrier.act(self._dispatch.on_calls(calls, time.monotonic()))
 
-        if not self._calls.post(submit):
+        post = self._calls.post_for_next if awaited else self._calls.post
+        if not post(submit):
             self._carrier.end_calls(take(), CALLS_CLOSED)
         if self._calls.failed:  # there is no loop to run the call, or it ended in this very moment
             self._carrier.end_calls(take(), Failure("crashed", self._calls.failed))

@@ -42,8 +42,9 @@ class Exchange:
         return other if at is None or (other is not None and other < at) else at
 
     def round(self) -> int | None:
-        """The number of the oldest round that runs."""
-        return next(iter(self._carrier.pending), None)
+        """The number of the oldest round that runs; of a call that runs alone, less than 0."""
+        calls = self._dispatch.calls.calls
+        return next(iter(self._carrier.pending), -next(iter(calls)) if len(calls) == 1 else None)
 
     def on_node_error(self, name: str, error: Exception) -> None:
         """A call of a local node's has raised."""

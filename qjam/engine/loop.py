@@ -50,7 +50,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
-        self.calls = CallQueue(lambda: self._owner.wake())  # noqa: PLW0108  they need each other
+        self.calls = CallQueue(lambda: self._owner.wake(), lambda: self._owner.wake_running())  # noqa: PLW0108
         self._owner = LoopOwner(self.calls.wake)
         self._waiting = SpinWait(self.selector)
         self._stopped = False
@@ -133,6 +133,8 @@ class Loop:
         """Wait for something to happen, and do what follows."""
         deadline = self._next_deadline()
         timeout = None if deadline is None else min(max(0.0, deadline - time.monotonic()), MAX_WAIT)
+        if self.calls.posted:  # some wake nobody
+            timeout = 0.0
         events = self._waiting.select(timeout, self.work.round())
         for key, _ in events:
             call, node = key.data

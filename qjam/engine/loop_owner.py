@@ -40,14 +40,17 @@ class LoopOwner:
                 self._yield()
 
     def _yield(self) -> None:
-        pause = MIN_PAUSE
+        pause, left_at = MIN_PAUSE, self._left_at
         while not self._back.acquire(timeout=pause):
-            if self._loop.locked():
+            if self._left_at != left_at:
+                pause, left_at = MIN_PAUSE, self._left_at
+            elif self._loop.locked():
                 pause = min(2 * pause, MAX_PAUSE)
-            elif time.monotonic() - self._left_at >= MIN_PAUSE:
+            if self._loop.locked():
+                continue
+            if time.monotonic() - self._left_at >= MIN_PAUSE:
                 return
-            else:
-                pause = MIN_PAUSE
+            pause = MIN_PAUSE
 
     def take(self) -> bool:
         """For a caller: take the loop until `leave`; False when another caller has it."""
@@ -73,6 +76,11 @@ class LoopOwner:
         self._end_wait()
         if not self._loop.locked():
             self.resume()
+
+    def wake_running(self) -> None:
+        """Like `wake`, but leave a loop that nobody runs to a caller who comes at once."""
+        if self._loop.locked():
+            self._end_wait()
 
     def resume(self) -> None:
         """Make the loop's own thread continue as soon as it can."""

@@ -14,7 +14,7 @@ import msgpack
 
 from qjam_worker.ipc.call_pipe import Record
 from qjam_worker.ipc.files import NoRoom
-from qjam_worker.ipc.returns import CALL, STOP, Return
+from qjam_worker.ipc.returns import CALL, STOP, WROTE, Return
 from qjam_worker.values import arguments
 from qjam_worker.values.outcomes import AGAIN, IN_FILE, LOST, RAISED, STOPPED, VALUE
 from qjam_worker.wire.frames import Kind, nbytes
@@ -94,6 +94,7 @@ class CallDesk:
         self._unwritten: deque[Record] = deque()  # for which the queue had no room
         self._functions: dict[int, tuple[int, int]] = {}  # where their descriptions lie
         self._running: set[int] = set()  # workers that take calls
+        self._wrote: dict[int, int] = {}  # by worker: what its ring said when it was told to
         self._seen: dict[int, int] = {}  # worker -> the call that it ran at the last look
         self._begun: set[int] = set()  # calls that the master knows to have begun
         self._unwanted: set[int] = set()  # calls that are to be stopped
@@ -107,12 +108,23 @@ class CallDesk:
         self._now_begun: list[int] = []
 
     def __repr__(self) -> str:
-        return f"<CallDesk: {len(self._given)} calls, {self.waiting} of them waiting>"
+        return f"<CallDesk: {len(self._given)} calls, {self._left} of them waiting>"
 
     @property
     def waiting(self) -> int:
+        """The number of calls that no worker has taken, and that none that was just told is about to take."""
+        if not self._given:
+            return 0
+        return self._left - sum(self._is_fresh(worker) for worker in self._running)
+
+    @property
+    def _left(self) -> int:
         """The number of calls that no worker has taken."""
         return len(self._unwritten) + len(self.queue) if self._given else 0
+
+    def _is_fresh(self, worker: int) -> bool:
+        words = self.rings[worker].words
+        return bool(words[CALL] == 0 and words[WROTE] == self._wrote[worker])
 
     # What the master says
 
@@ -244,6 +256,7 @@ class CallDesk:
     def on_given(self, worker: int, now: float) -> None:
         """The worker was told to take calls."""
         self._running.add(worker)
+        self._wrote[worker] = self.rings[worker].words[WROTE]
         self._seen.pop(worker, None)
         self._soon(now)
 
@@ -357,7 +370,7 @@ class CallDesk:
         begun, self._now_begun = self._now_begun, []
         if not (returns or begun or recalled):
             return []
-        left = self.waiting
+        left = self._left
         commands: list[Command] = []
         while True:
             some, returns = returns[:MAX_RETURNS], returns[MAX_RETURNS:]
