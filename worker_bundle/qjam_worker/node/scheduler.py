@@ -348,8 +348,11 @@ class Scheduler:
     def _assign(self, now: float, before: Optional[list[Command]] = None) -> list[Command]:
         """Give every idle worker something to do, the oldest round first. Appends to the commands `before`."""
         commands = [] if before is None else before
-        if self.calls is not None:
-            commands += give_calls(self.seats, self.calls, now, owed=bool(self.rounds))
+        waiting = 0 if self.calls is None else self.calls.waiting
+        if waiting and self.rounds:
+            given = give_calls(self.seats, waiting, now, owed=True)
+            commands += given
+            waiting -= len(given)
         for round_ in self.rounds.values():
             if not round_.has_work:
                 continue
@@ -361,10 +364,10 @@ class Scheduler:
                     commands.append(self._give(seat, round_, work, now))
                 elif round_.has_data:
                     break
-        if self.calls is not None:
-            if any(round_.has_work for round_ in self.rounds.values()):
-                commands += yield_calls(self.seats)
-            commands += give_calls(self.seats, self.calls, now)
+        if self.calls is not None and any(round_.has_work for round_ in self.rounds.values()):
+            commands += yield_calls(self.seats)
+        if waiting > 0:
+            commands += give_calls(self.seats, waiting, now)
         if self._check is None and self.speculation and self.rounds:
             commands += self._second_attempts(now)
         return commands

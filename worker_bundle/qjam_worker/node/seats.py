@@ -45,13 +45,15 @@ class WorkerState:
         return f"<worker {self.index} {'busy' if self.busy else 'idle' if self.ready else 'starting'}>"
 
 
-def give_calls(seats: Iterable[WorkerState], calls: WaitingCalls, now: float, *, owed: bool = False) -> list[Command]:
-    """Have idle workers take calls. `owed`: only those that rounds had while calls waited, and for as long."""
-    waiting = calls.waiting
+def give_calls(seats: Iterable[WorkerState], waiting: int, now: float, *, owed: bool = False) -> list[Command]:
+    """Have idle workers take calls, of which so many wait. `owed`: only workers that rounds had while calls waited, and
+    for as long.
+    """
     commands: list[Command] = []
-    for seat in seats if waiting else ():
-        if waiting and seat.ready and not seat.busy and (seat.ahead > 0.0 or not owed):
-            waiting -= 1
+    for seat in seats:
+        if len(commands) == waiting:
+            break
+        if seat.ready and not seat.busy and (seat.ahead > 0.0 or not owed):
             seat.busy, seat.calls, seat.began = True, True, now
             commands.append(GiveCalls(seat.index, seat.ahead if owed else None))
     return commands
