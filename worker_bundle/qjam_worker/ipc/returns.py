@@ -12,6 +12,7 @@ YIELD   node                the number of the task in which the worker       wor
 WROTE   worker, after the   how many bytes it has written in all             node
         record
 READ    node                how many bytes it has read in all                worker, when the ring is full
+IDLE    worker              whether it waits for more calls, awake           node, before it wakes a worker
 
 Then come records: call, how it ended (values.outcomes), number of bytes, and these. None goes across the end of the
 ring.
@@ -24,7 +25,7 @@ from typing import NamedTuple
 
 from qjam_worker.values.outcomes import IN_FILE
 
-CALL, STOP, YIELD, WROTE, READ = range(5)
+CALL, STOP, YIELD, WROTE, READ, IDLE = range(6)
 WORDS = 64  # bytes
 RING = 256 * 1024  # bytes of records
 MAX_RECORD = RING // 4

@@ -14,7 +14,7 @@ import msgpack
 
 from qjam_worker.ipc.call_pipe import Record
 from qjam_worker.ipc.files import NoRoom
-from qjam_worker.ipc.returns import CALL, STOP, WROTE, Return
+from qjam_worker.ipc.returns import CALL, IDLE, STOP, WROTE, Return
 from qjam_worker.values import arguments
 from qjam_worker.values.outcomes import AGAIN, IN_FILE, LOST, RAISED, STOPPED, VALUE
 from qjam_worker.wire.frames import Kind, nbytes
@@ -124,7 +124,7 @@ class CallDesk:
 
     def _is_fresh(self, worker: int) -> bool:
         words = self.rings[worker].words
-        return bool(words[CALL] == 0 and words[WROTE] == self._wrote[worker])
+        return bool(words[CALL] == 0 and (words[IDLE] or words[WROTE] == self._wrote[worker]))
 
     # What the master says
 
@@ -277,7 +277,7 @@ class CallDesk:
         commands = self._look(now)
         self._running.discard(worker)
         words = self.rings[worker].words
-        begun, words[CALL], words[STOP] = words[CALL], 0, 0
+        begun, words[CALL], words[STOP], words[IDLE] = words[CALL], 0, 0, 0
         if begun in self._given:
             said: bytes = msgpack.packb([worker, how])
             self._end(Return(begun, STOPPED, b"") if begun in self._unwanted else Return(begun, LOST, said))

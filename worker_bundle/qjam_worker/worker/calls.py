@@ -13,7 +13,7 @@ import msgpack
 from qjam_worker.ipc.arenas import MappedArenas
 from qjam_worker.ipc.call_pipe import CallSource, Record
 from qjam_worker.ipc.files import Files, map_file
-from qjam_worker.ipc.returns import CALL, MAX_RECORD, RETURNS, STOP, YIELD, Ring, returns_name
+from qjam_worker.ipc.returns import CALL, IDLE, MAX_RECORD, RETURNS, STOP, YIELD, Ring, returns_name
 from qjam_worker.ipc.slots import result_prefix
 from qjam_worker.values import arguments, definitions
 from qjam_worker.values.codec import CodecError
@@ -25,6 +25,8 @@ from .streams import flush_streams, out_of_the_way
 
 # Seconds after which the node hears of what has been done meanwhile.
 FLUSH = 0.002
+# Seconds for which a worker stays awake where the queue is empty.
+AWAKE = 0.0005
 # Seconds between two looks for room in a ring that the node has not read yet.
 PAUSE = 0.0002
 # Large parts of arguments that stay mapped.
@@ -100,6 +102,8 @@ class Calls:
         self._source: Optional[CallSource] = None
         self._ring: Optional[Ring] = None
         self._made = 0
+        self._emptied = 0.0  # when the queue was found to be empty, until another call comes
+        self._gap = AWAKE  # seconds that passed then, the last time
 
     @property
     def stopped(self) -> bool:
@@ -114,8 +118,9 @@ class Calls:
         words = ring.words
         rung = time.monotonic()
         until = None if seconds is None else rung + seconds
-        while (record := source.take()) is not None:
+        while (record := source.take() or self._await(seq, until)) is not None:
             words[CALL] = record.call
+            began = time.monotonic() if self._emptied else 0.0
             how, data = self._run(record, words)
             words[CALL] = 0
             while not ring.put(record.call, how, data):
@@ -124,6 +129,8 @@ class Calls:
             if how == AGAIN:
                 return False
             now = time.monotonic()
+            if self._emptied:
+                self._gap, self._emptied = began - self._emptied, 0.0
             if words[YIELD] == seq or (until is not None and now >= until):
                 break
             if now - rung >= FLUSH:
@@ -131,6 +138,27 @@ class Calls:
                 flush_streams()
                 self._process.wake_node()
         return True
+
+    def _await(self, seq: int, until: Optional[float]) -> Optional[Record]:
+        """The queue is empty: tell the node of what has returned, and wait for more for a moment, awake, if the last
+        calls came close together. To end here and to be woken again takes longer than most calls.
+        """
+        assert self._ring is not None
+        assert self._source is not None
+        words, began = self._ring.words, time.monotonic()
+        flush_streams()
+        self._process.wake_node()
+        end = began + AWAKE if self._gap < AWAKE else began
+        record = None
+        words[IDLE] = 1
+        while record is None and words[YIELD] != seq and (now := time.monotonic()) < end:
+            if until is not None and now >= until:
+                break
+            os.sched_yield()
+            record = self._source.take()
+        words[IDLE] = 0
+        self._emptied = began
+        return record
 
     def _open(self, pipe: str) -> tuple[Ring, CallSource]:
         if self._ring is None or self._source is None:
