@@ -1,5 +1,5 @@
 """Many nodes around the real dispatcher: every result is right, and no event costs more for the nodes that it does not
-concern. What is counted is bytecodes in place of seconds: the same in every run, on every machine.
+concern.
 """
 
 from __future__ import annotations
@@ -7,14 +7,11 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import pytest
 
+from bytecodes import counted
 from qjam.dispatch.dispatcher import Dispatch
 from qjam_bench.experiments import scale
 from qjam_bench.experiments.swarm import Swarm, spans
@@ -55,29 +52,6 @@ def test_every_result_is_that_of_the_serial_tree(what: str) -> None:
             assert tree.add(span, encoded.header)
         tree.fold(join)
         assert tree.values == {(0, spec.nslices): serial(number, 0, spec.nslices, spec.nslices)}
-
-
-@contextmanager
-def counted() -> Iterator[list[int]]:
-    """Counts the bytecodes of qjam's dispatcher."""
-    count = [0]
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
-        if event == "call":
-            name = frame.f_globals.get("__name__", "")
-            if not name.startswith("qjam") or name.startswith("qjam_bench"):
-                return None
-            frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        elif event == "opcode":
-            count[0] += 1
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield count
-    finally:
-        sys.settrace(before)
 
 
 def bytecodes(nodes: int, what: str) -> float:

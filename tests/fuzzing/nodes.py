@@ -174,7 +174,7 @@ class Episode:
         refs = [rng.choice(lore.names) for _ in indices]
         if rng.random() < 0.5:
             refs = [f"d9-{index}" for index in indices]
-        asked = sorted(self.node.node.scheduler.asked)
+        asked = sorted(self.node.node.scheduler.wants)
         its = rng.choice(asked * 8 + [ref(name) for name in lore.names])
         here = self.node.node.store.have(its)
         offset, piece = rng.choice((here, here, here, 0, 1, 64, 1 << 40)), rng.randbytes(rng.choice((0, 1, 64, 100)))

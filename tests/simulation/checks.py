@@ -201,7 +201,7 @@ def check_node(node: Node) -> None:
     paths.discard(None)
     if paths != node.files.data.keys():
         raise Broken(f"{node.name} keeps {list(node.files.data)} and needs {paths}")
-    for ref in scheduler.asked:
+    for ref in scheduler.wants:
         if ref not in wanted and ref.kind != MODULE:
             raise Broken(f"{node.name} waits for {ref}, which no round wants")
     hold(node.refs.pins.keys() == wanted, f"{node.name} has pinned", node.refs.pins)
@@ -230,7 +230,7 @@ def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
     if not round_.owed <= known:
         raise Broken(f"{node.name} has forgotten the slices {round_.owed - known} of round {number}: {round_}")
     for ref in round_.missing:
-        if ref not in scheduler.asked:
+        if ref not in scheduler.wants:
             raise Broken(f"{node.name} waits for {ref} and has not asked for it")
     given = any(m.kind is Kind.TASK for m in node.link.down.under_way)  # what is whose may be about to change
     if idle and not round_.lacking and (round_.has_data or not given):
@@ -291,7 +291,7 @@ def _check_node_at_rest(node: Node) -> None:
     scheduler = node.scheduler
     hold(not scheduler.rounds, f"{node.name} was not told of the end of", scheduler.rounds)
     hold(not any(seat.busy or not seat.ready for seat in scheduler.seats), f"{node.name} has", scheduler.seats)
-    hold(not scheduler.asked, f"{node.name} still waits for", scheduler.asked)
+    hold(not scheduler.wants, f"{node.name} still waits for", scheduler.wants)
     hold(not scheduler._params and not node.params, f"{node.name} keeps params")
     parts = [ref for ref in node.refs.entries if ref.kind == SLICE and ref not in node.refs]
     hold(not parts, f"{node.name} keeps what other data might be put to:", parts)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
+WANTS = "qjam_worker.node.wants"
 HOLDINGS, JOBS, SERVING = "qjam.dispatch.holdings", "qjam.dispatch.jobs", "qjam.dispatch.serving"
 REDUCTION, TRANSFERS = "qjam_worker.values.reduction", "qjam.dispatch.transfers"
 # Seeds that are tried before a mutation is given up as not caught.
@@ -119,7 +120,7 @@ MUTATIONS = [
     Mutation("loses credit", SERVING, "return self._roster.nodes[name].transfers.taken(granted)",
              "return self._roster.nodes[name].transfers.taken(granted - 1)"),
     Mutation("leaves a failed load as it is", SERVING,
-             "return [command for round_ in alike for command in self._fail(round_, failure)]", "return []"),
+             "return [command for round_ in alike for command in self._fail(round_, failure)]", "return []", "errors"),
     Mutation("lets go of data that a round uses", HOLDINGS,
              "        if data.rounds or data.leases:\n", "        if data.leases:\n"),
     Mutation("lets go of data that somebody holds", HOLDINGS,
@@ -170,8 +171,8 @@ MUTATIONS = [
     Mutation("node: does not tell which slices a lost worker had", SCHEDULER,
              '"slice": at, "slices": slices})', '"slice": at, "slices": []})'),
     Mutation("node: goes on with a cancelled round", SCHEDULER,
-             "            return [*self._end(round_), *self._assign(now)]\n        return [*map(Interrupt, round_.drop",
-             "            return []\n        return [*map(Interrupt, round_.drop"),
+             "            return [*self._end(round_), *self._assign(now)]\n        self._turns.stir(round_)\n",
+             "            return []\n        self._turns.stir(round_)\n"),
     Mutation("node: leaves workers at a round that is over", SCHEDULER,
              "[Interrupt(worker) for worker in round_.works]", "[]", "late"),
     Mutation("node: keeps the results of a round that is over", SCHEDULER,
@@ -181,13 +182,21 @@ MUTATIONS = [
     Mutation("node: does not keep the data of a round", SCHEDULER,
              "            self.refs.pin(ref)\n", "            pass\n"),
     Mutation("node: does not ask again for what an ended round has asked for", SCHEDULER,
-             "self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}", "pass"),
+             "        self.wants.leave(round_.number)\n", ""),
     Mutation("node: does not ask again for what is gone", SCHEDULER,
-             "        return [command for round_ in wanting for command in self._ask_for_missing(round_)]\n",
+             "        return [command for number in first for command in self._get(number, [ref])]\n",
              "        return []\n"),
+    Mutation("node: forgets who else waits for what one does not need any more", WANTS,
+             "            if not self._who[ref]:\n                del self._who[ref]\n",
+             "            del self._who[ref]\n"),
+    Mutation("node: forgets a round that had no work when its turn came", SCHEDULER,
+             "        if round_ is not None:\n            self._turns.stir(round_)\n        return round_\n",
+             "        return round_\n"),
+    Mutation("node: passes over what a round has for other workers", SCHEDULER,
+             "            if round_.has_work:\n                self._turns.stir(round_)\n", "            pass\n"),
     Mutation("node: does not notice what has arrived", SCHEDULER,
-             "            round_.arrived(ref)\n        return self._assign(now)",
-             "            round_.arrived(ref)\n        return []"),
+             "                self._turns.stir(self.rounds[number])\n        return self._assign(now)",
+             "                self._turns.stir(self.rounds[number])\n        return []"),
     Mutation("node: begins before the params are here", ROUNDS,
              "        if self.lacking:\n            return False\n", ""),
     Mutation("node: takes slices that come back for never tried", ROUNDS,
@@ -253,7 +262,7 @@ MUTATIONS = [
     Mutation("found: an error ends a round although the slice is done", DISPATCH,
              'if round_.states[header["slice"]] == DONE:', "if False:", "late"),
     Mutation("found: a module for which there was no room is waited for for ever", SCHEDULER,
-             "        self.asked.discard(ref)\n        return [round_.number", "        return [round_.number", "refs"),
+             "for number in self.wants.gone(ref) if", "for number in self.wants._who.get(ref, ()) if", "refs"),
     Mutation("found: nodes without a part in a round never look for slices of it", DISPATCH,
              "            self._stealer.wake(self._roster.idle(data.nslices), now, round_.typical_slice_seconds / 2)\n",
              "            pass\n"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Optional, Union
 
 from qjam_worker.wire.frames import Kind
+from qjam_worker.wire.messages import MAX_BUFFERS
 from qjam_worker.wire.refs import Ref
 
 from .rounds import NodeRound, Work
@@ -102,3 +103,23 @@ def failure(
     """Tell the master why a round cannot go on here, as it takes an ERROR."""
     header = {"round": number, "what": what, "text": text, "worker": worker, "slice": slice_, "summary": summary}
     return Tell(Kind.ERROR, header, [] if pickled is None else [pickled])
+
+
+def results_of(round_: NodeRound) -> list[Command]:
+    """Send the master all results that the round holds: several messages, where one cannot have as many buffers."""
+    results: list[Command] = []
+    roots: list[list[int]] = []
+    buffers: list[Any] = []
+    for lo, hi in round_.tree.spans:
+        frames = round_.tree.values[lo, hi].frames()
+        if len(buffers) + len(frames) > MAX_BUFFERS:
+            results.append(_result(round_, roots, buffers))
+            roots, buffers = [], []
+        roots.append([lo, hi, len(frames)])
+        buffers += frames
+    return [*results, _result(round_, roots, buffers)]
+
+
+def _result(round_: NodeRound, roots: list[list[int]], buffers: list[Any]) -> Tell:
+    seconds = round_.typical_slice_seconds or 0.0
+    return Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": seconds}, buffers)

@@ -72,7 +72,7 @@ class RefReceiver:
         if self.disk_cache is not None and ref.kind == SLICE:
             self.disk_cache.keep(ref.key, self._store.path(ref), self._store.size(ref))
         self._act(self._scheduler.on_arrived(ref, time.monotonic()))
-        if self.disk_cache is not None and not self._scheduler.asked:
+        if self.disk_cache is not None and not self._scheduler.wants:
             self.disk_cache.write()
         if ref in self._modules:
             module = msgpack.unpackb(self._store.read(ref), unicode_errors="surrogatepass")
@@ -84,7 +84,7 @@ class RefReceiver:
         if not any(data):
             raise ValueError(f"a block of {ref} is empty")
         here = self._store.have(ref)
-        if ref in self._scheduler.asked or (ref.kind == ARGUMENT and self._calls.expects(ref)):
+        if ref in self._scheduler.wants or (ref.kind == ARGUMENT and self._calls.expects(ref)):
             if offset > here:
                 raise ValueError(f"the bytes of {ref} from {here} on are lacking; a block begins at {offset}")
             return True
@@ -159,7 +159,7 @@ class RefReceiver:
             elif path is not None and ref not in self._store:
                 self._store.adopt(ref, path, size)
                 self._act(self._scheduler.on_arrived(ref, time.monotonic()))
-            elif path is None and ref in self._scheduler.asked:
+            elif path is None and ref in self._scheduler.wants:
                 lacking.setdefault(number, []).append([ref, self._store.have(ref), None])
         for number, wanted in lacking.items():
             self._send(Kind.GET, {"round": number, "refs": wanted})

@@ -32,6 +32,7 @@ class NodeJob:
         self.adds = self.folds and not entry["reduce"]  # whether the node may add results itself
         self.uneven = "each" in entry  # slices are of items, each a call that may take any time
         self.code = None if entry["code"] is None else of_code(entry["code"])
+        self.rounds = 0  # that use it
 
 
 class NodeData:
@@ -44,6 +45,7 @@ class NodeData:
         self.nslices = nslices
         self.refs: dict[int, Optional[Ref]] = {}
         self.order: list[int] = []  # the indices, sorted
+        self.rounds = 0  # that use it
 
     def add(self, refs: dict[int, Optional[Ref]]) -> list[Ref]:
         """The master has named more slices. Gives the refs that are new here."""
@@ -144,6 +146,10 @@ class NodeRound:
     def has_data(self) -> bool:
         """Whether there are slices."""
         return self.data.number is not None
+
+    def lacks(self, ref: Ref) -> bool:
+        """Whether it waits for this ref."""
+        return ref in self.waiting or ref in self.lacking
 
     @property
     def missing(self) -> list[Ref]:

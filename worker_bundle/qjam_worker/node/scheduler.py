@@ -12,13 +12,14 @@ from typing import Any, Optional, Protocol
 
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.messages import MAX_BUFFERS
 from qjam_worker.wire.refs import Ref, of_params, of_slice
 
-from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, failure
+from .commands import Command, Drop, Ended, Forget, Give, Interrupt, Tell, failure, results_of
 from .results import Held, are_alike, fold_rows, fold_small
 from .rounds import MIN_LATE, NodeData, NodeJob, NodeRound, Work
 from .seats import WaitingCalls, WorkerState, give_calls, yield_calls
+from .turns import Turns
+from .wants import Wants
 
 _is_small = attrgetter("small")
 # Seconds after which the scheduler looks again for late attempts that idle workers can try, at the latest.
@@ -43,9 +44,10 @@ class Scheduler:
         self.jobs: dict[int, NodeJob] = {}
         self.data: dict[int, NodeData] = {}
         self.rounds: dict[int, NodeRound] = {}
-        self.asked: set[Ref] = set()  # refs that the node has asked for and does not have yet
+        self.wants: Wants[Optional[int]] = Wants()  # who waits for refs: rounds; None: user code that imports a module
         self.speculation = True
         self.calls: Optional[WaitingCalls] = None
+        self._turns = Turns(self.rounds)
         self._named: Counter[Ref] = Counter()  # how many data sets and jobs name a ref
         self._params: dict[int, Optional[Ref]] = {}  # by round; None if they came with the task
         self._check: Optional[tuple[float, int]] = None  # when an attempt may become late, and in which round
@@ -96,7 +98,7 @@ class Scheduler:
     def on_release(self, header: dict[str, Any]) -> list[Command]:
         """The master will not ask for these data sets again, nor for these jobs. ValueError if one is in use."""
         self._check_forgotten(header["forget"])
-        in_use = {round_.data.number for round_ in self.rounds.values()}.intersection(header["data"])
+        in_use = {number for number in header["data"] if number in self.data and self.data[number].rounds}
         if in_use:
             raise ValueError(f"the data {in_use} is to be removed and is in use")
         gone = [data for number in header["data"] if (data := self.data.pop(number, None)) is not None]
@@ -125,13 +127,17 @@ class Scheduler:
         if round_ is None:
             round_ = self.rounds[number] = NodeRound(number, job, data, len(self.seats), now)
             self._params[number] = of_params(number) if header["params"] == "ref" else None
+            job.rounds += 1
+            data.rounds += 1
         for ref in (job.code, self._params[number]):
             if ref is not None and not self._pin(round_, ref):
                 round_.lacking.add(ref)
         refs = [data.refs[index] for index in header["indices"]]
         missing = {ref for ref in refs if ref is not None and not self._pin(round_, ref)}
         round_.add(header["indices"], missing, header.get("attempts", ()))
-        return [*self._ask_for_missing(round_), *self._assign(now)]
+        self._turns.stir(round_)
+        new = [ref for ref in round_.missing if self.wants.want(ref, number)]
+        return [*self._get(number, new), *self._assign(now)]
 
     def _pin(self, round_: NodeRound, ref: Ref) -> bool:
         """Have the store keep the ref for the round; False when the node does not have it yet."""
@@ -140,19 +146,10 @@ class Scheduler:
             self.refs.pin(ref)
         return ref in self.refs
 
-    def _ask_for_missing(self, round_: NodeRound) -> list[Command]:
-        """Ask the master for the refs that the round lacks."""
-        if not (round_.lacking or round_.waiting):
-            return []
-        return self._get(round_.number, round_.missing)
-
-    def _get(self, number: Optional[int], refs: Iterable[Ref]) -> list[Command]:
-        missing = [ref for ref in refs if ref not in self.asked]
-        if not missing:
-            return []
-        self.asked.update(missing)
-        wanted = [[ref, self.refs.have(ref), None] for ref in missing]
-        return [Tell(Kind.GET, {"round": number, "refs": wanted}, [])]
+    def _get(self, number: Optional[int], refs: list[Ref]) -> list[Command]:
+        """Ask the master for refs, in the name of a round."""
+        wanted = [[ref, self.refs.have(ref), None] for ref in refs]
+        return [Tell(Kind.GET, {"round": number, "refs": wanted}, [])] if wanted else []
 
     def on_cancel(self, header: dict[str, Any], now: float) -> list[Command]:
         """The master ends the round, or says that other nodes have mapped some of its slices."""
@@ -162,6 +159,7 @@ class Scheduler:
         indices = header.get("indices")
         if indices is None:
             return [*self._end(round_), *self._assign(now)]
+        self._turns.stir(round_)
         return [*map(Interrupt, round_.drop(indices)), *self._finish(round_), *self._assign(now)]
 
     def on_share(self, header: dict[str, Any], now: float) -> list[Command]:
@@ -170,6 +168,7 @@ class Scheduler:
         indices: list[int] = []
         if round_ is not None:
             indices = round_.share(header["count"], header["seconds"], self.speculation, now)
+            self._turns.stir(round_)
         answer = {"state": "shared", "round": header["round"], "for": header["for"], "indices": indices}
         if round_ is not None and not self.speculation and not round_.attempts.keys().isdisjoint(indices):
             answer["attempts"] = [round_.attempts.get(index, 1) for index in indices]
@@ -178,20 +177,21 @@ class Scheduler:
 
     def on_arrived(self, ref: Ref, now: float) -> list[Command]:
         """The node has all of this ref now."""
-        self.asked.discard(ref)
-        for round_ in self.rounds.values():
-            round_.arrived(ref)
+        for number in self.wants.arrived(ref):
+            if number is not None:
+                self.rounds[number].arrived(ref)
+                self._turns.stir(self.rounds[number])
         return self._assign(now)
 
     def on_gone(self, ref: Ref) -> list[Command]:
         """The master dropped the ref with the round that asked for it; ask again if another round needs it."""
-        self.asked.discard(ref)
-        wanting = [round_ for round_ in self.rounds.values() if ref in round_.pinned]
-        return [command for round_ in wanting for command in self._ask_for_missing(round_)]
+        lacking = [number for number in self.wanting(ref) if self.rounds[number].lacks(ref)]
+        first = [number for number in lacking if self.wants.want(ref, number)]
+        return [command for number in first for command in self._get(number, [ref])]
 
     def on_import(self, worker: int, ref: Ref) -> list[Command]:
         """User code imports a module that the node does not have."""
-        return self._get(self.seats[worker].round, [ref])
+        return self._get(self.seats[worker].round, [ref] if self.wants.want(ref, None) else [])
 
     def on_no_room(self, number: int, text: str, now: float) -> list[Command]:
         """The node has no room for a ref that the round needs."""
@@ -199,7 +199,7 @@ class Scheduler:
         return [] if round_ is None else [*self._fail(round_, "room", text), *self._assign(now)]
 
     def _check_forgotten(self, jobs: Iterable[int]) -> None:
-        in_use = {round_.job.number for round_ in self.rounds.values()}.intersection(jobs)
+        in_use = [number for number in jobs if number in self.jobs and self.jobs[number].rounds]
         if in_use:
             raise ValueError(f"job {min(in_use)} is to be forgotten and is in use")
 
@@ -239,9 +239,8 @@ class Scheduler:
         return ref in self._named
 
     def wanting(self, ref: Ref) -> list[int]:
-        """The rounds that need this ref, for which there is no room. The node waits for it no longer."""
-        self.asked.discard(ref)
-        return [round_.number for round_ in self.rounds.values() if ref in round_.pinned]
+        """The rounds that wait for this ref, which will not come. The node waits for it no longer."""
+        return [number for number in self.wants.gone(ref) if number is not None]
 
     # What the workers say
 
@@ -334,7 +333,10 @@ class Scheduler:
     def _rest(self, worker: int, now: float) -> Optional[NodeRound]:
         """The worker is idle now; gives the round that it worked for, if that is not over."""
         number = self.seats[worker].rest(now, self.calls is not None and self.calls.waiting > 0)
-        return None if number is None else self.rounds.get(number)
+        round_ = None if number is None else self.rounds.get(number)
+        if round_ is not None:
+            self._turns.stir(round_)
+        return round_
 
     # Giving out work
 
@@ -353,18 +355,21 @@ class Scheduler:
             given = give_calls(self.seats, waiting, now, owed=True)
             commands += given
             waiting -= len(given)
-        for round_ in self.rounds.values():
-            if not round_.has_work:
-                continue
-            for seat in self.seats:
-                if seat.busy or not seat.ready:
-                    continue
+        idle = [seat for seat in self.seats if seat.ready and not seat.busy]
+        tried: list[NodeRound] = []
+        while idle and (round_ := self._turns.take()) is not None:
+            tried.append(round_)
+            for seat in idle:
                 work = round_.take(seat.index, now, _is_small, are_alike if round_.job.adds else never)
                 if work is not None:
                     commands.append(self._give(seat, round_, work, now))
                 elif round_.has_data:
                     break
-        if self.calls is not None and any(round_.has_work for round_ in self.rounds.values()):
+            idle = [seat for seat in idle if not seat.busy]
+        for round_ in tried:
+            if round_.has_work:
+                self._turns.stir(round_)
+        if self.calls is not None and self._turns:
             commands += yield_calls(self.seats)
         if waiting > 0:
             commands += give_calls(self.seats, waiting, now)
@@ -383,8 +388,11 @@ class Scheduler:
             self._check = oldest.began + MIN_LATE, oldest.number
             return []
         idle = [seat for seat in self.seats if seat.ready and not seat.busy]
+        if not idle:
+            return []
         commands: list[Command] = []
-        at_work = [round_ for round_ in self.rounds.values() if round_.works and not round_.lacking]
+        numbers = {seat.round for seat in self.seats if seat.round in self.rounds}
+        at_work = sorted((self.rounds[number] for number in numbers), key=attrgetter("began", "number"))
         for round_ in at_work:
             while idle and (work := round_.take_second(idle[-1].index, now)) is not None:
                 commands.append(self._give(idle.pop(), round_, work, now))
@@ -400,17 +408,7 @@ class Scheduler:
         """Send the roots if nothing is left to do here."""
         if not round_.settled or not round_.tree.values:
             return []
-        results: list[Command] = []
-        roots: list[list[int]] = []
-        buffers: list[Any] = []
-        for lo, hi in round_.tree.spans:
-            frames = round_.tree.values[lo, hi].frames()
-            if len(buffers) + len(frames) > MAX_BUFFERS:
-                results.append(_result(round_, roots, buffers))
-                roots, buffers = [], []
-            roots.append([lo, hi, len(frames)])
-            buffers += frames
-        results.append(_result(round_, roots, buffers))
+        results = results_of(round_)
         if round_.tree.complete:
             return [*results, *self._end(round_)]
         for span in round_.tree.spans:
@@ -430,15 +428,12 @@ class Scheduler:
         commands: list[Command] = [Interrupt(worker) for worker in round_.works]
         for ref in round_.pinned:
             self.refs.unpin(ref)
-        self.asked -= round_.pinned - {ref for other in self.rounds.values() for ref in other.pinned}
+        self.wants.leave(round_.number)
+        round_.job.rounds -= 1
+        round_.data.rounds -= 1
         for held in round_.held:
             held.release()
         return [*commands, Ended(round_.number)]
-
-
-def _result(round_: NodeRound, roots: list[list[int]], buffers: list[Any]) -> Tell:
-    seconds = round_.typical_slice_seconds or 0.0
-    return Tell(Kind.RESULT, {"round": round_.number, "roots": roots, "seconds": seconds}, buffers)
 
 
 def never(results: list[Held]) -> bool:
