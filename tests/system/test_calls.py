@@ -286,7 +286,9 @@ def test_a_setup_of_the_scripts_shares_its_globals_with_the_functions(pool):
 
 def test_a_setup_that_raises_breaks_its_submitter_alone(pool, caller):
     broken = pool._caller(callcode.fail, ("no",))
+    held = [call(caller, callcode.nap, 0.3) for _ in range(2)]  # meanwhile all are submitted
     futures = [call(broken, callcode.add, 1) for _ in range(20)]
+    wait(held)
     for future in futures:
         with pytest.raises(BrokenProcessPool, match="initializer"):
             future.result()
