@@ -299,7 +299,7 @@ class Calls:
         at = self.at[name]
         call = at.calls.pop(number)
         at.nbytes -= len(call.data)
-        call.nodes = tuple(other for other in call.nodes if other != name)
+        call.nodes = () if len(call.nodes) == 1 else tuple(other for other in call.nodes if other != name)
         if call.over:
             self._let_go(call)
         return call
