@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import usercode
 from qjam import DataSet, Master
 from qjam_worker.ipc.files import Mapped
 from qjam_worker.ipc.mailbox import MAILBOX, TEXT, Mailbox
@@ -92,33 +94,30 @@ def test_arrays_of_one_kind_are_alike() -> None:
     assert segmented_sum.are_alike([flat_bytes(LONG), flat_bytes(2 * LONG)])
 
 
-def large(params: Any, part: Any) -> Any:
-    return params * float(part[0]) / 7.0
-
-
-def heavy(params: Any, part: Any) -> Any:
-    return [params * part[0], part[0]]
+@pytest.fixture(scope="module")
+def master(request: pytest.FixtureRequest) -> Iterator[Master]:
+    with Master(request.param) as master:
+        yield master
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "c16", "i2"])
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_large_results_are_the_serial_sum_to_the_last_bit(workers: int, dtype: str) -> None:
+@pytest.mark.parametrize("master", [1, 2, 5], indirect=True)
+def test_large_results_are_the_serial_sum_to_the_last_bit(master: Master, dtype: str) -> None:
     rng = np.random.default_rng(1)
     params = array(rng, dtype, (300, 1001))
     numbers = [float(number) for number in rng.standard_normal(7)]
     data = DataSet(numbers, slice_size=1)
     tree = Tree(7)
     for index in range(7):
-        tree.add((index, index + 1), large(params, [numbers[index]]))
+        tree.add((index, index + 1), usercode.seventh(params, [numbers[index]]))
     tree.fold(default_reduce)
-    with Master(workers) as master:
-        for _ in range(3):
-            result = master.run(large, params, data)
-            assert result.dtype == tree.values[0, 7].dtype
-            assert result.tobytes() == tree.values[0, 7].tobytes()
-        arrays, count = master.run(heavy, params, data)  # pair by pair
-        assert count == pytest.approx(sum(numbers))
-        assert arrays.shape == params.shape
+    for _ in range(3):
+        result = master.run(usercode.seventh, params, data)
+        assert result.dtype == tree.values[0, 7].dtype
+        assert result.tobytes() == tree.values[0, 7].tobytes()
+    arrays, count = master.run(usercode.times_and_count, params, data)  # pair by pair
+    assert count == pytest.approx(sum(numbers))
+    assert arrays.shape == params.shape
 
 
 # ---- rows of small results --------------------------------------------------------------------------------------
@@ -188,10 +187,6 @@ def test_what_was_copied_out_of_a_slot_is_left() -> None:
     assert np.array_equal(results[1].opened(), LONG)
 
 
-def scaled(params: Any, part: Any) -> Any:
-    return params * part[0]
-
-
 @pytest.mark.parametrize("workers", [2, 3, 5, 8, 13])
 def test_small_results_of_as_many_slices_as_workers_are_the_serial_sum(workers: int) -> None:
     rng = np.random.default_rng(workers)
@@ -202,7 +197,7 @@ def test_small_results_of_as_many_slices_as_workers_are_the_serial_sum(workers: 
     tree.fold(default_reduce)
     with Master(workers) as master:
         for _ in range(5):
-            assert master.run(scaled, params, numbers).tobytes() == tree.values[0, workers].tobytes()
+            assert master.run(usercode.scaled, params, numbers).tobytes() == tree.values[0, workers].tobytes()
 
 
 # ---- mailboxes --------------------------------------------------------------------------------------------------

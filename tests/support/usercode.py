@@ -22,6 +22,19 @@ def total(params, part):
     return float(np.sum(part))
 
 
+def sums(params, part):
+    """What depends on the order of adding, and on how the numbers lie in memory."""
+    return (part @ params).sum(), part.sum(0), float(part[:, 0].sum())
+
+
+def seventh(params, part):
+    return params * float(part[0]) / 7.0
+
+
+def times_and_count(params, part):
+    return [params * part[0], part[0]]
+
+
 def forty_two(params, part):
     return 42
 
@@ -34,7 +47,15 @@ def give_a_lambda(params, part):
     return lambda: 1
 
 
+def give_what_cannot_be_added(params, part):
+    return object()
+
+
 # Ends of a round
+
+
+def raise_no(params, part):
+    raise ValueError("no")
 
 
 def divide(params, part):

@@ -34,19 +34,11 @@ class Unmakeable(BaseDataSet):
         return [index]
 
 
-def raise_with(params, part):
-    raise ValueError("no")
-
-
-def give_what_cannot_be_added(params, part):
-    return object()
-
-
 FAILURES = {
-    "raises": (raise_with, [1]),
-    "raises in one of two": (raise_with, [1, 2]),
+    "raises": (usercode.raise_no, [1]),
+    "raises in one of two": (usercode.raise_no, [1, 2]),
     "exits": (usercode.die_always, [1]),
-    "gives what cannot be sent": (give_what_cannot_be_added, [1, 2]),
+    "gives what cannot be sent": (usercode.give_what_cannot_be_added, [1, 2]),
     "takes too long": (usercode.linger_forever, [1]),
     "has no data": (usercode.give_params, Unmakeable),
 }

@@ -41,11 +41,6 @@ def slices(*values):
     return DataSet(list(values), slice_size=1)
 
 
-def sums(params, part):
-    """What depends on the order of adding, and on how the numbers lie in memory."""
-    return (part @ params).sum(), part.sum(0), float(part[:, 0].sum())
-
-
 def same(a, b):
     return [np.asarray(x).tobytes() for x in a] == [np.asarray(x).tobytes() for x in b]
 
@@ -60,20 +55,25 @@ def test_user_code_runs_in_the_calling_thread_and_no_process_is_started(master):
     assert descendants(os.getpid()) == before
 
 
+@pytest.fixture(scope="module")
+def pools():
+    with Master() as auto, Master("local*3") as three:
+        yield {None: auto, "local*3": three}
+
+
 @pytest.mark.parametrize("slice_size", [None, 1, 17, 1000])
-def test_the_result_is_that_of_workers_bit_for_bit(slice_size):
+def test_the_result_is_that_of_workers_bit_for_bit(master, pools, slice_size):
     theta = np.linspace(0.1, 1.0, 7)
     results = []
-    for hosts in ("serial", None, "local*3"):
+    for hosts, its in {"serial": master, **pools}.items():
         if hosts == "local*3" and slice_size is None:
             continue
-        with Master(hosts) as master:
-            data = DataSet(ROWS, slice_size=slice_size)
-            results.append(master.run(sums, theta, data))
-            results.append(master.submit(sums, theta, data).result())
-            assert [len(part) for part in master.collect(lambda params, part: part, None, data)] == [
-                len(part) for part in data.bind(len(os.sched_getaffinity(0)))
-            ]
+        data = DataSet(ROWS, slice_size=slice_size)
+        results.append(its.run(usercode.sums, theta, data))
+        results.append(its.submit(usercode.sums, theta, data).result())
+        assert [len(part) for part in its.collect(lambda params, part: part, None, data)] == [
+            len(part) for part in data.bind(len(os.sched_getaffinity(0)))
+        ]
     assert all(same(results[0], result) for result in results)
     assert type(results[0]) is type(results[-1])
 
