@@ -63,12 +63,15 @@ class Loop:
         assert result.tobytes() == self.serial
         self.rounds += 1
 
-    def until(self, happened: Callable[[], bool], seconds: float = BACK_S) -> float:
-        """Goes on until something has happened; gives how many seconds that took."""
+    def until(self, happened: Callable[[], bool], seconds: float = BACK_S, pause: float = 0.01) -> float:
+        """Goes on until something has happened; gives how many seconds that took. `pause`: rounds without one between
+        them keep all cores busy.
+        """
         began = time.monotonic()
         while not happened():
             assert time.monotonic() < began + seconds, f"not after {seconds} s: {self.master.workers}"
             self.turn()
+            time.sleep(pause)
         return time.monotonic() - began
 
     def all_back(self) -> bool:
@@ -100,7 +103,7 @@ def test_killed_workers_cost_nothing_but_time(tmp_path, ssh_host, caplog, monkey
             pid = victim.pid
             killer = threading.Timer(0.002, send, (pid, signal.SIGKILL))
             killer.start()
-            loop.until(lambda victim=victim, pid=pid: victim.pid != pid)
+            loop.until(lambda victim=victim, pid=pid: victim.pid != pid, pause=0)  # it is to die in a round
             killer.join()
         assert master.stats().dataset_sent == sent  # what a host has it keeps
     assert told(caplog, r"worker \d on \w+ was killed by signal 9 \(SIGKILL\)")
@@ -299,6 +302,7 @@ def test_a_link_that_is_down_for_3_s_loses_nobody(tmp_path, home, net, caplog, c
         again.start()
         while again.is_alive():
             loop.turn()
+            again.join(0.01)
         loop.until(loop.all_back)
         loop.turn()
         assert [worker.pid for worker in master.workers] == pids
@@ -320,6 +324,7 @@ def test_a_link_that_is_down_for_30_s_loses_the_host_until_it_is_up_again(tmp_pa
             began = time.monotonic()
             loop.turn()
             slowest = max(slowest, time.monotonic() - began)
+            again.join(0.01)
         assert told(caplog, "testhost is lost")
         assert slowest < 6.0
         loop.until(loop.all_back, 60.0)
