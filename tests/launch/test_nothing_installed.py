@@ -18,7 +18,7 @@ import pyzmq_garbage  # noqa: F401
 from needs import lacking_programs, need, program
 from qjam import BootstrapError, HostSpec, Master
 from qjam.launch import bootstrap
-from ssh_hosts import home, run_seven, ssh_host, with_cache_of  # noqa: F401
+from ssh_hosts import run_seven, ssh_host, with_cache_of  # noqa: F401
 from sshd import bare_python, sshd_works
 
 BARE = bare_python()
@@ -29,6 +29,12 @@ DAY_S = 86400
 @pytest.fixture(autouse=True)
 def _needs() -> None:
     need(sshd_works())
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that has what these hosts were brought, and nothing that other tests needed."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -12,11 +13,36 @@ from needs import need
 from qjam import Master
 from sshd import Sshd, private_sshd, sshd_works
 
+# A fixture that modules import is one of each module, whatever its scope; what is cached is one of the session.
+
+
+@functools.cache
+def _home(base: Path) -> Path:
+    home = base / "home"
+    home.mkdir()
+    return home
+
+
+@functools.cache
+def _furnish(home: Path) -> None:
+    folder = home.with_name("furnishing")
+    folder.mkdir()
+    with private_sshd(folder, home=home) as sshd, Master(sshd.name, ssh_config=sshd.config):
+        pass
+
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of all hosts that are not about to have none: what the first start has brought there stays."""
-    return tmp_path_factory.mktemp("home")
+    return _home(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def furnished(home: Path) -> Path:
+    """The same home, after such a start."""
+    need(sshd_works())
+    _furnish(home)
+    return home
 
 
 @pytest.fixture
@@ -53,6 +79,15 @@ def with_cache_of(home: Path, folder: Path) -> Path:
     (home / ".cache").mkdir(exist_ok=True)
     folder.mkdir()
     (folder / ".cache").symlink_to(home / ".cache")
+    return folder
+
+
+def with_parts_of(home: Path, folder: Path) -> Path:
+    """A home with a cache of its own, in which the parts of another one are, and nothing else."""
+    cache = folder / ".cache" / "qjam"
+    cache.mkdir(parents=True)
+    for part in home.glob(f".cache/qjam/{'[0-9a-f]' * 64}"):
+        (cache / part.name).symlink_to(part)
     return folder
 
 

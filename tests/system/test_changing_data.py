@@ -15,7 +15,7 @@ import pyzmq_garbage  # noqa: F401
 import usercode
 from qjam import BaseDataSet, DataSet, Master, NumpyMatrixDataSet
 from qjam.engine import loader
-from ssh_hosts import home, ssh_host  # noqa: F401
+from ssh_hosts import furnished, home, ssh_host, with_parts_of  # noqa: F401
 from sshd import Sshd, write_config
 
 CHANGED = "changed since it was hashed: make a new DataSet"
@@ -26,10 +26,11 @@ def start(
     request: pytest.FixtureRequest, tmp_path: Path, ssh_host: Callable[..., Sshd], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Master]:
     """Starts a Master of two workers, on this machine or on a host; all keep their data in the same place."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "local":
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         return lambda **options: Master(2, **options)
-    config = write_config(tmp_path / "config", [ssh_host(home=tmp_path / "home")])
+    own = with_parts_of(request.getfixturevalue("furnished"), tmp_path / "home")
+    config = write_config(tmp_path / "config", [ssh_host(home=own)])
     return lambda **options: Master("testhost*2", ssh_config=config, **options)
 
 

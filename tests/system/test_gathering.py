@@ -21,14 +21,15 @@ import pyzmq_garbage  # noqa: F401
 import usercode
 from qjam import DataSet, HostSpec, Master, TaskError
 from qjam.outcome import _say_that_lists_are_added
+from ssh_hosts import home  # noqa: F401
 from sshd import private_sshd
 
 SLICES = [1, 2, 5, 16]
 
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory):
-    with private_sshd(tmp_path_factory.mktemp("sshd"), home=tmp_path_factory.mktemp("home")) as sshd:
+def sshd(tmp_path_factory, home):
+    with private_sshd(tmp_path_factory.mktemp("sshd"), home=home) as sshd:
         yield sshd
 
 

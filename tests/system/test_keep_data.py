@@ -22,7 +22,7 @@ from faults import node_of, send
 from processes import all_end, start
 from qjam import DataSet, HostSpec, Master
 from qjam.arguments import keep_data_bytes
-from ssh_hosts import home, ssh_host  # noqa: F401
+from ssh_hosts import furnished, home, ssh_host, with_parts_of  # noqa: F401
 from sshd import Sshd, write_config
 
 NSLICES = 8
@@ -91,11 +91,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.fixture
+def sshd(tmp_path: Path, furnished: Path, ssh_host: Callable[..., Sshd]) -> Sshd:
+    """A host that keeps nothing yet."""
+    return ssh_host(home=with_parts_of(furnished, tmp_path / "home"))
+
+
 @pytest.fixture(params=["local", "ssh"])
-def programs(request: pytest.FixtureRequest, tmp_path: Path, cache: Path, ssh_host: Callable[..., Sshd]) -> Programs:
+def programs(request: pytest.FixtureRequest, tmp_path: Path) -> Programs:
     if request.param == "local":
-        return Programs(tmp_path, cache, None)
-    sshd = ssh_host(home=tmp_path / "home")
+        return Programs(tmp_path, request.getfixturevalue("cache"), None)
+    sshd = request.getfixturevalue("sshd")
     return Programs(tmp_path, sshd.home / ".cache", sshd)
 
 
@@ -257,8 +263,7 @@ def until(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_lost_host_that_comes_back_finds_its_slices(tmp_path, ssh_host, cache):
-    sshd = ssh_host(home=tmp_path / "home")
+def test_a_lost_host_that_comes_back_finds_its_slices(sshd):
     data = DataSet(np.random.default_rng(1).standard_normal((8, 20_000)), slice_size=1)
     with Master("testhost*2", ssh_config=sshd.config, keep_data=True) as master:
         result = master.run(usercode.scaled, 3.0, data)
@@ -286,8 +291,8 @@ def test_a_host_may_have_another_place_for_what_it_keeps(tmp_path, ssh_host):
     assert os.listdir(sshd.home) == []
 
 
-def test_hosts_that_share_a_home_share_what_is_kept(tmp_path, ssh_host, cache):
-    shared = tmp_path / "home"
+def test_hosts_that_share_a_home_share_what_is_kept(tmp_path, ssh_host, furnished):
+    shared = with_parts_of(furnished, tmp_path / "home")
     hosts = [ssh_host(name, home=shared) for name in ("one", "other")]
     config = write_config(tmp_path / "config", hosts)
     data = DataSet(np.random.default_rng(1).standard_normal((8, 20_000)), slice_size=1)
