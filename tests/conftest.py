@@ -63,6 +63,7 @@ def _left_nothing() -> Iterator[None]:
     yield
     deadline = time.monotonic() + GRACE_S
     pause = threading.Event()
+    left_files = set(_files()) - files - _told  # what comes later is of the sessions that run beside this one
     while True:
         left_processes = [
             process
@@ -70,7 +71,7 @@ def _left_nothing() -> Iterator[None]:
             if process.ours and not process.replaces(processes)
         ]
         left_threads = [thread for thread in threading.enumerate() if thread not in threads | _told]
-        left_files = [path for path in _files() if path not in files | _told and not _held_by_a_stranger(path)]
+        left_files = {path for path in left_files if not _held_by_a_stranger(path) and os.path.lexists(path)}
         if not (left_processes or left_threads or left_files):
             return
         if time.monotonic() > deadline:
@@ -81,7 +82,8 @@ def _left_nothing() -> Iterator[None]:
     lines += [f"  process {process}" for process in left_processes]
     lines += [f"  thread {thread.name!r}\n{_stack(thread)}" for thread in left_threads]
     lines += [
-        f"  {'socket' if path.is_socket() else 'folder' if path.is_dir() else 'file'} {path}" for path in left_files
+        f"  {'socket' if path.is_socket() else 'folder' if path.is_dir() else 'file'} {path}"
+        for path in sorted(left_files)
     ]
     for process in left_processes:
         process.kill()
