@@ -485,6 +485,7 @@ def test_the_table_is_made_of_subcommands_with_options_that_they_have():
         assert found.against == []
 
 
+@pytest.mark.timeout(180)  # seconds; it takes 18 where nothing else runs
 def test_the_autoencoder_is_learnt_by_all_parties_and_without_workers(tmp_path):
     words = "autoencoder --patches 100,300 --workers 1,2 --iterations 3 --runs 2 --against pool --plot x.png"
     printed, complained, report = bench(*words.split(), folder=tmp_path)

@@ -54,6 +54,7 @@ def test_qjam_run_on_hosts(run):
     assert run("bin/qjam-run", "-w", "a*2 b c", *arguments) == "165\n"
 
 
+@pytest.mark.timeout(180)  # seconds; it takes 15 where nothing else runs
 def test_the_demo_on_hosts(run, tmp_path):
     printed = run("examples/sparse_autoencoder.py", "a*2", "b", "--patches", "2000", "--iterations", "5")
     assert "learning with 3 workers" in printed
