@@ -236,19 +236,31 @@ class _Calls:
             return
         self._stop_taking()
         self._caller.close(cancel=cancel)
+        futures = self._caller.outstanding
+        left = len(futures) + 1
+
+        def ended(_: object = None) -> None:
+            nonlocal left
+            with self._changed:
+                left -= 1
+                last = not left
+            if last:
+                self._idle.set()
+                self._close()
+
         with self._changed:
             self._waiting += wait
         # A callback that was added before has been called when this one is.
-        for future in self._caller.outstanding:
-            future.add_done_callback(self._look)
+        for future in futures:
+            future.add_done_callback(ended)
         try:
-            self._look()
+            ended()
             if wait:
                 self._idle.wait()
         finally:
             with self._changed:
                 self._waiting -= wait
-            self._look()
+            self._close()
 
     def let_go(self) -> None:
         """The executor was collected: its calls go on."""
@@ -263,13 +275,10 @@ class _Calls:
             self.ending = True
             self._changed.notify_all()
 
-    def _look(self, _: Any = None) -> None:
+    def _close(self) -> None:
         """Close the Master if there are no more calls, and nobody waits for that, who would do so."""
-        if self._caller.outstanding:
-            return
-        self._idle.set()
         with self._changed:
-            done = not self._waiting and self in _running
+            done = self._idle.is_set() and not self._waiting and self in _running
             if done:
                 _running.discard(self)
         if done and self._owned:

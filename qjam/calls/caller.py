@@ -100,6 +100,8 @@ class Caller:
                 if len(self._functions) > FUNCTIONS_KEPT:
                     self.center.forget([self._functions.pop(next(iter(self._functions)))])
                     self._known.clear()
+            if unchanged is None:  # nor is it kept alive
+                return found
             self._known[id(function)] = function, epoch, unchanged, found
             if len(self._known) > FUNCTIONS_KEPT:
                 self._known.popitem(last=False)
@@ -115,9 +117,12 @@ class Caller:
         if future._call is not None:  # noqa: SLF001
             self.center.cancel([future._call])  # noqa: SLF001
 
+    def settled(self, future: CallFuture) -> None:
+        """The future is done, and its callbacks have been called."""
+        self._outstanding.discard(future)
+
     def ended(self, future: CallFuture, one: Returned) -> None:
         """Set the future to what the call has come to."""
-        self._outstanding.discard(future)
         how, data = one.how, one.data
         if how == RAISED:
             future.set_exception(_raised(one))
@@ -132,15 +137,15 @@ class Caller:
         else:
             try:
                 value = arguments.loads(data[0], [bytearray(part) for part in data[1:]])
-            except Exception as error:  # noqa: BLE001  its class may raise anything
+            except BaseException as error:  # noqa: BLE001  its class may raise anything
                 future.set_exception(error)
             else:
                 future.set_result(value)
 
     def failed(self, future: CallFuture, failure: Failure) -> None:
         """The call cannot be done."""
-        self._outstanding.discard(future)
         future.fail(exception_of(failure, None))
+        self._outstanding.discard(future)
 
     def _break(self, error: BaseException, future: CallFuture) -> None:
         self.broken = f"the initializer has raised in a worker: {error!r}"

@@ -27,7 +27,7 @@ def pickled(value: Any, most: int | None) -> tuple[bytes, list[memoryview]]:
     try:
         return arguments.dumps(value, most)
     except codec.CodecError as error:
-        raise TypeError(f"the arguments of a call cannot be sent to workers: {error}") from error.__cause__
+        raise arguments.NotPickled(f"the arguments of a call cannot be sent to workers: {error}") from error.__cause__
 
 
 class Center:

@@ -32,6 +32,7 @@ class Submitter(Protocol):
     def wait(self, call: Call) -> None: ...
     def leave(self, future: CallFuture) -> None: ...
     def ended(self, future: CallFuture, one: Returned) -> None: ...
+    def settled(self, future: CallFuture) -> None: ...
     def failed(self, future: CallFuture, failure: Failure) -> None: ...
 
 
@@ -76,6 +77,8 @@ class CallFuture(Future[Any]):
             self._caller.ended(self, one)
         except InvalidStateError:
             pass  # it was cancelled meanwhile
+        finally:
+            self._caller.settled(self)
 
     def give_up(self, failure: Failure) -> None:
         """The call cannot be done."""

@@ -22,7 +22,7 @@ import pytest
 from joblib import Parallel, delayed, parallel_backend, parallel_config
 from joblib.parallel import TimeoutError as JoblibTimeout
 
-import callcode
+import jobcode
 import qjam.joblib
 from gates import Gate
 from qjam import Master
@@ -40,7 +40,7 @@ def _two_workers():
     qjam.joblib.register()
     wanted = {"hosts": 2, "master": None}
     used = qjam.joblib._workers.take(wanted)
-    list(used.executor.map(callcode.square, range(4)))
+    list(used.executor.map(jobcode.square, range(4)))
     yield
     qjam.joblib._workers.leave(used)
     qjam.joblib.shutdown()
@@ -62,7 +62,7 @@ def gates(tmp_path):
 
 
 def squares(n_jobs=2, count=10, **options):
-    return Parallel(n_jobs=n_jobs, backend="qjam", **options)(delayed(callcode.square)(i) for i in range(count))
+    return Parallel(n_jobs=n_jobs, backend="qjam", **options)(delayed(jobcode.square)(i) for i in range(count))
 
 
 EXPECTED = [i * i for i in range(10)]
@@ -78,7 +78,7 @@ def test_results_are_in_order(n_jobs, verbose, capsys):  # test_simple_parallel
 
 
 def test_keywords():  # test_parallel_kwargs
-    results = Parallel(2, backend="qjam")(delayed(callcode.multiply)(x, y=3) for x in range(4))
+    results = Parallel(2, backend="qjam")(delayed(jobcode.multiply)(x, y=3) for x in range(4))
     assert results == [0, 3, 6, 9]
 
 
@@ -107,19 +107,19 @@ def test_the_order_of_bytes_is_kept(order):  # test_parallel_byteorder_corruptio
     array = np.arange(6).reshape(2, 3).view(f"{order}i4")
     for result in Parallel(2, backend="qjam")(delayed(np.negative)(array) for _ in range(2)):
         assert np.array_equal(result, -array)
-    ((back,), _) = Parallel(2, backend="qjam")(delayed(callcode.give)(array) for _ in range(2))[0]
+    ((back,), _) = Parallel(2, backend="qjam")(delayed(jobcode.give)(array) for _ in range(2))[0]
     assert back.dtype.byteorder == array.dtype.byteorder
 
 
 def test_large_arrays():  # test_auto_memmap_on_arrays_from_generator, test_memmap_with_big_offset
     array = np.ones(1 << 18)
-    results = Parallel(2, backend="qjam")(delayed(callcode.total_and_writable)(array) for _ in range(4))
+    results = Parallel(2, backend="qjam")(delayed(jobcode.total_and_writable)(array) for _ in range(4))
     assert [total for total, _ in results] == [float(1 << 18)] * 4
 
 
 def test_many_short_tasks_are_put_together():  # test_batching_auto_subprocesses, test_dask_backend_uses_autobatching
     with Parallel(2, backend="qjam") as parallel:
-        assert parallel(delayed(callcode.square)(i) for i in range(2000)) == [i * i for i in range(2000)]
+        assert parallel(delayed(jobcode.square)(i) for i in range(2000)) == [i * i for i in range(2000)]
         assert parallel._backend.compute_batch_size() >= 1
         assert parallel.n_dispatched_batches <= 2000
     assert parallel._backend._effective_batch_size == 1  # test_backend_batch_statistics_reset
@@ -141,7 +141,7 @@ def test_tasks_are_taken_as_others_end(gates):  # test_dispatch_multiprocessing
             taken.append(i)
             if i == 3:
                 assert told.heard() == "None"  # no fourth task before the first has begun
-            yield delayed(callcode.tell_and_wait)(told.path, gate.path)
+            yield delayed(jobcode.tell_and_wait)(told.path, gate.path)
 
     gate.open(6)
     Parallel(2, backend="qjam", batch_size=1, pre_dispatch=3)(tasks())
@@ -159,8 +159,8 @@ def test_a_generator_is_in_order(n_jobs):  # test_parallel_return_order_with_ret
 def test_a_generator_without_order_gives_the_fastest(gates):  # test_parallel_unordered_generator_returns_fastest_first
     told, gate = gates
     tasks = [
-        delayed(callcode.tell_and_wait)(told.path, gate.path, -1),
-        *(delayed(callcode.square)(i) for i in range(9)),
+        delayed(jobcode.tell_and_wait)(told.path, gate.path, -1),
+        *(delayed(jobcode.square)(i) for i in range(9)),
     ]
     results = Parallel(2, backend="qjam", return_as="generator_unordered")(tasks)
     assert sorted(next(results) for _ in range(9)) == EXPECTED[:9]
@@ -176,7 +176,7 @@ def test_a_generator_that_is_left(return_as):  # test_deadlock_with_generator
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there were more results
             del results
-        assert sum(1 for _ in parallel(delayed(callcode.square)(i) for i in range(3))) == 3
+        assert sum(1 for _ in parallel(delayed(jobcode.square)(i) for i in range(3))) == 3
 
 
 @pytest.mark.parametrize("managed", [False, True])
@@ -184,9 +184,9 @@ def test_one_generator_at_a_time(gates, managed):  # test_multiple_generator_cal
     told, gate = gates
     parallel = Parallel(2, backend="qjam", return_as="generator")
     with parallel if managed else warnings.catch_warnings():
-        results = parallel(delayed(callcode.tell_and_wait)(told.path, gate.path, i) for i in range(4))
+        results = parallel(delayed(jobcode.tell_and_wait)(told.path, gate.path, i) for i in range(4))
         with pytest.raises(RuntimeError, match="This Parallel instance is already running"):
-            parallel(delayed(callcode.square)(i) for i in range(3))
+            parallel(delayed(jobcode.square)(i) for i in range(3))
         gate.open(4)
         assert list(results) == [0, 1, 2, 3]
 
@@ -201,7 +201,7 @@ def test_two_generators_of_two(first, second):  # test_multiple_generator_call_s
 def test_two_generators_in_one_context():
     with parallel_config("qjam", n_jobs=2):
         one, two = (
-            Parallel(return_as="generator", batch_size=1)(delayed(callcode.square)(i) for i in range(10)) for _ in "ab"
+            Parallel(return_as="generator", batch_size=1)(delayed(jobcode.square)(i) for i in range(10)) for _ in "ab"
         )
         assert list(one) == EXPECTED
         assert list(two) == EXPECTED
@@ -211,7 +211,7 @@ def test_the_end_of_one_generator_does_not_harm_another(gates):  # test_multiple
     # Not an error as with loky, whose workers end.
     told, gate = gates
     one = Parallel(2, backend="qjam", return_as="generator")(
-        delayed(callcode.tell_and_wait)(told.path, gate.path) for _ in range(10)
+        delayed(jobcode.tell_and_wait)(told.path, gate.path) for _ in range(10)
     )
     told.heard()
     with warnings.catch_warnings():
@@ -229,13 +229,13 @@ def test_an_exception_comes_back(managed):  # test_error_capture, test_errors
         parallel = given if managed else Parallel(2, backend="qjam")
         for error in (ZeroDivisionError, KeyboardInterrupt, OSError):
             with pytest.raises(error):
-                parallel([delayed(callcode.square)(1), delayed(callcode.fail_with)(error)])
-            assert parallel(delayed(callcode.square)(i) for i in range(10)) == EXPECTED
+                parallel([delayed(jobcode.square)(1), delayed(jobcode.fail_with)(error)])
+            assert parallel(delayed(jobcode.square)(i) for i in range(10)) == EXPECTED
 
 
 def test_an_exception_tells_where_it_was_raised():  # test_nested_exception_dispatch
     with pytest.raises(ValueError, match="item 3") as raised:
-        Parallel(2, backend="qjam")(delayed(callcode.fail_in_nested)(3) for _ in range(4))
+        Parallel(2, backend="qjam")(delayed(jobcode.fail_in_nested)(3) for _ in range(4))
     text = "".join(traceback.format_exception(raised.value))
     assert "in fail_in_nested" in text
     assert "in fail_at" in text
@@ -244,18 +244,18 @@ def test_an_exception_tells_where_it_was_raised():  # test_nested_exception_disp
 @pytest.mark.parametrize("wrong", [0, 5, 19])
 def test_the_tasks_raise(wrong):  # test_error_in_task_iterator, test_exception_dispatch
     with Parallel(2, backend="qjam") as parallel, pytest.raises(ValueError, match=f"item {wrong}"):
-        parallel(delayed(callcode.square)(callcode.fail_at(i, wrong)) for i in range(20))
+        parallel(delayed(jobcode.square)(jobcode.fail_at(i, wrong)) for i in range(20))
 
 
 def test_what_cannot_be_pickled():  # test_parallel_pickling
     with pytest.raises(Exception, match="cannot be pickled"):
-        Parallel(2, backend="qjam")(delayed(id)(callcode.FailsWhenPickled()) for _ in range(10))
+        Parallel(2, backend="qjam")(delayed(id)(jobcode.FailsWhenPickled()) for _ in range(10))
     assert squares() == EXPECTED
 
 
 def test_a_worker_that_dies():
     with pytest.raises(BrokenProcessPool):
-        Parallel(2, backend="qjam")(delayed(callcode.crash)() for _ in range(1))
+        Parallel(2, backend="qjam")(delayed(jobcode.crash)() for _ in range(1))
     assert squares() == EXPECTED
 
 
@@ -265,7 +265,7 @@ def test_a_timeout(gates, return_as):  # test_parallel_timeout_fail, ..._with_ge
     with pytest.raises(JoblibTimeout):
         list(
             Parallel(2, backend="qjam", timeout=0.05, return_as=return_as)(
-                delayed(callcode.tell_and_wait)(told.path, gate.path) for _ in range(10)
+                delayed(jobcode.tell_and_wait)(told.path, gate.path) for _ in range(10)
             )
         )
     assert sorted(squares(timeout=30, return_as=return_as)) == EXPECTED  # test_parallel_timeout_success
@@ -273,9 +273,9 @@ def test_a_timeout(gates, return_as):  # test_parallel_timeout_fail, ..._with_ge
 
 def test_an_exception_stops_the_others(gates):  # test_abort_backend
     told, gate = gates
-    tasks = [delayed(callcode.tell_and_wait)(told.path, gate.path) for _ in range(20)]
+    tasks = [delayed(jobcode.tell_and_wait)(told.path, gate.path) for _ in range(20)]
     with pytest.raises(TypeError):
-        Parallel(2, backend="qjam", batch_size=1)([tasks[0], delayed(callcode.square)("a"), *tasks])
+        Parallel(2, backend="qjam", batch_size=1)([tasks[0], delayed(jobcode.square)("a"), *tasks])
     assert squares() == EXPECTED
 
 
@@ -307,7 +307,7 @@ def test_the_context(context):  # test_backend_context_manager, test_parameteriz
         assert (type(backend), n_jobs) == (QjamBackend, 2)
         assert Parallel()._backend is backend
     with context(QjamBackend(), n_jobs=2):  # test_directly_parameterized_backend_context_manager
-        assert Parallel()(delayed(callcode.square)(i) for i in range(10)) == EXPECTED
+        assert Parallel()(delayed(jobcode.square)(i) for i in range(10)) == EXPECTED
     assert type(joblib.parallel.get_active_backend()[0]) is not QjamBackend
 
 
@@ -328,16 +328,16 @@ def test_the_managed_workers():  # test_parallel_as_context_manager
     with Parallel(2, backend="qjam") as parallel:
         used = parallel._backend._used
         for _ in range(2):
-            assert parallel(delayed(callcode.square)(i) for i in range(10)) == EXPECTED
+            assert parallel(delayed(jobcode.square)(i) for i in range(10)) == EXPECTED
             assert parallel._backend._used is used
     assert parallel._backend._used is None
-    assert parallel(delayed(callcode.square)(i) for i in range(10)) == EXPECTED
+    assert parallel(delayed(jobcode.square)(i) for i in range(10)) == EXPECTED
 
 
 def test_workers_are_used_again():  # test_loky_reuse_workers, test_initializer_reused, test_initializer_not_reused
     def pids(value):
         calls = (delayed(os.getpid)() for _ in range(20))
-        return set(Parallel(2, backend="qjam", initializer=callcode.set_state, initargs=(value,))(calls))
+        return set(Parallel(2, backend="qjam", initializer=jobcode.set_state, initargs=(value,))(calls))
 
     one = np.zeros(3)
     assert len(pids(one) | pids(one)) <= 2
@@ -345,10 +345,10 @@ def test_workers_are_used_again():  # test_loky_reuse_workers, test_initializer_
 
 
 def test_an_initializer():  # test_initializer_context, test_initializer_parallel
-    with parallel_config("qjam", n_jobs=2, initializer=callcode.set_state, initargs=("begun",)):
-        assert set(Parallel()(delayed(callcode.get_state)() for _ in range(10))) == {"begun"}
+    with parallel_config("qjam", n_jobs=2, initializer=jobcode.set_state, initargs=("begun",)):
+        assert set(Parallel()(delayed(jobcode.get_state)() for _ in range(10))) == {"begun"}
     with pytest.raises(BrokenProcessPool, match="cannot start here"):
-        squares(initializer=callcode.fail_to_start)
+        squares(initializer=jobcode.fail_to_start)
 
 
 def test_idle_workers_end():
@@ -376,7 +376,7 @@ def test_fewer_jobs_than_workers(gates):
     told, gate = gates
     with Master(3) as master, parallel_config("qjam", master=master, n_jobs=2):
         results = Parallel(return_as="generator", batch_size=1, pre_dispatch="all")(
-            delayed(callcode.tell_and_wait)(told.path, gate.path, i) for i in range(6)
+            delayed(jobcode.tell_and_wait)(told.path, gate.path, i) for i in range(6)
         )
         assert sorted([told.heard(), told.heard()]) == ["0", "1"]
         future = master.submit(lambda params, part: 5, None, [0])  # there is a worker that has nothing to do
@@ -408,7 +408,7 @@ def test_shared_memory_is_for_threads(constraint):  # test_backend_hinting_and_c
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_nested_back_ends(context):  # test_nested_parallelism_limit, test_nested_backend_context_manager
     with context("qjam", n_jobs=2):
-        results = Parallel()(delayed(callcode.nested)(3, 2) for _ in range(2))
+        results = Parallel()(delayed(jobcode.nested)(3, 2) for _ in range(2))
     for names, places in results:
         assert names[0] == "ThreadingBackend"
         assert set(names[1:]) == {"SequentialBackend"}
@@ -419,20 +419,20 @@ def test_nested_back_ends(context):  # test_nested_parallelism_limit, test_neste
 def test_nested_jobs_do_not_outnumber_the_cores():  # test_nested_parallelism_limit, test_thread_bomb_mitigation
     with parallel_config("qjam", hosts="local*2"):
         share = max(1, joblib.cpu_count() // 2)
-        assert Parallel()(delayed(callcode.add_in_threads)(-1) for _ in range(4)) == [share] * 4
-        assert Parallel()(delayed(callcode.add_in_threads)(None) for _ in range(4)) == [1] * 4
+        assert Parallel()(delayed(jobcode.add_in_threads)(-1) for _ in range(4)) == [share] * 4
+        assert Parallel()(delayed(jobcode.add_in_threads)(None) for _ in range(4)) == [1] * 4
 
 
 def test_this_back_end_within_itself_and_within_threads():  # test_nested_loop, test_nested_parallel_warnings
     for outer in ("qjam", "threading"):
-        results = Parallel(2, backend=outer)(delayed(callcode.with_qjam)() for _ in range(2))
+        results = Parallel(2, backend=outer)(delayed(jobcode.with_qjam)() for _ in range(2))
         assert results == [EXPECTED] * 2
 
 
 @pytest.mark.parametrize("threads", [None, 1, 2])
 def test_threads_of_libraries(threads):  # test_threadpool_limitation_in_child_context
     with parallel_config("qjam", n_jobs=2, inner_max_num_threads=threads):
-        results = Parallel()(delayed(callcode.thread_limits)() for _ in range(4))
+        results = Parallel()(delayed(jobcode.thread_limits)() for _ in range(4))
     expected = threads or max(1, joblib.cpu_count() // 2)
     for pools, variables in results:
         assert set(pools) <= {expected}
@@ -442,7 +442,7 @@ def test_threads_of_libraries(threads):  # test_threadpool_limitation_in_child_c
 def test_the_variables_of_the_user_count(monkeypatch):  # test_threadpool_limitation_in_child_override
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     with parallel_config("qjam", n_jobs=3):
-        results = Parallel()(delayed(callcode.thread_limits)() for _ in range(2))
+        results = Parallel()(delayed(jobcode.thread_limits)() for _ in range(2))
         assert {variables[0] for _, variables in results} == {"3"}
 
 

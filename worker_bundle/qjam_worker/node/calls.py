@@ -302,7 +302,8 @@ class CallDesk:
             for one in returns:
                 commands += self._on_return(one)
             runs = self.rings[worker].words[CALL]
-            found = found or bool(returns) or bool(runs and runs != self._seen.get(worker))
+            # 0: it is about to begin, or to say that there is nothing left.
+            found = found or bool(returns) or runs == 0 or runs != self._seen.get(worker)
             commands += self._see(worker, runs)
         if self._audit is not None and self._audit[0] <= now:
             self._end_suspects()

@@ -14,6 +14,10 @@ from .header import Buffer, CodecError
 LARGE = 1 << 20
 
 
+class NotPickled(TypeError, pickle.PicklingError):
+    """The arguments or the result of a call cannot be sent. `__cause__` is what pickling them has raised."""
+
+
 def dumps(value: Any, most: Optional[int] = LARGE) -> tuple[bytes, list[memoryview]]:
     """A pickle of `value`, and its buffers from `most` bytes on; None: the pickle holds all. CodecError where it cannot
     be pickled.

@@ -251,7 +251,7 @@ class Calls:
         except CodecError as error:
             if isinstance(error.__cause__, MemoryError):
                 raise error.__cause__ from None
-            raise TypeError(f"the result of the call cannot be sent back: {error}") from error.__cause__
+            raise arguments.NotPickled(f"the result of the call cannot be sent back: {error}") from error.__cause__
         if not buffers and len(data) < MAX_RECORD:
             return VALUE, data
         self._made += 1
