@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from qjam_worker.adapters import apply_chunk
 
+from . import serial
 from .calls import Caller
 from .master import Hosts, Master
 
@@ -178,7 +179,7 @@ class _Calls:
     is collected while calls run, this outlives it.
     """
 
-    def __init__(self, master: Master, caller: Caller, owned: bool, max_pending: int | None) -> None:
+    def __init__(self, master: Master, caller: Caller | serial.Caller, owned: bool, max_pending: int | None) -> None:
         self.master, self.ending = master, False
         self._caller, self._owned, self._max_pending = caller, owned, max_pending
         self._owner = os.getpid()

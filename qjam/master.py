@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -23,6 +23,7 @@ from qjam_worker.worker.application import applied
 
 from . import arguments, serial
 from .calls import Caller, Center
+from .closing import close
 from .code.user_code import LARGE, Sources, UserCode
 from .data.datasets import BaseDataSet, DataSet
 from .data.leases import Lease, Leases
@@ -34,7 +35,7 @@ from .engine.printer import Printer
 from .errors import BootstrapError, MasterClosed
 from .hosts import SERIAL, HostSpec
 from .launch.fleet import Fleet
-from .launch.supervisor import STOP_TIMEOUT, SupervisedHost, Supervisor
+from .launch.supervisor import SupervisedHost, Supervisor
 from .log import say
 from .outcome import Finisher, outcome, settle
 from .remote_worker import RemoteWorker, WorkerStatus
@@ -44,7 +45,6 @@ from .stats import Stats
 NEVER = 1e9  # seconds; a longer timeout is no timeout
 PING_TIMEOUT = 5.0
 MAP_SLICES = 8  # for each worker: `map` cannot know how uneven its items are
-
 
 Hosts = int | str | HostSpec | RemoteWorker | Iterable[str | HostSpec | RemoteWorker] | None
 
@@ -117,7 +117,7 @@ class Master:
         self._told_of_large_params = False
         self._close = weakref.finalize(
             self,
-            _close,
+            close,
             os.getpid(),
             self._engine,
             self._fleet,
@@ -331,9 +331,30 @@ class Master:
         future.add_done_callback(cancel)
         return future
 
-    def _caller(self, initializer: Callable[..., Any] | None = None, initargs: tuple[Any, ...] = ()) -> Caller:
+    def executor(
+        self,
+        *,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
+        max_pending: int | None = None,
+    ) -> Executor:
+        """Return a qjam.Executor that shares these workers, for calls that are independent of each other.
+
+            with master.executor() as executor:
+                print(executor.submit(pow, 2, 8).result())
+
+        Its shutdown leaves this Master open. Rounds and calls take turns. Raises MasterClosed and what Executor raises.
+        """
+        kind: Callable[..., Executor] = import_module("qjam.executor").Executor  # which imports this module
+        return kind(master=self, initializer=initializer, initargs=initargs, max_pending=max_pending)
+
+    def _caller(
+        self, initializer: Callable[..., Any] | None = None, initargs: tuple[Any, ...] = ()
+    ) -> Caller | serial.Caller:
         """A submitter of calls to these workers, with a function that prepares each process for them."""
         self._check_open()
+        if self._serial:
+            return serial.Caller(initializer, initargs)
         return Caller(self._center, self._sources, initializer, initargs)
 
     def _carry_out(self, module: Any, params: Any, dataset: Any, user_code: UserCode, timeout: float | None) -> Any:
@@ -427,39 +448,3 @@ def _status_of(engine: Engine, supervisor: Supervisor, host: SupervisedHost, ind
         return WorkerStatus("closed")
     pid = node.pids[index] if index < len(node.pids) else None
     return WorkerStatus(node.state.value, pid, supervisor.route(host))
-
-
-def _close(
-    owner: int,
-    engine: Engine,
-    fleet: Fleet,
-    printer: Printer,
-    finisher: Finisher,
-    center: Center,
-    supervisor: Supervisor,
-) -> None:
-    """Close a Master, in a separate thread: Ctrl-C must not interrupt it halfway, and the garbage collector may call
-    this in one of the threads that it ends.
-    """
-    if os.getpid() != owner:
-        return  # in a fork of the program: threads and workers belong to the parent
-
-    def close() -> None:
-        engine.say_goodbye()
-        deadline = time.monotonic() + STOP_TIMEOUT
-        for name in supervisor.node_names:
-            engine.wait_for_bye(name, max(0.0, deadline - time.monotonic()))
-        fleet.close()
-        finisher.close()
-        center.close()
-        engine.stop()
-        printer.close()  # last: prints all output that has arrived
-
-    thread = threading.Thread(target=close, name="qjam-close")
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is shutting down and starts no more threads
-        close()
-        return
-    if not threading.current_thread().name.startswith("qjam-"):
-        thread.join()

@@ -1,13 +1,15 @@
-"""Carries out a round in the calling process, for debuggers and profilers: what a worker does, slice by slice."""
+"""Carries out rounds and calls in the calling process, for debuggers and profilers: what a worker does."""
 
 from __future__ import annotations
 
 import mmap
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 from qjam_worker.task import Task, set_current
-from qjam_worker.values import codec, flat
+from qjam_worker.values import arguments, codec, flat
 from qjam_worker.values.reduction import Tree
 from qjam_worker.worker.application import Code
 from qjam_worker.worker.detach import detached, encoded
@@ -28,6 +30,35 @@ def carry_out(pending: Pending, code: Code, stats: Stats) -> None:
         stats.failed_rounds -= 1
         stats.rounds += 1
     pending.end(roots, failure)
+
+
+class Caller:
+    """One submitter of calls, as `qjam.calls.Caller`: each is made when it is submitted, and has ended then."""
+
+    broken = ""
+    outstanding: tuple[Future[Any], ...] = ()
+
+    def __init__(self, setup: Callable[..., Any] | None, given: tuple[Any, ...]) -> None:
+        self._setup, self._given = setup, given
+
+    def submit(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        """Call the function with copies of its arguments, as a worker would. Ctrl-C comes through."""
+        future: Future[Any] = Future()
+        future.set_running_or_notify_cancel()
+        try:
+            args, kwargs = arguments.loads(arguments.dumps_whole((args, kwargs)))
+            if self._setup is not None:
+                self._setup(*self._given)
+                self._setup = None
+            future.set_result(function(*args, **kwargs))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever user code raises is the answer
+            future.set_exception(error)
+        return future
+
+    def close(self, *, cancel: bool = False) -> None:
+        """No more calls will come."""
 
 
 def _roots_or_failure(pending: Pending, code: Code) -> tuple[Roots | None, Failure | None]:

@@ -15,12 +15,17 @@ from source_tree import FOLDERS, MAX_LINES, MODULES, circle, imports, long_files
 # Each room (a folder, or a file at the root of its package) and the rooms whose modules it may import besides its own.
 # A package alone (`qjam`) stands for its `__init__`: the public face.
 LAYERS = {
-    "qjam": "qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report qjam.stats qjam_worker.task",
+    "qjam": "qjam.executor qjam.pool qjam.master qjam.remote_worker qjam.data qjam.errors qjam.hosts qjam.report "
+    "qjam.stats qjam_worker.task",
     "qjam.__main__": "qjam qjam.cli",
     "qjam.cli": "qjam qjam.hosts qjam.report",
     "qjam.calls": "qjam.outcome qjam.engine qjam.dispatch qjam.code qjam.errors qjam_worker.values",
-    "qjam.master": "qjam.calls qjam.remote_worker qjam.arguments qjam.launch qjam.outcome qjam.serial qjam.engine "
-    "qjam.dispatch qjam.data qjam.code qjam.hosts qjam.errors qjam.report qjam.stats qjam.log "
+    "qjam.joblib": "qjam.executor qjam.master qjam.arguments qjam_worker.adapters",
+    "qjam.pool": "qjam.executor qjam.master qjam_worker.adapters",
+    "qjam.executor": "qjam.master qjam.serial qjam.calls qjam_worker.adapters",
+    "qjam.closing": "qjam.calls qjam.outcome qjam.launch qjam.engine",
+    "qjam.master": "qjam.closing qjam.calls qjam.remote_worker qjam.arguments qjam.launch qjam.outcome qjam.serial "
+    "qjam.engine qjam.dispatch qjam.data qjam.code qjam.hosts qjam.errors qjam.report qjam.stats qjam.log "
     "qjam_worker.importing qjam_worker.ipc qjam_worker.values qjam_worker.wire qjam_worker.worker",
     "qjam.outcome": "qjam.launch qjam.engine qjam.dispatch qjam.code qjam.hosts qjam.errors qjam.log "
     "qjam_worker.values",
@@ -46,6 +51,7 @@ LAYERS = {
     "qjam_worker.__main__": "qjam_worker.node qjam_worker.ipc qjam_worker.wire",
     "qjam_worker.node": "qjam_worker.worker qjam_worker.ipc qjam_worker.values qjam_worker.wire",
     "qjam_worker.worker": "qjam_worker.task qjam_worker.importing qjam_worker.ipc qjam_worker.values",
+    "qjam_worker.adapters": "qjam_worker.ipc",
     "qjam_worker.task": "",
     "qjam_worker.importing": "",
     "qjam_worker.ipc": "qjam_worker.values",
@@ -73,6 +79,8 @@ USERS = {
     "msgpack": "qjam qjam_worker",
     "msgpack_numpy": "qjam_worker.values.numpy_payload",
     "numpy": "qjam qjam_worker qjam_bench",
+    "joblib": "qjam.joblib",
+    "threadpoolctl": "qjam_worker.adapters",
 }
 RIVALS = {"dask", "distributed", "ipyparallel", "joblib", "mpi4py", "ray"}
 # What the benchmarks are made of besides; two modules of qjam_bench.ends are found by its programs beside them.
@@ -175,6 +183,8 @@ def test_the_bundle_imports_without_qjam_and_does_not_load_it() -> None:
         ("qjam.master", "from .cli import run"),
         ("qjam.cli.run", "from qjam.engine.engine import Engine"),
         ("qjam.master", "import ray"),
+        ("qjam.executor", "import joblib"),
+        ("qjam.master", "from .executor import Executor"),
         ("qjam_bench.experiments.rounds", "import pandas"),
         ("qjam_bench.experiments.rounds", "from qjam.engine.engine import Engine"),
         ("qjam_bench.rivals.qjam", "from qjam.engine.engine import Engine"),
@@ -207,6 +217,7 @@ def test_a_wrong_arrow_is_found(tmp_path: Path, name: str, line: str) -> None:
         ("qjam.__main__", "import qjam\nfrom .cli import doctor, run"),
         ("qjam.cli.doctor", "import qjam\nfrom qjam.hosts import resolve\nimport numpy"),
         ("qjam.master", "from .engine.engine import Engine\nfrom .launch.supervisor import Supervisor"),
+        ("qjam.joblib", "import joblib\nfrom .executor import Executor"),
         ("qjam.dispatch.dispatcher", "from qjam_worker.values.reduction import Tree\nfrom .rounds import Job"),
         ("qjam_bench.experiments.rounds", "from qjam import Master\nfrom ..rivals import turns\nimport ray, zmq"),
         ("qjam_worker.node.node", "from ..wire import frames\nfrom ..values.codec import decode\nimport zmq"),
