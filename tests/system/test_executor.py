@@ -240,7 +240,7 @@ def test_ctrl_c_ends_the_program(tmp_path, where):
     program = start(
         tmp_path,
         f"""
-        import atexit, threading, time
+        import threading, time
         from qjam import Executor
 
         if __name__ == "__main__":
@@ -248,8 +248,13 @@ def test_ctrl_c_ends_the_program(tmp_path, where):
             futures = [executor.submit(time.sleep, 60) for _ in range(5)]
             while not futures[0].running():
                 time.sleep(0.01)
+            def tell():
+                while not executor._calls._waiting:
+                    time.sleep(0.01)
+                print("runs", flush=True)
+
             if {where == "at the end"}:
-                threading._register_atexit(print, "runs", flush=True)
+                threading.Thread(target=tell, daemon=True).start()
             else:
                 print("runs", flush=True)
                 futures[0].result()
