@@ -113,13 +113,15 @@ class Caller:
 
     def leave(self, future: CallFuture) -> None:
         """The future is cancelled."""
+        call, future._call = future._call, None  # noqa: SLF001
         self._outstanding.discard(future)
-        if future._call is not None:  # noqa: SLF001
-            self.center.cancel([future._call])  # noqa: SLF001
+        if call is not None:
+            self.center.cancel([call])
 
     def settled(self, future: CallFuture) -> None:
         """The future is done, and its callbacks have been called."""
         self._outstanding.discard(future)
+        future._call = None  # noqa: SLF001  which refers to the future: no circle shall keep its result
 
     def ended(self, future: CallFuture, one: Returned) -> None:
         """Set the future to what the call has come to."""
@@ -145,7 +147,7 @@ class Caller:
     def failed(self, future: CallFuture, failure: Failure) -> None:
         """The call cannot be done."""
         future.fail(exception_of(failure, None))
-        self._outstanding.discard(future)
+        self.settled(future)
 
     def _break(self, error: BaseException, future: CallFuture) -> None:
         self.broken = f"the initializer has raised in a worker: {error!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ class Center:
         self._numbers = itertools.count(1)
         self._arguments: OrderedDict[str, Argument] = OrderedDict()  # large parts by key, least recently used first
         self._lock = threading.Lock()
-        self._last: Call | None = None  # that was submitted
+        self._last: Callable[[], Call | None] = lambda: None  # the call that was submitted last, weakly
         self._submitted = 0.0  # when, in seconds
         self._streak = 0  # calls that were waited for as soon as they were submitted, in a row
         self._tidying = False  # whether the loop is going to look for parts that nobody needs
@@ -58,9 +59,10 @@ class Center:
         if self._posted:
             return
         self._posted = True
-        if self._last is not None and not self._last.over:
+        last = self._last()
+        if last is not None and not last.over:
             self._streak = 0
-        self._last, self._submitted = call, time.monotonic()
+        self._last, self._submitted = weakref.ref(call), time.monotonic()
         self._engine.submit_calls(self._take, awaited=self._streak >= STREAK)
 
     def packed(self, value: Any) -> tuple[bytes, list[Argument]]:
@@ -119,7 +121,7 @@ class Center:
 
     def wait(self, call: Call) -> None:
         """Run the loop in this thread, if no other one does, until the call has ended."""
-        at_once = call is self._last and time.monotonic() - self._submitted < AT_ONCE
+        at_once = call is self._last() and time.monotonic() - self._submitted < AT_ONCE
         self._streak = self._streak + 1 if at_once else 0
         waiting = _Waiting()
 

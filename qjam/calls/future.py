@@ -61,8 +61,9 @@ class CallFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """As for any Future. A caller that waits without a timeout runs the engine's loop meanwhile."""
-        if timeout is None and self._call is not None and not self.done():
-            self._caller.wait(self._call)
+        call = self._call
+        if timeout is None and call is not None and not self.done():
+            self._caller.wait(call)
         return super().result(timeout)
 
     def begin(self) -> None:

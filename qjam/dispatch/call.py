@@ -35,7 +35,19 @@ class Call:
     those that have the call.
     """
 
-    __slots__ = ("begun", "data", "deaths", "function", "future", "id", "large", "nodes", "over", "submitter")
+    __slots__ = (
+        "__weakref__",
+        "begun",
+        "data",
+        "deaths",
+        "function",
+        "future",
+        "id",
+        "large",
+        "nodes",
+        "over",
+        "submitter",
+    )
 
     def __init__(
         self, submitter: int, function: Function, data: bytes, future: Any = None, large: Sequence[Argument] = ()
