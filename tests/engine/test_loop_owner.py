@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import arraycode
 import usercode
 from qjam import Master
 from qjam.engine import loop_owner
@@ -163,19 +163,13 @@ def master() -> Iterator[Master]:
         yield master
 
 
-def wait_for_file(path: Any, part: Any) -> int:
-    while not os.path.exists(path):
-        time.sleep(0.001)
-    return 1
-
-
 def test_a_handler_that_raises_nothing_runs_in_the_middle_of_a_round(master: Master, tmp_path: Path) -> None:
     path = tmp_path / "now"
     before = signal.signal(signal.SIGALRM, lambda number, frame: path.touch())
     timer = threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGALRM])
     try:
         timer.start()
-        assert master.run(wait_for_file, str(path)) == 2  # which ends only when the handler has run
+        assert master.run(arraycode.wait_for_file, str(path)) == 2  # which ends only when the handler has run
     finally:
         timer.join()
         signal.signal(signal.SIGALRM, before)
@@ -186,7 +180,7 @@ def test_ctrl_c_ends_a_round_again_and_again(master: Master, tmp_path: Path) -> 
         timer = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            master.run(wait_for_file, str(tmp_path / "never"))
+            master.run(arraycode.wait_for_file, str(tmp_path / "never"))
         timer.join()
         assert master.run(usercode.forty_two) == 84
 
@@ -218,7 +212,7 @@ def test_a_caller_that_is_deep_in_calls_gets_its_result(master: Master) -> None:
 def test_a_short_round_does_not_wait_for_the_long_one_of_another_thread(master: Master, tmp_path: Path) -> None:
     path = tmp_path / "now"
     results: list[Any] = []
-    long = threading.Thread(target=lambda: results.append(master.run(wait_for_file, str(path), [0])))
+    long = threading.Thread(target=lambda: results.append(master.run(arraycode.wait_for_file, str(path), [0])))
     long.start()
     wait_until(lambda: master._engine._carrier.pending)
     assert master.run(usercode.add_up, 1, [1]) == 1
@@ -233,7 +227,7 @@ def test_many_threads_run_rounds_at_once(master: Master) -> None:
     def run(number: int) -> None:
         for turn in range(20):
             array = np.full(4000, number * 1000.0 + turn)
-            results[number] += [np.array_equal(master.run(usercode_twice, array), 4 * array)]
+            results[number] += [np.array_equal(master.run(arraycode.twice, array), 4 * array)]
 
     results: list[list[bool]] = [[] for _ in range(5)]
     threads = [threading.Thread(target=run, args=[number]) for number in range(5)]
@@ -244,25 +238,21 @@ def test_many_threads_run_rounds_at_once(master: Master) -> None:
     assert results == [[True] * 20] * 5
 
 
-def usercode_twice(params: Any, part: Any) -> Any:
-    return 2 * params
-
-
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_a_result_is_not_written_to_by_later_rounds(workers: int) -> None:
     with Master(workers) as master:
         arrays = [np.full(4000, float(number)) for number in range(8)]
-        kept = [master.run(usercode_twice, array) for array in arrays]
-        futures = [master.submit(usercode_twice, array) for array in arrays]
+        kept = [master.run(arraycode.twice, array) for array in arrays]
+        futures = [master.submit(arraycode.twice, array) for array in arrays]
         for array, result, future in zip(arrays, kept, futures, strict=True):
             assert np.array_equal(result, 2 * workers * array)
             assert np.array_equal(future.result(), 2 * workers * array)
             result[:] = 0  # it is the caller's own
-        assert np.array_equal(master.run(usercode_twice, arrays[3]), 2 * workers * arrays[3])
+        assert np.array_equal(master.run(arraycode.twice, arrays[3]), 2 * workers * arrays[3])
 
 
 def test_how_the_caller_has_numpy_treat_errors_is_its_own_affair(master: Master) -> None:
     with np.errstate(all="raise"):
-        assert np.isinf(master.run(usercode_twice, np.full(2000, 6e307))).all()
+        assert np.isinf(master.run(arraycode.twice, np.full(2000, 6e307))).all()
         with pytest.raises(FloatingPointError):
             np.full(3, 1e308) * 10

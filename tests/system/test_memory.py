@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gates
+import arraycode
 import gather
 import pyzmq_garbage  # noqa: F401
 import qjam_worker.ipc.files
@@ -45,20 +45,13 @@ def used(folders: set[Path]) -> int:
     return total + sum(file.stat().st_blocks * 512 for folder in folders for file in folder.iterdir())
 
 
-def touch_and_wait(params, part):
-    """Reads all of the params and stays with them until the test has looked."""
-    array, here, go_on = params
-    total = float(array.sum())
-    gates.announce(here, total)
-    gates.wait_at(go_on)
-    return total
-
-
 def memory_in_round(master, array, gates):
     """What is used while all workers are in user code with the params."""
     here, go_on = gates
     results = []
-    run = threading.Thread(target=lambda: results.append(master.run(touch_and_wait, (array, here.path, go_on.path))))
+    run = threading.Thread(
+        target=lambda: results.append(master.run(arraycode.touch_and_wait, (array, here.path, go_on.path)))
+    )
     run.start()
     workers = len(master.workers)
     for _ in range(workers):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+import arraycode
 from qjam import Master, TaskError
 
 SIZES = [40_000, 400_000]  # float64: in small pages, and in large ones
@@ -29,47 +28,17 @@ def files(master: Master) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in found if path.name.startswith(("params", "result"))}
 
 
-def first(params: Any, part: Any) -> float:
-    return float(params[0])
-
-
-def double(params: Any, part: Any) -> Any:
-    return params * 2
-
-
-def keep(params: Any, part: Any) -> float:
-    import builtins
-
-    kept = builtins.__dict__.setdefault("kept_params", [])
-    kept.append(params[1:])
-    return float(sum(array[0] == array[-1] == number for number, array in enumerate(kept)))
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_params_that_user_code_keeps_stay_as_they_were(master: Master, size: int) -> None:
     for number in range(6):
-        assert master.run(keep, np.full(size, float(number))) == 2 * (number + 1)
-
-
-def fork(params: Any, part: Any) -> float:
-    name, values = params
-    if os.fork() == 0:
-        try:
-            deadline = time.monotonic() + 30
-            while not os.path.exists(f"{name}.go") and time.monotonic() < deadline:
-                time.sleep(0.001)
-            Path(f"{name}.tmp{os.getpid()}").write_text(str(values[0]))
-            os.rename(f"{name}.tmp{os.getpid()}", f"{name}.{os.getpid()}")
-        finally:
-            os._exit(0)
-    return 1.0
+        assert master.run(arraycode.keep, np.full(size, float(number))) == 2 * (number + 1)
 
 
 def test_params_that_a_child_of_user_code_reads_stay_as_they_were(master: Master, tmp_path: Path) -> None:
     name = str(tmp_path / "seen")
-    assert master.run(fork, (name, np.full(SIZES[1], 7.0))) == 2
+    assert master.run(arraycode.fork, (name, np.full(SIZES[1], 7.0))) == 2
     for number in range(3):
-        assert master.run(first, np.full(SIZES[1], float(number))) == 2 * number
+        assert master.run(arraycode.first, np.full(SIZES[1], float(number))) == 2 * number
     Path(f"{name}.go").touch()
     deadline = time.monotonic() + 30
     while len(seen := [path for path in tmp_path.glob("seen.*") if path.suffix[1:].isdigit()]) < 2:
@@ -82,11 +51,11 @@ def test_params_that_a_child_of_user_code_reads_stay_as_they_were(master: Master
 def test_the_file_of_params_is_used_again(master: Master, size: int) -> None:
     seen = []
     for number in range(4):
-        assert master.run(first, np.full(size, float(number))) == 2 * number
+        assert master.run(arraycode.first, np.full(size, float(number))) == 2 * number
         seen.append(files(master))
     assert len(seen[0]) == 1
     assert seen == [seen[0]] * 4
-    assert master.run(first, np.full(size + 100, 3.0)) == 6
+    assert master.run(arraycode.first, np.full(size + 100, 3.0)) == 6
     assert files(master) != seen[0]
     assert len(files(master)) == 1
 
@@ -96,25 +65,19 @@ def test_results_are_right_in_files_that_are_used_again(master: Master, size: in
     kept = []
     for number in range(8):
         params = np.full(size + 10 * (number // 4), float(number))
-        kept.append((4 * params, master.run(double, params)))
+        kept.append((4 * params, master.run(arraycode.twice, params)))
     for expected, result in kept:
         assert np.array_equal(result, expected)
     assert len(files(master)) <= 3  # of two workers, and the params
 
 
-def sometimes(params: Any, part: Any) -> Any:
-    if part is not None and part[0] == params[0]:
-        raise ValueError("not this one")
-    return params + part[0]
-
-
 def test_files_that_were_not_used_again_go(master: Master) -> None:
     for number in range(5):
         with pytest.raises(TaskError, match="not this one"):
-            master.run(sometimes, np.full(SIZES[0], 2.0), [0, 1, 2, 3])
-        result = master.run(sometimes, np.full(SIZES[0], 7.0 + number), [0, 1, 2, 3])
+            master.run(arraycode.sometimes, np.full(SIZES[0], 2.0), [0, 1, 2, 3])
+        result = master.run(arraycode.sometimes, np.full(SIZES[0], 7.0 + number), [0, 1, 2, 3])
         assert np.array_equal(result, np.full(SIZES[0], 2 * (7.0 + number) + 2))
-        assert master.run(first, np.full(3, 1.0)) == 2
+        assert master.run(arraycode.first, np.full(3, 1.0)) == 2
     assert len(files(master)) <= 3
-    assert master.run(first, np.full(3, 1.0)) == 2
+    assert master.run(arraycode.first, np.full(3, 1.0)) == 2
     assert not [name for name in files(master) if name.startswith("result")]
