@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import qjam
-from qjam_worker.ipc.mailbox import ONE, counter
+from qjam_worker.ipc.mailbox import ALONE, ONE, counter
 from qjam_worker.node.pool import Pool
 
 
@@ -30,7 +30,7 @@ class WakeOnly:
 def test_one_worker_is_woken_by_its_pipe_and_several_by_the_broadcast(
     assigned: int, workers: int, by_broadcast: bool
 ) -> None:
-    handles = [SimpleNamespace(channel=WakeOnly()) for _ in range(workers)]
+    handles = [SimpleNamespace(channel=WakeOnly(), seq=int(k < assigned), status=[-1] * 7) for k in range(workers)]
     broadcast = counter()
     pool: Any = SimpleNamespace(workers=handles, _assigned=handles[:assigned], _broadcast=broadcast)
     try:
@@ -44,6 +44,7 @@ def test_one_worker_is_woken_by_its_pipe_and_several_by_the_broadcast(
         workers - assigned
     )
     assert pool._assigned == []
+    assert [handle.status[ALONE] for handle in handles[:assigned]] == [int(assigned == 1)] * assigned
 
 
 def _naps(worker: qjam.RemoteWorker) -> int:

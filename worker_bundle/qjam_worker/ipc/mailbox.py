@@ -15,6 +15,8 @@ TASK       node, after the      the number of the task in the mailbox;  worker, 
            message              it grows with each task
 DONE       worker, after the    the number of the task whose answer     node, when a worker has woken it or has ended
            answer               is in the mailbox
+ALONE      node, before it      whether no other worker has a task      worker, after it: it may then wait awake for
+           wakes the worker                                             the next one
 
 The side that reads a number finds the message complete that was written before it. When a process has ended, the node
 sets all words but SLICE to 0.
@@ -29,7 +31,11 @@ from typing import Any
 
 import msgpack
 
-RUNNING, SLICE, CANCELLED, TASK, SENT, DONE = range(6)
+RUNNING, SLICE, CANCELLED, TASK, SENT, DONE, ALONE = range(7)
+# Seconds for which a worker that has nothing to do stays awake, where it was not left without work for as long before.
+# To fall asleep and to be woken takes longer than a small task. With several at a time they would take the cores from
+# each other.
+AWAKE = 0.0005
 _MESSAGES = 8  # from here on three words for each message: version, size, unused
 _WORDS = 128  # bytes
 TEXT = 8192  # bytes of the longest message; a longer one goes through a pipe

@@ -12,7 +12,19 @@ from typing import Any, Optional, Protocol
 
 from qjam_worker.ipc import at_fork
 from qjam_worker.ipc.files import Files, Mapped
-from qjam_worker.ipc.mailbox import CANCELLED, MAILBOX, ONE, RUNNING, SENT, SLICE, TASK, Mailbox, counter, mailbox_name
+from qjam_worker.ipc.mailbox import (
+    ALONE,
+    CANCELLED,
+    MAILBOX,
+    ONE,
+    RUNNING,
+    SENT,
+    SLICE,
+    TASK,
+    Mailbox,
+    counter,
+    mailbox_name,
+)
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT, SLOTS
 from qjam_worker.worker.fork_server import EXITED, FORKED
@@ -20,6 +32,7 @@ from qjam_worker.worker.fork_server import EXITED, FORKED
 from .fork_server_client import ForkServer, send_signal
 from .options import NodeOptions
 from .output_pump import OutputPump
+from .process_status import how_it_ended, is_stopped
 from .results import Slot
 from .worker_handle import WorkerHandle
 
@@ -292,6 +305,11 @@ class Pool:
         16 workers by 16 pipes took 0.13 of the 0.52 ms of a round (31 KB each way).
         """
         assigned, self._assigned = self._assigned, []
+        if len(assigned) == 1:
+            assigned[0].status[ALONE] = sum(worker.seq != 0 for worker in self.workers) == 1
+        else:
+            for worker in assigned:
+                worker.status[ALONE] = 0
         if len(assigned) > 1:
             os.write(self._broadcast, ONE)
         elif assigned and assigned[0].channel is not None:  # else it has ended meanwhile
@@ -366,7 +384,7 @@ class Pool:
     def _look_for_stopped(self, now: float) -> None:
         """Nobody waits for ever for a worker that somebody has stopped: its task goes to another process."""
         busy = [worker.pid for worker in self.workers if worker.seq and worker.pid is not None]
-        stopped = {pid for pid in busy if _is_stopped(pid)}
+        stopped = {pid for pid in busy if is_stopped(pid)}
         for pid in stopped & self._stopped:
             send_signal(pid, signal.SIGKILL)
         self._stopped = stopped
@@ -419,22 +437,3 @@ class Pool:
                 return
             if news.what == EXITED:
                 pids.discard(news.pid)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2].startswith(b"T")
-    except OSError:
-        return False
-
-
-def how_it_ended(status: int) -> str:
-    """A wait status in words."""
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exited with status {code}"
-    try:
-        return f"was killed by signal {-code} ({signal.Signals(-code).name})"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -13,6 +13,7 @@ import msgpack
 from qjam_worker.ipc.arenas import MappedArenas
 from qjam_worker.ipc.call_pipe import CallSource, Record
 from qjam_worker.ipc.files import Files, map_file
+from qjam_worker.ipc.mailbox import AWAKE
 from qjam_worker.ipc.returns import CALL, IDLE, MAX_RECORD, RETURNS, STOP, YIELD, Ring, returns_name
 from qjam_worker.ipc.slots import result_prefix
 from qjam_worker.values import arguments, definitions
@@ -21,12 +22,11 @@ from qjam_worker.values.functions import names_of, sharing_globals
 from qjam_worker.values.outcomes import AGAIN, BROKEN, IN_FILE, RAISED, STOPPED, VALUE
 
 from .exceptions import describe
+from .forks import end_as_a_fork
 from .streams import flush_streams, out_of_the_way
 
 # Seconds after which the node hears of what has been done meanwhile.
 FLUSH = 0.002
-# Seconds for which a worker stays awake where the queue is empty.
-AWAKE = 0.0005
 # Seconds between two looks for room in a ring that the node has not read yet.
 PAUSE = 0.0002
 # Large parts of arguments that stay mapped.
@@ -188,7 +188,7 @@ class Calls:
         except BaseException as error:  # noqa: BLE001  whatever user code raises is the answer
             process.interruptible = False
             if os.getpid() != process.pid:
-                os._exit(1)
+                end_as_a_fork(error)
             process.relax_memory()
             if words[STOP] == record.call:
                 return STOPPED, b""

@@ -17,7 +17,19 @@ from qjam_worker import importing
 from qjam_worker.ipc import shortage
 from qjam_worker.ipc.file_slices import FileSlice
 from qjam_worker.ipc.files import Files, map_file
-from qjam_worker.ipc.mailbox import CANCELLED, DONE, MAILBOX, RUNNING, SENT, SLICE, TASK, Mailbox, mailbox_name
+from qjam_worker.ipc.mailbox import (
+    ALONE,
+    AWAKE,
+    CANCELLED,
+    DONE,
+    MAILBOX,
+    RUNNING,
+    SENT,
+    SLICE,
+    TASK,
+    Mailbox,
+    mailbox_name,
+)
 from qjam_worker.ipc.pipes import Channel
 from qjam_worker.ipc.slots import SLOT
 from qjam_worker.task import Task, set_current
@@ -29,7 +41,8 @@ from .calls import Calls
 from .code_loader import CodeLoader, Job
 from .detach import detached, encoded
 from .doorbell import Doorbell
-from .exceptions import describe, print_exception
+from .exceptions import describe
+from .forks import end_as_a_fork, has_children
 from .memory_limit import MemoryLimit
 from .process_state import ProcessState, bare_signal
 from .public_face import PublicFace
@@ -98,6 +111,7 @@ class Worker:
         self.doorbell = doorbell
         self.heard = 0  # messages that were read from the pipe
         self.seq = 0  # of the task that was done last
+        self.ended = self.awake_until = 0.0  # when it was done; until when to wait awake for the next one
         self.slots: dict[str, memoryview] = {}  # of params
         self.results = ResultWriter(files, index, self._give_up)
         self.slices = SliceCache(self._map_file, self._give_up)
@@ -129,13 +143,20 @@ class Worker:
             while True:
                 seq = words[TASK]
                 if seq <= self.seq:  # it is lower where the last task came through the pipe
-                    if self.doorbell.wait():
+                    if self.awake_until and time.monotonic() < self.awake_until:
+                        os.sched_yield()
+                    elif self.doorbell.wait():
                         self._hear()
                     continue
+                began = time.monotonic()
                 while self.heard < words[SENT]:
                     self._hear()
                 self.seq = seq
                 self._do(task.read())
+                ended, self.awake_until = time.monotonic(), 0.0
+                if words[ALONE] and began - self.ended < AWAKE:
+                    self.awake_until = ended + AWAKE
+                self.ended = ended
         except EOFError:
             return 0
 
@@ -204,7 +225,7 @@ class Worker:
             self.interruptible = False
             set_current(None)
             if os.getpid() != self.pid:
-                _end_as_a_fork(error)
+                end_as_a_fork(error)
             self.memory.relax()
             if status[CANCELLED] == seq or not fit:
                 answer = {"op": "cancelled"}
@@ -272,7 +293,7 @@ class Worker:
         params; their file is then not used again.
         """
         if self.large_params is not None:
-            if self.large_params() is not None or _has_children():
+            if self.large_params() is not None or has_children():
                 answer["keeps"] = True
             self.large_params = None
         if answer["op"] in _SHORT and "leaving" not in answer and self.mailbox.answer.write(answer):
@@ -415,26 +436,9 @@ class Worker:
             pass  # no more threads
 
 
-def _has_children() -> bool:
-    """Whether user code has forked, as far as the system tells: a child process has maps too."""
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            return bool(file.read(1))
-    except OSError:
-        return False
-
-
 _this_module = sys.modules[__name__]
 
 
 def _sound() -> bool:
     """Whether python itself is fit for another task."""
     return sys.modules.get(__name__) is _this_module and sys.getrecursionlimit() >= MIN_CALLS
-
-
-def _end_as_a_fork(error: BaseException) -> NoReturn:
-    """End a child process of user code that has not caught this, as python ends."""
-    try:
-        print_exception(error)
-    finally:
-        os._exit(1)
