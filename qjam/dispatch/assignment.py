@@ -15,12 +15,15 @@ from .rounds import Round
 
 
 def shares(round_: Round, roster: Roster) -> dict[str, Share]:
-    """The queued slices of each node. A node keeps the slices whose data it has, unless nodes have joined. The plan is
-    made once and serves all rounds until the nodes change.
-    """
+    """The queued slices of each node."""
     data, queued = round_.data, round_.queued
-    if len(queued) < data.nslices:
-        return _places(data, sorted(queued), roster)
+    return plan(data, roster) if len(queued) == data.nslices else _places(data, sorted(queued), roster)
+
+
+def plan(data: Data, roster: Roster) -> dict[str, Share]:
+    """The slices that each node gets of a new round: those whose data it has, unless nodes have joined. It is made once
+    and serves all rounds until the nodes change.
+    """
     if data.planned_for != roster.version:
         if data.refs and data.placed_for != roster.membership:
             members = {node.name: node.workers for node in roster.present.values()}

@@ -14,13 +14,14 @@ from qjam.data.leases import Lease
 from qjam_worker.values.codec import Encoded
 from qjam_worker.wire.frames import Kind
 
-from .assignment import announce_data, announce_job, forget, release, shares, task
+from .assignment import announce_data, announce_job, shares, task
 from .call import Call
 from .calls import Calls
 from .commands import Command, Done, Fail, Failure, Lost, Note, Send
 from .data import Data, Share, share
 from .holdings import Holdings
-from .jobs import Jobs
+from .jobs import Job, Jobs
+from .line import Line
 from .liveness import Liveness
 from .nodes import NodeRecord, Roster
 from .rounds import Round, RoundSpec, note_attempts
@@ -32,10 +33,6 @@ from .validation import check_given, check_roots, check_slices, check_worker
 
 # A slice that has killed this many worker processes is at fault itself.
 POISON = 3
-# The number of jobs that the master and its nodes remember.
-JOBS_KEPT = 64
-# The bytes of code of these that nodes keep.
-CODE_KEPT = 64 * 1024 * 1024
 
 
 class Dispatch:
@@ -48,13 +45,15 @@ class Dispatch:
     """
 
     def __init__(self, *, speculation: bool = True) -> None:
-        self.rounds: dict[int, Round] = {}
+        self.rounds: dict[int, Round] = {}  # that have begun
         self.resent = 0
         self.speculation = speculation
         self._now = 0.0
         self._roster = Roster()
         self._jobs = Jobs()
         self._holdings = Holdings()
+        self._line = Line(self._roster, self._jobs, self._holdings)
+        self._beginning = False
         self._deadlines: Timers[int] = Timers()  # of rounds
         self.calls = Calls(self._roster, lambda: self._now)
         self._liveness = Liveness(self._roster, self.calls)
@@ -64,7 +63,7 @@ class Dispatch:
 
     def __repr__(self) -> str:
         nodes = ", ".join(f"{node.name} {node.state.value}" for node in self.nodes.values())
-        return f"<Dispatch: {nodes}; {len(self.rounds)} rounds>"
+        return f"<Dispatch: {nodes}; {len(self.rounds)} rounds and {len(self._line)} that wait>"
 
     @property
     def nodes(self) -> dict[str, NodeRecord]:
@@ -149,7 +148,7 @@ class Dispatch:
         """
         waiting = [round_ for round_ in self.rounds.values() if round_.queued]
         commands = [command for round_ in waiting for command in self._send_queued(round_)]
-        return commands + self.calls.give_out()
+        return [*commands, *self._begin_next(), *self.calls.give_out()]
 
     def add_successor(self, lost: str, name: str) -> None:
         """Expect another node of the host of a lost one, in its place."""
@@ -215,17 +214,27 @@ class Dispatch:
     def on_submit(self, number: int, spec: RoundSpec, deadline: float | None, now: float) -> list[Command]:
         """A new round."""
         self._now = now
-        holdings, lease = self._holdings, spec.lease
-        job = self._jobs.begin(spec.job)
-        data = holdings.once(spec.nslices) if lease is None else holdings.begin(lease, spec.file)
-        round_ = self.rounds[number] = Round(number, job, data, now, self._roster.owe)
+        self._line.add(number, spec)
         if deadline is not None:
             self._deadlines.set(number, deadline)
-        self._liveness.begin(now)
-        forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)
+        return self._begin_next()
+
+    def _begin_next(self) -> list[Command]:
+        """Begin the rounds whose turn it is."""
+        commands: list[Command] = []
+        if not self._beginning:  # else one that could not begin has ended, and others follow it
+            self._beginning = True
+            while (waiting := self._line.next()) is not None:
+                commands += self._begin(*waiting)
+            self._beginning = False
+        return commands
+
+    def _begin(self, number: int, job: Job, data: Data) -> list[Command]:
+        round_ = self.rounds[number] = Round(number, job, data, self._now, self._roster.owe)
+        self._liveness.begin(self._now)
         commands = self._send_queued(round_)
         if data.refs:
-            self._stealer.wake(self._roster.idle(data.nslices), now, round_.typical_slice_seconds / 2)
+            self._stealer.wake(self._roster.idle(data.nslices), self._now, round_.typical_slice_seconds / 2)
         return commands
 
     def on_result(self, name: str, header: dict[str, Any], buffers: list[Any]) -> list[Command]:
@@ -296,15 +305,20 @@ class Dispatch:
 
     def on_cancel(self, number: int, failure: Failure) -> list[Command]:
         """The caller no longer waits."""
-        round_ = self.rounds.get(number)
-        return [] if round_ is None else self._fail(round_, failure)
+        round_, waiting = self.rounds.get(number), self._line.drop(number)
+        if waiting is None:
+            return [] if round_ is None else self._fail(round_, failure)
+        self._deadlines.drop(number)
+        ended = self._line.end(waiting.job, waiting.data, self._now)
+        return [Fail(number, failure), *ended, *self._begin_next()]
 
     def on_timer(self, now: float) -> list[Command]:
         """End the rounds whose time is up, look for silent nodes, and find work for idle ones."""
         self._now = now
         commands: list[Command] = []
         for number in self._deadlines.due(now):
-            commands += self._fail(self.rounds[number], Failure("timeout", self.rounds[number].progress))
+            progress = self.rounds[number].progress if number in self.rounds else "it has not begun"
+            commands += self.on_cancel(number, Failure("timeout", progress))
         if self._liveness.at is not None and self._liveness.at <= now:
             found = self._liveness.sweep(now, bool(self.rounds or self.calls.calls))
             commands += found.commands
@@ -316,7 +330,7 @@ class Dispatch:
                 commands += self.on_node_lost(name, why)
         for name, since in self._stealer.due(now):
             commands += self._find_work(name, since)
-        return commands + self._release(self._holdings.due(now))
+        return [*commands, *self._line.release(self._holdings.due(now)), *self._begin_next()]
 
     # Calls
 
@@ -331,14 +345,7 @@ class Dispatch:
     def on_let_go(self, lease: Lease, at_once: bool, now: float) -> list[Command]:
         """The program holds this data no longer. `at_once`: nodes are not to keep it in case that it comes again."""
         self._now = now
-        return self._release(self._holdings.let_go(lease, at_once, now))
-
-    def _release(self, dropped: list[Data]) -> list[Command]:
-        commands: list[Command] = []
-        for data in dropped:
-            self._jobs.forget_times(data.number)
-            commands += release(data, self._roster)
-        return commands
+        return self._line.release(self._holdings.let_go(lease, at_once, now))
 
     # Second attempts
 
@@ -356,13 +363,8 @@ class Dispatch:
         round_ = found.round
         if isinstance(found, Take):
             return self._send_task(self.nodes[name], round_, share(found.indices))
-        header = {
-            "round": round_.number,
-            "count": found.slices,
-            "seconds": round_.typical_slice_seconds,
-            "for": name,
-        }
-        return [Send(found.node, Kind.SHARE, header)]
+        header = {"round": round_.number, "count": found.slices, "for": name}
+        return [Send(found.node, Kind.SHARE, {**header, "seconds": round_.typical_slice_seconds})]
 
     def on_shared(self, name: str, header: dict[str, Any]) -> list[Command]:
         """A node answers SHARE: the slices that it shares with the idle node."""
@@ -419,6 +421,7 @@ class Dispatch:
             node.heard, node.pinged = self._now, False
             self._stealer.drop(name)
         known = name in round_.debts
+        node.rounds += not known
         round_.give(name, its)
         self._stealer.touch(round_, name)
         told = [*announce_job(node, round_.job), *announce_data(node, round_.data, its)]
@@ -432,13 +435,13 @@ class Dispatch:
         del self.rounds[round_.number]
         self._deadlines.drop(round_.number)
         self._stealer.end(round_)
-        self._jobs.end(round_.job)
         round_.end()
         commands: list[Command] = []
         for name in round_.debts:
+            self.nodes[name].rounds -= 1
             if name != has_ended:
                 commands.append(Send(name, Kind.CANCEL, {"round": round_.number}))
             commands += self.refs.end(round_, name)
         if self.rounds:
             self._stealer.wake(round_.debts, self._now)
-        return commands + self._release(self._holdings.end(round_.data, self._now))
+        return [*commands, *self._line.end(round_.job, round_.data, self._now), *self._begin_next()]

@@ -24,6 +24,7 @@ class NodeRecord:
     pids: list[int] = field(default_factory=list)
     jobs: dict[int, Job] = field(default_factory=dict)  # that it knows, by number
     forget: list[int] = field(default_factory=list)  # jobs that the next JOB or DATA tells it to forget
+    rounds: int = 0  # that it has a part in
     heard: float = 0.0  # when it last sent a message, or got work after it had none
     pinged: bool = False  # whether it was pinged since
     down: int = 0  # workers that have ended and are not replaced yet

@@ -273,7 +273,7 @@ class Engine:
 
         def goodbye() -> None:
             self._carrier.leaving = True
-            for number in list(self._carrier.pending):
+            for number in reversed(list(self._carrier.pending)):  # those that have not begun first
                 self._carrier.act(self._dispatch.on_cancel(number, CLOSED))
             for record in self._dispatch.nodes.values():
                 if record.state in (NodeState.STARTING, NodeState.LOST):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from qjam.data.leases import Lease
-from qjam.dispatch import dispatcher, transfers
+from qjam.dispatch import line, transfers
 from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import POISON, Dispatch
 from qjam.dispatch.jobs import JobSpec
@@ -215,7 +215,7 @@ def test_the_repr_tells_the_states() -> None:
     to = cluster(1, 1)
     lose(to, "b", "gone")
     submit(to, 1, spec(1))
-    assert repr(to) == "<Dispatch: a ready, b lost; 1 rounds>"
+    assert repr(to) == "<Dispatch: a ready, b lost; 1 rounds and 0 that wait>"
 
 
 def test_a_node_is_lost_once() -> None:
@@ -904,25 +904,25 @@ def run_once(to: Dispatch, number: int, key: str) -> list[Command]:
 def test_every_node_is_told_to_forget_old_jobs(nodes: int) -> None:
     to = cluster(*[1] * nodes)
     known: dict[str, set[int]] = {name: set() for name in to.nodes}
-    for number in range(1, dispatcher.JOBS_KEPT + 11):
+    for number in range(1, line.JOBS_KEPT + 11):
         for send in sends(run_once(to, number, f"job{number}"), Kind.JOB):
             known[send.node].add(send.header["job"])
             known[send.node].difference_update(send.header["forget"])
-    assert {name: len(jobs) <= dispatcher.JOBS_KEPT + 1 for name, jobs in known.items()} == dict.fromkeys(known, True)
+    assert {name: len(jobs) <= line.JOBS_KEPT + 1 for name, jobs in known.items()} == dict.fromkeys(known, True)
 
 
 def test_a_job_that_was_forgotten_is_told_anew() -> None:
     to = cluster(1)
-    for number in range(1, dispatcher.JOBS_KEPT + 3):
+    for number in range(1, line.JOBS_KEPT + 3):
         run_once(to, number, f"job{number}")
     (job,) = sends(submit(to, 1000, spec(1, "job1")), Kind.JOB)
-    assert job.header["job"] == dispatcher.JOBS_KEPT + 3
+    assert job.header["job"] == line.JOBS_KEPT + 3
 
 
 def test_a_job_in_use_is_not_forgotten() -> None:
     to = cluster(1)
     submit(to, 1, spec(1, "in use"))
-    for number in range(2, dispatcher.JOBS_KEPT + 12):
+    for number in range(2, line.JOBS_KEPT + 12):
         run_once(to, number, f"job{number}")
     (task,) = submit(to, 1000, spec(1, "in use"))
     assert isinstance(task, Send)
@@ -932,7 +932,7 @@ def test_a_job_in_use_is_not_forgotten() -> None:
 def test_a_job_used_lately_is_kept_and_an_older_one_forgotten() -> None:
     to = cluster(1)
     run_once(to, 1, "kept")
-    for number in range(2, dispatcher.JOBS_KEPT + 12):
+    for number in range(2, line.JOBS_KEPT + 12):
         run_once(to, number, f"job{number}")
         submit(to, 10_000 + number, spec(1, "kept"))
         assert ends(result(to, "a", 10_000 + number, (0, 1)))

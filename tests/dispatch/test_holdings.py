@@ -8,9 +8,10 @@ from qjam.data.file_slices import InFile
 from qjam.data.leases import Lease
 from qjam.dispatch.commands import Send
 from qjam.dispatch.data import Data
-from qjam.dispatch.dispatcher import CODE_KEPT, Dispatch
+from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.holdings import GRACE, MOST, MOST_BYTES, Holdings
 from qjam.dispatch.jobs import Jobs, JobSpec
+from qjam.dispatch.line import CODE_KEPT
 from qjam.dispatch.rounds import RoundSpec
 from qjam_worker.wire.frames import Kind
 

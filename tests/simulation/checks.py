@@ -48,6 +48,7 @@ def check_master(master: Master) -> None:
     )
     _check_laden(dispatch)
     hold(dispatch._liveness.at is not None or not dispatch.rounds, "nobody looks at silence")
+    _check_line(dispatch)
     watch = master.cluster.watch
     watch.check_suspicions()
     kept = master.cluster.plan.jobs_kept + watch.rounds + 1
@@ -59,6 +60,18 @@ def check_master(master: Master) -> None:
             hold(not node.jobs and not node.transfers, "something is kept for a lost node", node)
     if master.cluster.strict:
         watch.look_into_depth()
+
+
+def _check_line(dispatch: Dispatch) -> None:
+    """Who waits has nodes without room, or none at all yet; what nodes have is counted."""
+    waiting = dispatch._line._waiting
+    hold(waiting.keys().isdisjoint(dispatch.rounds), "rounds wait that have begun", list(waiting))
+    hold(list(waiting) == sorted(waiting), "rounds overtake each other", list(waiting))
+    hold(not waiting or not dispatch._line._fits(next(iter(waiting.values())).data), "a round waits that could begin")
+    at = Counter(name for round_ in dispatch.rounds.values() for name in round_.debts)
+    for name, node in dispatch.nodes.items():
+        if node.state in PRESENT:
+            hold(node.rounds == at[name], f"{name} has {at[name]} rounds, it is known to have", node.rounds)
 
 
 def _check_roster(dispatch: Dispatch) -> None:
@@ -252,6 +265,7 @@ def check_rest(cluster: Cluster) -> None:
     for run in cluster.runs.values():
         hold(run.end is not None, f"round {run.number} has not ended")
     hold(not dispatch.rounds, "rounds are left:", list(dispatch.rounds))
+    hold(not len(dispatch._line), "rounds have not begun:", dispatch._line._waiting)
     hold(dispatch.next_deadline() is None, "dispatch goes on looking for work:", dispatch._stealer.searches)
     for name, record in dispatch.nodes.items():
         hold(not record.transfers, f"{name} still waits for", record.transfers)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import qjam.dispatch.dispatcher
 from qjam.data.leases import Lease
+from qjam.dispatch import line
 from qjam.dispatch.commands import Done, Fail, Failure
 from qjam.dispatch.jobs import JobSpec
 from qjam.dispatch.rounds import RoundSpec
@@ -460,10 +460,10 @@ class Cluster(World):
 @contextmanager
 def _constants(cluster: Cluster) -> Iterator[None]:
     """What is of the host in reality: unlink, and how large is large."""
-    before = results.remove, results.SLOT, qjam.dispatch.dispatcher.JOBS_KEPT
-    results.remove, results.SLOT = cluster.remove, SMALL
-    qjam.dispatch.dispatcher.JOBS_KEPT = cluster.plan.jobs_kept
+    before = results.remove, results.SLOT, line.JOBS_KEPT, line.EACH, line.LEAST
+    results.remove, results.SLOT, line.EACH = cluster.remove, SMALL, 0
+    line.JOBS_KEPT, line.LEAST = cluster.plan.jobs_kept, cluster.plan.window
     try:
         yield
     finally:
-        results.remove, results.SLOT, qjam.dispatch.dispatcher.JOBS_KEPT = before
+        results.remove, results.SLOT, line.JOBS_KEPT, line.EACH, line.LEAST = before

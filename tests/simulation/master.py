@@ -212,7 +212,7 @@ class Master(Process):
 
     def say_goodbye(self) -> None:
         self.leaving = True
-        for number in list(self.dispatch.rounds):
+        for number in [*self.dispatch._line._waiting, *self.dispatch.rounds]:
             self.act(self.dispatch.on_cancel(number, Failure("closed", "closed")))
         self.act(self.dispatch.on_close())
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DISPATCH, BOOKS, NODES = "qjam.dispatch.dispatcher", "qjam.dispatch.rounds", "qjam.dispatch.nodes"
 ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stealing", "qjam.dispatch.liveness"
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
-WANTS = "qjam_worker.node.wants"
+WANTS, LINE = "qjam_worker.node.wants", "qjam.dispatch.line"
 HOLDINGS, JOBS, SERVING = "qjam.dispatch.holdings", "qjam.dispatch.jobs", "qjam.dispatch.serving"
 REDUCTION, TRANSFERS = "qjam_worker.values.reduction", "qjam.dispatch.transfers"
 # Seeds that are tried before a mutation is given up as not caught.
@@ -185,7 +185,7 @@ MUTATIONS = [
              "        self.wants.leave(round_.number)\n", ""),
     Mutation("node: does not ask again for what is gone", SCHEDULER,
              "        return [command for number in first for command in self._get(number, [ref])]\n",
-             "        return []\n"),
+             "        return []\n", "refs"),
     Mutation("node: forgets who else waits for what one does not need any more", WANTS,
              "            if not self._who[ref]:\n                del self._who[ref]\n",
              "            del self._who[ref]\n"),
@@ -264,8 +264,8 @@ MUTATIONS = [
     Mutation("found: a module for which there was no room is waited for for ever", SCHEDULER,
              "for number in self.wants.gone(ref) if", "for number in self.wants._who.get(ref, ()) if", "refs"),
     Mutation("found: nodes without a part in a round never look for slices of it", DISPATCH,
-             "            self._stealer.wake(self._roster.idle(data.nslices), now, round_.typical_slice_seconds / 2)\n",
-             "            pass\n"),
+             "            self._stealer.wake(self._roster.idle(data.nslices), self._now,",
+             "            (self._roster.idle(data.nslices), self._now,"),
     Mutation("found: what waits behind another round is not shared", STEALING,
              "late or name in self._roster.overloaded", "late or len(round_.debts[name]) > node.workers"),
     Mutation("found: a node that has asked in vain asks nobody else", DISPATCH,
@@ -285,11 +285,26 @@ MUTATIONS = [
              "[*commands, *self._finish(round_)]\n\n    def on_arrived"),
     Mutation("found: a transfer goes on behind what the node had no room for", TRANSFERS,
              "        self.offset = min(self.offset, part.offset)\n", "        pass\n", "refs"),
-    Mutation("found: jobs are kept as long as no node is ready", DISPATCH,
-             "        forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)\n"
-             "        commands = self._send_queued(round_)\n",
-             "        commands = self._send_queued(round_)\n        if self.ready:\n"
+    Mutation("found: jobs are kept as long as no node is ready", LINE,
+             "        forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)\n",
+             "        if self._roster.ready:\n"
              "            forget(self._jobs.forget(JOBS_KEPT, CODE_KEPT), self._roster)\n"),
+    Mutation("begins no round but when one is submitted", DISPATCH,
+             "self._line.end(round_.job, round_.data, self._now), *self._begin_next()]",
+             "self._line.end(round_.job, round_.data, self._now)]"),
+    Mutation("begins no round when a node has come", DISPATCH,
+             "return [*commands, *self._begin_next(), *self.calls.give_out()]",
+             "return [*commands, *self.calls.give_out()]"),
+    Mutation("begins no round when a node has gone silent", DISPATCH,
+             "*self._line.release(self._holdings.due(now)), *self._begin_next()]",
+             "*self._line.release(self._holdings.due(now))]"),
+    Mutation("forgets the round behind one that was cancelled", DISPATCH,
+             "return [Fail(number, failure), *ended, *self._begin_next()]", "return [Fail(number, failure), *ended]"),
+    Mutation("has rounds overtake each other", LINE, "popitem(last=False)", "popitem()"),
+    Mutation("does not hear of rounds that nodes have no more", DISPATCH,
+             "            self.nodes[name].rounds -= 1\n", ""),
+    Mutation("keeps the data of rounds that did not begin", DISPATCH,
+             "ended = self._line.end(waiting.job, waiting.data, self._now)", "ended: list[Command] = []"),
     Mutation("found: a removed node that was closed before goes on looking for work", DISPATCH,
              "            return [*self._let_go(node), *self.reassign()]\n", "            return []\n", "churn"),
     Mutation("plans anew for nobody who goes silent", NODES, "        self.version += 1\n", ""),

@@ -103,6 +103,7 @@ class Plan:
     duplicates: float = 0.0
     wire: bool = False  # whether headers go through wire.pack and wire.unpack
     jobs_kept: int = 64
+    window: int = 64  # rounds at a node
     close: float | None = None
     hosts: list[HostPlan] = field(default_factory=list)
     joining: list[HostPlan] = field(default_factory=list)
@@ -159,6 +160,7 @@ def draw(seed: int, profile: str = "any") -> Plan:
     if not calm and rng.random() < (0.2 if name == "churn" else 0.05):
         plan.close = 1.0 + rng.random() * horizon
     _draw_data(random.Random(f"qjam data {seed}"), plan)
+    plan.window = random.Random(f"qjam window {seed}").choice([1, 2, 3, 64])
     return plan
 
 

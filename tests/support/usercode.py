@@ -11,7 +11,7 @@ import weakref
 
 import numpy as np
 
-from gates import announce
+from gates import announce, wait_at
 
 
 def add_up(factor, part):
@@ -139,6 +139,11 @@ def die_at_three(tally, part):
 
 
 # No end
+
+
+def sum_after_the_gate(gate, part):
+    wait_at(gate)
+    return sum(part)
 
 
 def linger(gate, part):
