@@ -269,6 +269,7 @@ def test_ctrl_c_ends_the_program(tmp_path, where):
     assert ("Traceback" in errors) == (where == "in a call"), errors
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded")  # of python 3.12 and newer
 def test_a_fork_of_the_program_has_no_executor(executor):
     reader, writer = os.pipe()
     pid = os.fork()
