@@ -16,6 +16,8 @@ from .harness.figures import BenchError
 
 SUBCOMMANDS = {
     "rounds": "an optimiser's loop: small params to the workers, small results back",
+    "calls": "many small independent calls, beside executors and pools",
+    "joblib": "grid searches of scikit-learn through joblib, and on two ssh hosts against one",
     "bulk": "distribute a large data set to the workers of a host",
     "broadcast": "large params to all workers; results of the same size back, summed",
     "start": "from nothing to the first answer: on this machine, or on ssh hosts, cold and warm",

@@ -60,7 +60,7 @@ LAYERS = {
     "qjam_bench": "",
     "qjam_bench.cli": "qjam_bench.experiments qjam_bench.harness qjam_bench.ends qjam",
     "qjam_bench.experiments": "qjam_bench.rivals qjam_bench.harness qjam_bench.ends qjam",
-    "qjam_bench.rivals": "qjam_bench.harness qjam_bench.ends qjam",
+    "qjam_bench.rivals": "qjam_bench.harness qjam_bench.ends qjam qjam.joblib",
     "qjam_bench.harness": "qjam_bench.ends qjam qjam.hosts",
     "qjam_bench.ends": "",
 }
@@ -82,9 +82,9 @@ USERS = {
     "joblib": "qjam.joblib",
     "threadpoolctl": "qjam_worker.adapters",
 }
-RIVALS = {"dask", "distributed", "ipyparallel", "joblib", "mpi4py", "ray"}
+RIVALS = {"dask", "distributed", "ipyparallel", "joblib", "loky", "mpi4py", "ray"}
 # What the benchmarks are made of besides; two modules of qjam_bench.ends are found by its programs beside them.
-BENCHMARKS = RIVALS | {"matplotlib", "scipy", "examples", "loops", "qjam_bench_work"}
+BENCHMARKS = RIVALS | {"matplotlib", "scipy", "sklearn", "examples", "loops", "qjam_bench_work"}
 
 
 def room(name: str) -> str:

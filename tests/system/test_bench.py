@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench_program import bench
 from needs import need
 from processes import all_end, finish, output, start
 from qjam_bench import cli, rivals
@@ -37,17 +35,7 @@ def _programs_find_the_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HEADERS = 10_000  # bytes at most, of a few slices
-PROGRAM = ROOT / "bin" / "qjam-bench"
 SECONDS = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30)
-
-
-def bench(*words: str, folder: Path, status: int = 0) -> tuple[str, str, dict[str, Any]]:
-    """Gives what a run prints, complains of, and keeps as JSON."""
-    kept = folder / "figures.json"
-    command = [sys.executable, "-W", "error", PROGRAM, *words, *(["--json", kept] if status == 0 else [])]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
-    return done.stdout, done.stderr, json.loads(kept.read_text()) if status == 0 else {}
 
 
 # Figures
@@ -421,7 +409,8 @@ def test_rounds_are_measured_beside_rivals(rounds):
     assert complained == ""
     assert "3934 float64" in printed
     found = [(one["what"], one["party"], len(one["seconds"])) for one in report["figures"]]
-    assert found == [(what, party, 6) for what in ("1 workers", "2 workers") for party in ("raw-zmq", "pool", "qjam")]
+    parties = ("raw-zmq", "pool", "qjam")
+    assert found == [(what, party, 6) for what in ("1 workers", "2 workers") for party in (*parties, "qjam by value")]
 
 
 def test_the_json_tells_what_machine_it_was(rounds):
@@ -535,7 +524,7 @@ def test_a_host_is_measured_through_ssh(tmp_path):
     words = "rounds --workers 1 --rounds 3 --route direct --against none"
     printed, _, report = bench(*words.split(), folder=tmp_path)
     assert "route direct" in printed
-    assert [one["party"] for one in report["figures"]] == ["qjam"]
+    assert [one["party"] for one in report["figures"]] == ["qjam", "qjam by value"]
 
 
 LOADING = """

@@ -97,11 +97,13 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Figure], list[Line]]:
     data = {patches: np.ascontiguousarray(natural_patches(patches)) for patches in arguments.patches}
     figures: list[Figure] = []
     lines: list[Line] = []
+    lost = rivals.absent(arguments.against)
     for workers in arguments.workers:
         with ExitStack() as stack:
-            parties = turns.started(stack, rivals.chosen(arguments.against), "autoencoder", workers)
+            parties = turns.started(stack, rivals.chosen(arguments.against), "autoencoder", workers, lost=lost)
             parties[SERIAL] = Serial(workers)
             for patches, array in data.items():
+                parties = {name: party for name, party in parties.items() if name not in lost}
                 for party in parties.values():
                     party.load(array)
                 turn: dict[str, Callable[[], Any]] = {
@@ -109,11 +111,12 @@ def measure(arguments: argparse.Namespace) -> tuple[list[Figure], list[Line]]:
                     for name, party in parties.items()
                 }
                 turn[APART] = partial(computed_apart, theta, parts(array, workers), arguments.iterations)
-                runs = turns.take_turns(turn, arguments.runs)
+                runs = turns.take_turns(turn, arguments.runs, lost=lost)
                 apart = runs.pop(APART)
                 _same(runs)
                 lines.append(_line(patches, workers, runs, apart))
                 figures += [_figure(lines[-1].what, name, taken) for name, taken in runs.items()]
+                figures += turns.figures(lines[-1].what, {}, lost)
     order = {patches: index for index, patches in enumerate(arguments.patches)}
     return figures, sorted(lines, key=lambda line: order[line.patches])
 

@@ -43,12 +43,13 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     size, workers = arguments.megabytes * MIB, arguments.workers
     params = np.random.default_rng(0).integers(0, 1 << 20, size // 8).astype(np.float64)  # whole: sums are exact
     batches = BATCH._replace(number=-(-arguments.rounds // BATCH.most))
-    figures = []
+    figures: list[Figure] = []
+    lost = rivals.absent(arguments.against)
     for what, function in THINGS.items():
         expected = work(function)(params, None) * workers
         with ExitStack() as stack:
-            parties = turns.started(stack, rivals.chosen(arguments.against), function, workers)
-            turns.interleave(parties, turns.Batches(1, most=1, settle=0), params, expected)
-            seconds = turns.interleave(parties, batches, params, expected)
-        figures += [Figure(what, name, taken) for name, taken in seconds.items()]
+            parties = turns.started(stack, rivals.chosen(arguments.against), function, workers, lost=lost)
+            turns.interleave(parties, turns.Batches(1, most=1, settle=0), params, expected, lost)
+            seconds = turns.interleave(parties, batches, params, expected, lost)
+        figures += turns.figures(what, seconds, lost)
     return figures

@@ -89,18 +89,21 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     parties |= {name: partial(seated, name, "look", workers) for name in names if name != "raw-zmq"}
     ours = {OURS if route == "local" else f"{OURS} {route}": route for route in arguments.route}
     parties |= {name: partial(seated, OURS, "look", workers, route) for name, route in ours.items()}
+    lost = rivals.absent(arguments.against)
     touched = TOUCHED * size if arguments.memory == "touched" else 0
     sent = turns.take_turns(
         {name: partial(_turn, name, party, data, workers, touched) for name, party in parties.items()},
         arguments.turns,
         warm=0,
+        lost=lost,
     )
+    what = f"{size // MIB} MiB"
     figures = []
     for name, taken in sent.items():
         more = {"hashing": [each.hashing for each in taken]} if name in ours else {}
         seconds = [each.seconds for each in taken]
-        figures.append(Figure(f"{size // MIB} MiB", name, seconds, size, next(iter(ours)), more))
-    return figures
+        figures.append(Figure(what, name, seconds, size, next(iter(ours)), more))
+    return figures + turns.figures(what, {}, lost)
 
 
 def _turn(name: str, party: Callable[[], AbstractContextManager[Party]], data: Any, workers: int, touched: int) -> Sent:

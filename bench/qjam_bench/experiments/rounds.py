@@ -50,11 +50,13 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
     params = np.random.default_rng(0).integers(0, 1 << 20, PARAMS).astype(np.float64)  # whole: sums are exact
     batches = turns.Batches.of(arguments.rounds)
     warm = turns.Batches(max(1, batches.number // 10), batches.most, budget=0.2)
-    figures = []
+    figures: list[Figure] = []
+    lost = rivals.absent(arguments.against)
+    names = [*rivals.chosen(arguments.against), rivals.BY_VALUE]
     for workers in arguments.workers:
         with ExitStack() as stack:
-            parties = turns.started(stack, rivals.chosen(arguments.against), "scale", workers, arguments.route)
-            turns.interleave(parties, warm, params, params * workers)
-            seconds = turns.interleave(parties, batches, params, params * workers)
-        figures += [Figure(f"{workers} workers", name, taken) for name, taken in seconds.items()]
+            parties = turns.started(stack, names, "scale", workers, arguments.route, lost)
+            turns.interleave(parties, warm, params, params * workers, lost)
+            seconds = turns.interleave(parties, batches, params, params * workers, lost)
+        figures += turns.figures(f"{workers} workers", seconds, lost)
     return figures

@@ -23,7 +23,7 @@ import numpy as np
 from qjam import Master
 from qjam_bench import rivals
 from qjam_bench.harness import options
-from qjam_bench.harness.figures import BenchError, Figure, Spread, number
+from qjam_bench.harness.figures import BenchError, Figure, PartyLost, Spread, number
 from qjam_bench.harness.hosts import Host, named_host, private_hosts
 from qjam_bench.rivals import turns
 from qjam_bench.rivals.qjam import shipped
@@ -82,7 +82,10 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
 def _local(arguments: argparse.Namespace) -> list[Figure]:
     names = rivals.chosen(arguments.against)
     parties = {name: partial(_once, name, arguments.workers) for name in names}
-    return _figures(f"{arguments.workers} workers", turns.take_turns(parties, arguments.turns), {})
+    lost = rivals.absent(arguments.against)
+    what = f"{arguments.workers} workers"
+    starts = turns.take_turns(parties, arguments.turns, lost=lost)
+    return _figures(what, starts, {}) + turns.figures(what, {}, lost)
 
 
 def _once(name: str, workers: int) -> Start:
@@ -90,7 +93,7 @@ def _once(name: str, workers: int) -> Start:
     command = [sys.executable, "-m", "qjam_bench.rivals.once", name, str(workers)]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
-        raise BenchError(f"{name} does not start: {done.stderr.strip()[-2000:]}")
+        raise PartyLost(name, f"does not start: {done.stderr.strip()[-2000:]}")
     told = json.loads(done.stdout.splitlines()[-1])
     return Start(told["seconds"], {"imports before": told["imports"]})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,19 @@ OURS = "qjam"
 
 class BenchError(Exception):
     """Something cannot be measured; the text is one line for the user."""
+
+
+class PartyLost(BenchError):
+    """A party does not start, or has ended; the others can go on."""
+
+    def __init__(self, name: str, why: str) -> None:
+        """`why`: for the user, after the party's name. `short`: its last line, for a table."""
+        super().__init__(f"{name} {why}")
+        self.short = why.splitlines()[-1].strip()
+
+
+class OverLimit(PartyLost):
+    """A party took more time than it may; it has been ended."""
 
 
 class Spread(NamedTuple):
@@ -38,6 +51,9 @@ class Figure(NamedTuple):
     nbytes: int = 0  # bytes moved in that time, if a rate is to be shown
     against: str = OURS  # the party to compare it with
     more: dict[str, Any] = {}  # noqa: RUF012  # for the JSON only
+    calls: int = 0  # made in that time, if a rate is to be shown
+    ideal: float = 0.0  # seconds that it would take without any overhead, if that is to be shown
+    told: str = ""  # why there are no seconds
 
     @property
     def spread(self) -> Spread:
@@ -47,17 +63,23 @@ class Figure(NamedTuple):
 
 def ratio(figure: Figure, figures: Iterable[Figure]) -> float | None:
     """Give its median divided by that of the party to compare it with; None if that one was not measured."""
-    same = [one for one in figures if (one.what, one.party) == (figure.what, figure.against)]
-    return figure.spread.median / same[0].spread.median if same else None
+    same = [one for one in figures if (one.what, one.party) == (figure.what, figure.against) and one.seconds]
+    return figure.spread.median / same[0].spread.median if same and figure.seconds else None
 
 
 def row(figure: Figure, figures: Iterable[Figure]) -> dict[str, Any]:
     """Give the row for the JSON."""
+    found: dict[str, Any] = {"what": figure.what, "party": figure.party}
+    if figure.told:
+        return {**found, "told": figure.told, "seconds": []}
     spread = figure.spread
-    found: dict[str, Any] = {"what": figure.what, "party": figure.party, "ms": {}}
     found["ms"] = {name: 1e3 * value for name, value in spread._asdict().items()}
     if figure.nbytes:
         found |= {"bytes": figure.nbytes, "mb_s": figure.nbytes / 1e6 / spread.median}
+    if figure.calls:
+        found |= {"calls": figure.calls, "calls_s": figure.calls / spread.median}
+    if figure.ideal:
+        found |= {"ideal": figure.ideal, "of_ideal": spread.median / figure.ideal}
     return {
         **found,
         "times": ratio(figure, figures),
@@ -70,19 +92,37 @@ def row(figure: Figure, figures: Iterable[Figure]) -> dict[str, Any]:
 def table(figures: Sequence[Figure]) -> str:
     """Give the figures as a table of text."""
     widths = [max((len(one.what) for one in figures), default=0), max((len(one.party) for one in figures), default=0)]
-    rates = any(one.nbytes for one in figures)
+    shown = [column for column in COLUMNS if any(column.text(one) for one in figures if one.seconds)]
     head = f"{'':<{widths[0]}}  {'':<{widths[1]}} {'median ms':>10} {'q1':>9} {'q3':>9} {'n':>5}"
-    lines = [head + f" {'MB/s':>7}" * rates + "  times"]
+    lines = [head + "".join(f" {column.title:>{column.width}}" for column in shown) + "  times"]
     for one in figures:
-        times = ratio(one, figures)
+        line = f"{one.what:<{widths[0]}}  {one.party:<{widths[1]}} "
+        if one.told:
+            lines.append(line + " " + one.told)
+            continue
         numbers = [f"{number(1e3 * value):>{width}}" for value, width in zip(one.spread, (10, 9, 9), strict=True)]
-        line = f"{one.what:<{widths[0]}}  {one.party:<{widths[1]}} {' '.join(numbers)} {len(one.seconds):>5}"
-        if rates:
-            line += f" {one.nbytes / 1e6 / one.spread.median:>7,.0f}" if one.nbytes else " " * 8
+        line += f"{' '.join(numbers)} {len(one.seconds):>5}"
+        line += "".join(f" {column.text(one):>{column.width}}" for column in shown)
+        times = ratio(one, figures)
         lines.append(
             line + (f"  {times:.2f} of {one.against}" if times is not None and one.party != one.against else "")
         )
     return "\n".join(lines)
+
+
+class Column(NamedTuple):
+    """A column that a table has if a figure has something for it."""
+
+    title: str
+    width: int
+    text: Callable[[Figure], str]
+
+
+COLUMNS = (
+    Column("MB/s", 7, lambda one: f"{one.nbytes / 1e6 / one.spread.median:,.0f}" if one.nbytes else ""),
+    Column("calls/s", 8, lambda one: f"{one.calls / one.spread.median:,.0f}" if one.calls else ""),
+    Column("of ideal", 8, lambda one: f"{one.spread.median / one.ideal:.3f}" if one.ideal else ""),
+)
 
 
 def number(value: float) -> str:
@@ -96,7 +136,8 @@ def markdown(groups: Sequence[tuple[str, Sequence[Figure]]]) -> str:
 
     The ratio to qjam stands in brackets.
     """
-    parties = list(dict.fromkeys(one.party for _, figures in groups for one in figures if one.party != OURS))
+    measured = [one.party for _, figures in groups for one in figures if one.seconds]
+    parties = [name for name in dict.fromkeys(measured) if name != OURS]
     lines = ["| | " + " | ".join([OURS, *parties]) + " |", "|---" * (len(parties) + 2) + "|"]
     for title, figures in groups:
         for what in dict.fromkeys(one.what for one in figures):
@@ -107,6 +148,8 @@ def markdown(groups: Sequence[tuple[str, Sequence[Figure]]]) -> str:
 
 
 def _cell(figure: Figure, figures: Sequence[Figure]) -> str:
+    if figure.told:
+        return figure.told
     text = number(1e3 * figure.spread.median)
     times = ratio(figure, figures)
     return text if figure.party == OURS or times is None else f"{text} ({times:.1f}x)"

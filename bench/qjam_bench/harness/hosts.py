@@ -51,16 +51,21 @@ def private_hosts(number: int, python: str) -> Iterator[list[Host]]:
         yield [Host(HostSpec(one.name, python=python), config, home) for one in running]
 
 
+def support(name: str) -> Any:
+    """Import a module of tests/support from the checkout. BenchError if there is none."""
+    folder = str(CHECKOUT / "tests" / "support")
+    sys.path.append(folder)
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BenchError(f"{error} (a checkout of qjam has it, in tests/support/)") from error
+    finally:
+        sys.path.remove(folder)
+
+
 def checkout_sshd() -> Any:
     """Import the module of the private sshd from the checkout. BenchError if there is none or no sshd works."""
-    tests = str(CHECKOUT / "tests" / "support")
-    sys.path.append(tests)
-    try:
-        sshd = importlib.import_module("sshd")
-    except ImportError as error:
-        raise BenchError(f"no private sshd: {error} (a checkout of qjam has it, in tests/support/)") from error
-    finally:
-        sys.path.remove(tests)
+    sshd = support("sshd")
     if lacking := sshd.sshd_works():
         raise BenchError(f"no private sshd: {lacking}")
     return sshd

@@ -55,6 +55,11 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=picture, metavar="FILE", help="draw the figures (PNG)")
 
 
+def add_markdown(parser: argparse.ArgumentParser) -> None:
+    """Declare --markdown."""
+    parser.add_argument("--markdown", action="store_true", help="also print the medians as a table in markdown")
+
+
 def say(text: str = "") -> None:
     """Print a line and flush it."""
     sys.stdout.write(text + "\n")

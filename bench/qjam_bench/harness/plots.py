@@ -15,6 +15,7 @@ def bars(path: Path, title: str, figures: Sequence[Figure]) -> None:
     """Draw a group of bars for each thing, with one bar per party: the median, and the quartiles as error bars."""
     from matplotlib.figure import Figure as Picture
 
+    figures = [one for one in figures if one.seconds]
     things = list(dict.fromkeys(one.what for one in figures))
     parties = list(dict.fromkeys(one.party for one in figures))
     picture = Picture(figsize=(1.5 + 0.25 * len(figures) + len(things), 4.5), layout="constrained")
@@ -49,6 +50,7 @@ def iterations(
     """Draw seconds per iteration over workers, as in the paper: a panel per number of patches, a line per party."""
     from matplotlib.figure import Figure as Picture
 
+    figures = [one for one in figures if one.seconds]
     sizes = list(dict.fromkeys(line.patches for line in lines))
     parties = list(dict.fromkeys(one.party for one in figures))
     picture = Picture(figsize=(1.5 + 4 * len(sizes), 4.5), layout="constrained")

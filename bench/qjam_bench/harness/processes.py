@@ -29,6 +29,12 @@ def below(pid: int) -> set[int]:
     return found - {pid}
 
 
+def births(pids: Iterable[int]) -> dict[int, str]:
+    """Give when each of these processes began, if it still exists: a pid can come again, this cannot."""
+    stats = {pid: proc_text(pid, "stat") for pid in pids}
+    return {pid: text.rpartition(")")[2].split()[19] for pid, text in stats.items() if text}
+
+
 def send(number: signal.Signals, pids: Iterable[int]) -> None:
     """Send a signal to each of these processes that still exists."""
     for pid in pids:

@@ -72,8 +72,8 @@ class Dask(ManyWays):
 
 
 @contextmanager
-def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Run a cluster on this machine, without its dashboard."""
+def connected(workers: int) -> Iterator[Any]:
+    """Run a cluster on this machine, without its dashboard; yield its client."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
         stack.enter_context(dask.config.set({"temporary-directory": folder, **QUIET}))
@@ -87,4 +87,11 @@ def party(function: str, workers: int, route: str) -> Iterator[Party]:
                 silence_logs=logging.CRITICAL,
             )
         )
-        yield Dask(stack.enter_context(Client(cluster)), ends.work(function))
+        yield stack.enter_context(Client(cluster))
+
+
+@contextmanager
+def party(function: str, workers: int, route: str) -> Iterator[Party]:
+    """Run a cluster."""
+    with connected(workers) as client:
+        yield Dask(client, ends.work(function))

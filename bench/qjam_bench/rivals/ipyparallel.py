@@ -51,11 +51,18 @@ class Ipyparallel(ManyWays):
 
 
 @contextmanager
-def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Run a controller and its engines."""
+def connected(workers: int) -> Iterator[Any]:
+    """Run a controller and its engines; yield their client."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="qjam-bench-"))
         cluster = ipyparallel.Cluster(n=workers, profile_dir=folder, log_level=logging.ERROR)
         client = stack.enter_context(cluster)
         client.wait_for_engines(workers, interactive=False)
+        yield client
+
+
+@contextmanager
+def party(function: str, workers: int, route: str) -> Iterator[Party]:
+    """Run a controller and its engines."""
+    with connected(workers) as client:
         yield Ipyparallel(client, ends.work(function))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -78,12 +79,29 @@ class Ray(ManyWays):
 
 
 @contextmanager
-def party(function: str, workers: int, route: str) -> Iterator[Party]:
-    """Run Ray on this machine alone, and its actors."""
+def cluster(workers: int) -> Iterator[None]:
+    """Run Ray on this machine alone: a cluster of its own, whatever cluster the machine has or had before."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"  # the future default; set here, it saves a warning
-    with ExitStack() as stack:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="error")
-        stack.callback(ray.shutdown)
+    os.environ.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as folder:  # short: it holds sockets
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            _temp_dir=folder,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def party(function: str, workers: int, route: str) -> Iterator[Party]:
+    """Run Ray and its actors."""
+    with cluster(workers):
         actor = ray.remote(num_cpus=1)(Worker)
         yield Ray([actor.remote(ends.work(function)) for _ in range(workers)])
