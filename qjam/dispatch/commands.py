@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span
 from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import Ref
+from qjam_worker.wire.transfers import Block, Gone, Load, Unload
 
 from .call import Call, Returned
+
+__all__ = ["Block", "Gone", "Load", "Unload"]  # which are those of any sender of refs
 
 # Named tuples: several are made in every round, and a frozen dataclass takes five times as long to make.
 
@@ -22,31 +24,6 @@ class Send(NamedTuple):
     kind: Kind
     header: dict[str, Any]
     buffers: tuple[Any, ...] = ()
-
-
-class Load(NamedTuple):
-    """Load the content of a ref, then call `on_loaded` or `on_load_failed`."""
-
-    node: str
-    round: int
-    ref: Ref
-
-
-class Block(NamedTuple):
-    """Send these bytes of a loaded ref, or call `on_changed`."""
-
-    node: str
-    ref: Ref
-    offset: int
-    size: int
-    round: int
-
-
-class Unload(NamedTuple):
-    """Drop the loaded ref: the node no longer needs it."""
-
-    node: str
-    ref: Ref
 
 
 class Done(NamedTuple):
@@ -99,4 +76,4 @@ class Note(NamedTuple):
     text: str
 
 
-Command = Send | Load | Block | Unload | Done | Fail | Ended | Lost | Note
+Command = Send | Load | Block | Unload | Gone | Done | Fail | Ended | Lost | Note

@@ -166,7 +166,7 @@ class Dispatch:
         return [Send(name, Kind.BYE, {"reason": why}), *self._let_go(node), *self.reassign()]
 
     def _let_go(self, node: NodeRecord) -> list[Command]:
-        name, commands = node.name, node.transfers.clear()
+        name, commands = node.name, list[Command](node.transfers.clear())
         for job in node.jobs.values():
             job.told.remove(name)
         node.jobs.clear()

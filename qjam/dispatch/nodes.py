@@ -6,9 +6,10 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from itertools import islice
 
+from qjam_worker.wire.transfers import Transfers
+
 from .jobs import Job
 from .states import COMING, NODE_TRANSITIONS, PRESENT, NodeState
-from .transfers import Transfers
 
 
 @dataclass(slots=True)

@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 from qjam_worker.wire.refs import MODULE, Part, Ref
 
-from .commands import Block, Command, Failure
+from .commands import Block, Command, Failure, Gone
 from .nodes import Roster
 from .rounds import Round
 from .states import NodeState
-from .transfers import gone
 from .validation import check_named
 
 
@@ -38,15 +37,15 @@ class RefServer:
         round_ = None if number is None else self._round_of(name, number)
         if round_ is not None:
             check_named(round_, name, [part.ref for part in parts])
-            return transfers.add(round_.number, parts)
+            return [*transfers.add(round_.number, parts)]
         # The round is over. If another one needs the same slices, the node asks again for that one.
-        refused = [gone(name, part.ref) for part in parts if part.ref.kind != MODULE]
+        refused = [Gone(name, part.ref) for part in parts if part.ref.kind != MODULE]
         return [*refused, *transfers.add(number or 0, [part for part in parts if part.ref.kind == MODULE])]
 
     def on_loaded(self, name: str, ref: Ref, size: int) -> list[Command]:
         """The content of a ref is loaded."""
         try:
-            return self._roster.nodes[name].transfers.loaded(ref, size)
+            return [*self._roster.nodes[name].transfers.loaded(ref, size)]
         except ValueError as error:
             return self._lose(name, str(error))
 
@@ -60,7 +59,7 @@ class RefServer:
             return []
         wanted_by = self._rounds.get(transfer.round)
         if wanted_by is None or ref.kind == MODULE:
-            return transfers.drop(transfer)
+            return [*transfers.drop(transfer)]
         return self._fail_alike(wanted_by, failure)
 
     def on_changed(self, block: Block, failure: Failure) -> list[Command]:
@@ -70,7 +69,7 @@ class RefServer:
         node, wanted_by = self._roster.nodes.get(block.node), self._rounds.get(block.round)
         if node is None:
             return []
-        commands = [gone(node.name, block.ref), *node.transfers.taken(block.size)]
+        commands: list[Command] = [Gone(node.name, block.ref), *node.transfers.taken(block.size)]
         return commands if wanted_by is None else [*commands, *self._fail_alike(wanted_by, failure)]
 
     def _fail_alike(self, wanted_by: Round, failure: Failure) -> list[Command]:
@@ -79,7 +78,7 @@ class RefServer:
 
     def on_credit(self, name: str, granted: int) -> list[Command]:
         """A node has taken this many bytes of refs and may be sent as many again."""
-        return self._roster.nodes[name].transfers.taken(granted)
+        return [*self._roster.nodes[name].transfers.taken(granted)]
 
     def end(self, ended: Round, name: str) -> list[Command]:
         """A round is over: what only that one needed is not sent any further to a node of it."""
@@ -87,4 +86,4 @@ class RefServer:
         if not transfers:
             return []
         alike = (r.number for r in self._rounds.values() if r.is_like(ended) and name in r.debts)
-        return transfers.end_round(ended.number, next(alike, None))
+        return [*transfers.end_round(ended.number, next(alike, None))]

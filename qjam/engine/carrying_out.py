@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from qjam.dispatch.call import Call
-from qjam.dispatch.commands import Block, Command, Done, Ended, Fail, Failure, Load, Lost, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Ended, Fail, Failure, Gone, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import NodeState
 from qjam.stats import Stats
@@ -85,6 +85,7 @@ class Carrier:
             Load: self._load,
             Block: self._block,
             Unload: self._unload,
+            Gone: self._gone,
             Done: self._done,
             Fail: self._fail,
             Ended: lambda command: self.on_ended(command),  # noqa: PLW0108  it is set later
@@ -201,6 +202,10 @@ class Carrier:
         peer = self._peers.get(command.node)
         if peer is not None:
             peer.blobs.pop(command.ref, None)
+
+    def _gone(self, command: Gone) -> None:
+        header = {"ref": command.ref, "offset": 0, "total": 0, "gone": True}
+        self._send(Send(command.node, Kind.REFS, header, (b"",)))
 
     def _done(self, command: Done) -> None:
         self._stats.rounds += 1

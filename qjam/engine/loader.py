@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values import codec, flat
 from qjam_worker.wire.frames import SMALL
 from qjam_worker.wire.refs import ARGUMENT, CODE, MODULE, PARAMS, Ref, module_name
+from qjam_worker.wire.transfers import BLOCK_BYTES
 
 from .pending import Pending
 

@@ -16,11 +16,10 @@ from typing import NamedTuple
 import zmq
 import zmq.utils.z85
 
+from qjam_worker.wire.admission import ZAP_DOMAIN, Admission
 from qjam_worker.wire.frames import Buffer
 from qjam_worker.wire.sockets import LIVENESS, Link
 
-KEY = 32  # bytes of a CURVE key
-_ZAP_DOMAIN = b"qjam"
 _ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 
@@ -38,7 +37,7 @@ class Router:
     def __init__(self) -> None:
         self._context = zmq.Context()
         self._public, self._secret = (key.decode() for key in zmq.curve_keypair())
-        self._names: dict[bytes, str] = {}  # the public keys that may connect, and as whom
+        self.admission = Admission()
         self._bound: dict[str, str] = {}
         # The ZAP handler is there before anything is bound: without one libzmq lets all in.
         zap = self._context.socket(zmq.REP)
@@ -53,7 +52,7 @@ class Router:
             (zmq.LINGER, 0),
             (zmq.CURVE_SERVER, 1),
             (zmq.CURVE_SECRETKEY, self._secret.encode()),
-            (zmq.ZAP_DOMAIN, _ZAP_DOMAIN),
+            (zmq.ZAP_DOMAIN, ZAP_DOMAIN),
             *LIVENESS,
         ):
             self._socket.setsockopt(option, value)
@@ -62,13 +61,12 @@ class Router:
     def admit(self, name: str) -> Keys:
         """A new pair of keys, with which a peer may connect as `name` and under no other name."""
         public, secret = zmq.curve_keypair()
-        self._names[public] = name
+        self.admission.admit(name, zmq.utils.z85.decode(public))
         return Keys(self._public, public.decode(), secret.decode())
 
     def dismiss(self, name: str) -> None:
         """Refuse `name` from now on, and drop what still comes under it."""
-        for public in [public for public, known in list(self._names.items()) if known == name]:
-            del self._names[public]
+        self.admission.dismiss(name)
 
     def bind(self, address: str) -> str:
         """The endpoint on `address`, which is an IP address, or one with `:port`.
@@ -108,17 +106,7 @@ class Router:
         """Let in the peers that have one of our keys. To be called when `zap` is readable."""
         self.zap.stir()
         while (frames := self.zap.receive()) is not None:
-            self.zap.send(self._verdict([bytes(frame) for frame in frames]))
-
-    def _verdict(self, request: list[bytes]) -> list[bytes]:
-        # version, request id, domain, address, identity, mechanism, credentials
-        version, number, *_ = [*request, b"", b""]
-        name = None
-        if len(request) == 7 and version == b"1.0" and request[2] == _ZAP_DOMAIN and request[5] == b"CURVE":
-            name = self._names.get(zmq.utils.z85.encode(request[6])) if len(request[6]) == KEY else None
-        if name is None:
-            return [b"1.0", number, b"400", b"unknown key", b"", b""]
-        return [b"1.0", number, b"200", b"OK", name.encode(), b""]
+            self.zap.send(self.admission.verdict([bytes(frame) for frame in frames]))
 
     def close(self) -> None:
         """Close the sockets."""

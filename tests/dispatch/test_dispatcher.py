@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from qjam.data.leases import Lease
-from qjam.dispatch import line, transfers
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
+from qjam.dispatch import line
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Gone, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import POISON, Dispatch
 from qjam.dispatch.jobs import JobSpec
 from qjam.dispatch.liveness import LOST_AFTER, PING_AFTER, SUSPECT_AFTER, SWEEP
@@ -17,11 +17,12 @@ from qjam.dispatch.nodes import NodeRecord
 from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import DONE, FAILED, NODE_TRANSITIONS, QUEUED, SENT, SLICE_TRANSITIONS, NodeState
 from qjam.dispatch.stealing import MIN_SEARCH_DELAY
-from qjam.dispatch.transfers import BLOCK_BYTES
 from qjam_worker.values.codec import Encoded
 from qjam_worker.values.reduction import Span
+from qjam_worker.wire import transfers
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import Part, Ref
+from qjam_worker.wire.transfers import BLOCK_BYTES
 from refs_as_text import ref, refs
 
 MIB = 1024 * 1024
@@ -783,10 +784,7 @@ def test_each_node_has_its_own_credit() -> None:
 
 def test_a_round_that_is_over_sends_no_ref() -> None:
     to = cluster(1)
-    (gone,) = to.refs.on_get("a", 9, [Part(ref("job-0"))])
-    assert isinstance(gone, Send)
-    assert gone.header["gone"] is True
-    assert gone.header["ref"] == ref("job-0")
+    assert to.refs.on_get("a", 9, [Part(ref("job-0"))]) == [Gone("a", ref("job-0"))]
 
 
 def test_a_module_is_sent_also_when_the_round_is_over() -> None:
@@ -798,7 +796,7 @@ def test_the_end_of_a_round_ends_its_transfers() -> None:
     to = waiting("job-0", "job-1")
     commands = to.on_cancel(1, CANCELLED)
     assert not to.nodes["a"].transfers
-    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == refs(["job-0", "job-1"])
+    assert [command.ref for command in commands if isinstance(command, Gone)] == refs(["job-0", "job-1"])
     assert [command.ref for command in commands if isinstance(command, Unload)] == refs(["job-0", "job-1"])
 
 
@@ -806,7 +804,7 @@ def test_what_another_round_of_the_job_wants_goes_on_in_its_name() -> None:
     to = waiting("params:1", "job-0")
     submit(to, 2, spec(4))
     commands = to.on_cancel(1, CANCELLED)
-    assert [send.header["ref"] for send in sends(commands, Kind.REFS)] == refs(["params:1"])
+    assert [command.ref for command in commands if isinstance(command, Gone)] == refs(["params:1"])
     assert commands[-1] == Load("a", 2, ref("job-0"))
 
 

@@ -13,7 +13,6 @@ import msgpack
 import numpy as np
 
 from qjam.data.leases import Lease
-from qjam.dispatch import transfers
 from qjam.dispatch.commands import Failure
 from qjam.dispatch.jobs import JobSpec
 from qjam.dispatch.rounds import RoundSpec
@@ -25,6 +24,7 @@ from qjam.engine.pending import Pending
 from qjam_worker.node import node, params, pool
 from qjam_worker.values import codec
 from qjam_worker.values.reduction import Tree, default_reduce
+from qjam_worker.wire import transfers
 from qjam_worker.wire.frames import Kind, Message, WireError, unpack
 
 from .mutation import Frames, Lore

@@ -168,7 +168,7 @@ class Parsers:
             new = rng.choice((b"", b"x", mutator.bytes(altered[at]), rng.randbytes(32), rng.randbytes(31), b"\xff\xfe"))
             altered[at : at + 1] = rng.choice(([new], [], [new, new]))
         self.last = "zap", altered
-        answer = self.router._verdict(altered)
+        answer = self.router.admission.verdict(altered)
         if len(answer) != 6 or answer[0] != b"1.0":
             raise Broken(f"{answer} is no answer")
         keys = [zmq.utils.z85.decode(keys.public.encode()) for keys in self.keys]

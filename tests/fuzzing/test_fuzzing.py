@@ -375,7 +375,7 @@ def test_a_key_of_another_length_is_an_unknown_one(key: bytes) -> None:
     router = Router()
     try:
         router.admit("a")
-        assert router._verdict([b"1.0", b"7", b"qjam", b"", b"", b"CURVE", key])[2] == b"400"
+        assert router.admission.verdict([b"1.0", b"7", b"qjam", b"", b"", b"CURVE", key])[2] == b"400"
     finally:
         router.close()
 

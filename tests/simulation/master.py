@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qjam.data.leases import Lease
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Load, Lost, Note, Send, Unload
+from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Gone, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import COMING, NodeState
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 INLINE = 500
 FIRST_PAUSE, MAX_PAUSE, STEADY = 0.5, 60.0, 60.0
 START_TIMEOUT, STOP_TIMEOUT = 60.0, 5.0
+
+
+def gone_header(command: Gone) -> dict[str, Any]:
+    return {"ref": command.ref, "offset": 0, "total": 0, "gone": True}
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Master(Process):
             Unload: lambda command: self.blobs.get(command.node, set()).discard(command.ref),
             Done: lambda command: cluster.on_end(command.round, command),
             Fail: lambda command: cluster.on_end(command.round, command),
+            Gone: lambda command: self._send(Send(command.node, Kind.REFS, gone_header(command), (b"",))),
             Lost: self._lost,
             Note: lambda command: cluster.say("master", f"notes: {command.text}"),
         }

@@ -26,7 +26,7 @@ ASSIGNMENT, STEALING, LIVENESS = "qjam.dispatch.assignment", "qjam.dispatch.stea
 SCHEDULER, ROUNDS, FOLDS = "qjam_worker.node.scheduler", "qjam_worker.node.rounds", "qjam_worker.node.folds"
 WANTS, LINE = "qjam_worker.node.wants", "qjam.dispatch.line"
 HOLDINGS, JOBS, SERVING = "qjam.dispatch.holdings", "qjam.dispatch.jobs", "qjam.dispatch.serving"
-REDUCTION, TRANSFERS = "qjam_worker.values.reduction", "qjam.dispatch.transfers"
+REDUCTION, TRANSFERS = "qjam_worker.values.reduction", "qjam_worker.wire.transfers"
 # Seeds that are tried before a mutation is given up as not caught.
 MOST = 6000
 
@@ -117,8 +117,8 @@ MUTATIONS = [
              "        if not transfers:\n", "        if True:\n"),
     Mutation("does not answer who asks in the name of an ended round", SERVING,
              "return [*refused, *", "return [*"),
-    Mutation("loses credit", SERVING, "return self._roster.nodes[name].transfers.taken(granted)",
-             "return self._roster.nodes[name].transfers.taken(granted - 1)"),
+    Mutation("loses credit", SERVING, "return [*self._roster.nodes[name].transfers.taken(granted)]",
+             "return [*self._roster.nodes[name].transfers.taken(granted - 1)]"),
     Mutation("leaves a failed load as it is", SERVING,
              "return [command for round_ in alike for command in self._fail(round_, failure)]", "return []", "errors"),
     Mutation("lets go of data that a round uses", HOLDINGS,
@@ -136,7 +136,7 @@ MUTATIONS = [
     Mutation("node: keeps the code of jobs that are forgotten", SCHEDULER,
              "                unnamed += [] if job.code is None else [job.code]\n", ""),
     Mutation("leaves nodes with a part of what has changed", SERVING,
-             "commands = [gone(node.name, block.ref), *", "commands = [*", "refs"),
+             "commands: list[Command] = [Gone(node.name, block.ref), *", "commands = [*", "refs"),
     Mutation("takes it that what has changed was sent", SERVING,
              "block.ref), *node.transfers.taken(block.size)]", "block.ref)]", "refs"),
     Mutation("gives out the same slice twice at a time", DISPATCH,

@@ -1,4 +1,7 @@
-"""The refs on their way to one node: loaded ahead, cut into blocks, as many as the node has given credit for."""
+"""The refs on their way to one peer: loaded ahead, cut into blocks, as many as the peer has given credit for.
+
+No I/O: what a sender is to do comes out as commands. The master sends so to its nodes.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice, takewhile
+from typing import NamedTuple, Union
 
-from qjam_worker.wire.frames import Kind
-from qjam_worker.wire.refs import MODULE, PARAMS, SLICE, Part, Ref
-
-from .commands import Block, Command, Load, Send, Unload
+from .refs import MODULE, PARAMS, SLICE, Part, Ref
 
 # Bytes of a block: large enough to be fast (one huge frame is half as fast), small enough that a heartbeat or a small
 # round waits for it a few milliseconds at most.
@@ -20,6 +21,41 @@ MODULES = 1000
 # Refs are loaded ahead, at most so many, and as long as they take less than this many bytes.
 AHEAD_BYTES = 16 * 1024 * 1024
 AHEAD = 16
+
+
+class Load(NamedTuple):
+    """Load the content of a ref for a node, in the name of a round, then call `loaded`."""
+
+    node: str
+    round: int
+    ref: Ref
+
+
+class Block(NamedTuple):
+    """Send these bytes of a loaded ref."""
+
+    node: str
+    ref: Ref
+    offset: int
+    size: int
+    round: int
+
+
+class Unload(NamedTuple):
+    """Drop the loaded ref: the node no longer needs it."""
+
+    node: str
+    ref: Ref
+
+
+class Gone(NamedTuple):
+    """Tell a node that a ref will not come."""
+
+    node: str
+    ref: Ref
+
+
+Step = Union[Load, Block, Unload, Gone]
 
 
 @dataclass
@@ -67,7 +103,7 @@ class Transfers:
         """The transfer of this ref."""
         return next((transfer for transfer in self._queue if transfer.ref == ref), None)
 
-    def add(self, number: int, parts: Iterable[Part]) -> list[Command]:
+    def add(self, number: int, parts: Iterable[Part]) -> list[Step]:
         """A round on the node needs these. Code and params go before slices: nothing can start without them."""
         known = {transfer.ref: transfer for transfer in self._queue}
         for part in parts:
@@ -80,7 +116,7 @@ class Transfers:
                 self._queue.insert(urgent, Transfer(part.ref, number, part.offset, part.end))
         return self._load_ahead()
 
-    def loaded(self, ref: Ref, size: int) -> list[Command]:
+    def loaded(self, ref: Ref, size: int) -> list[Step]:
         """The content of a ref is loaded. ValueError when the node has asked for bytes behind its end."""
         transfer = self.find(ref)
         if transfer is None:
@@ -91,12 +127,12 @@ class Transfers:
             raise ValueError(f"it asks for what comes after the first {last} bytes of {ref}, which has {size}")
         return self._stream()
 
-    def grant(self, size: int) -> list[Command]:
+    def grant(self, size: int) -> list[Step]:
         """The node accepts this many bytes more."""
         self.credit += size
         return self._stream()
 
-    def taken(self, size: int) -> list[Command]:
+    def taken(self, size: int) -> list[Step]:
         """The node has taken this many bytes and accepts as many again. ValueError when it was sent fewer."""
         if size > self.sent:
             raise ValueError(f"it gives credit back for {size} bytes, and {self.sent} are on their way to it")
@@ -113,17 +149,17 @@ class Transfers:
         if modules and modules + sum(transfer.ref.kind == MODULE for transfer in self._queue) > MODULES:
             raise ValueError(f"it asks for more than {MODULES} modules at a time")
 
-    def drop(self, transfer: Transfer) -> list[Command]:
+    def drop(self, transfer: Transfer) -> list[Step]:
         """Give a transfer up and tell the node."""
         return [*self._remove(transfer), *self._stream()]
 
-    def _remove(self, transfer: Transfer) -> list[Command]:
+    def _remove(self, transfer: Transfer) -> list[Step]:
         self._queue.remove(transfer)
-        return [Unload(self.node, transfer.ref), gone(self.node, transfer.ref)]
+        return [Unload(self.node, transfer.ref), Gone(self.node, transfer.ref)]
 
-    def end_round(self, number: int, heir: int | None) -> list[Command]:
+    def end_round(self, number: int, heir: int | None) -> list[Step]:
         """Stop sending what only the ended round needed. `heir`: a round of the same job; it takes over its slices."""
-        commands: list[Command] = []
+        commands: list[Step] = []
         for transfer in [t for t in self._queue if t.round == number and t.ref.kind != MODULE]:
             if heir is not None and transfer.ref.kind != PARAMS:
                 transfer.round = heir
@@ -131,15 +167,15 @@ class Transfers:
                 commands += self._remove(transfer)
         return commands + self._stream()
 
-    def clear(self) -> list[Command]:
+    def clear(self) -> list[Step]:
         """The node is gone."""
-        commands: list[Command] = [Unload(self.node, transfer.ref) for transfer in self._queue]
+        commands: list[Step] = [Unload(self.node, transfer.ref) for transfer in self._queue]
         self._queue.clear()
         return commands
 
-    def _load_ahead(self) -> list[Command]:
+    def _load_ahead(self) -> list[Step]:
         """Load the next refs: always the first one, more while they are small."""
-        commands: list[Command] = []
+        commands: list[Step] = []
         loaded, before = 0, None
         for position, transfer in enumerate(islice(self._queue, AHEAD)):
             if not transfer.loading:
@@ -151,9 +187,9 @@ class Transfers:
             before = transfer
         return commands
 
-    def _stream(self) -> list[Command]:
+    def _stream(self) -> list[Step]:
         """As many blocks as the credit allows, one ref after the other."""
-        commands: list[Command] = []
+        commands: list[Step] = []
         while self._queue and (transfer := self._queue[0]).size is not None:
             while transfer.left > 0 and self.credit > 0:
                 size = min(BLOCK_BYTES, transfer.left, self.credit)
@@ -166,8 +202,3 @@ class Transfers:
             self._queue.popleft()
             commands.append(Unload(self.node, transfer.ref))
         return commands + self._load_ahead()
-
-
-def gone(node: str, ref: Ref) -> Send:
-    """Tells a node that a ref will not come."""
-    return Send(node, Kind.REFS, {"ref": ref, "offset": 0, "total": 0, "gone": True}, (b"",))
