@@ -353,7 +353,7 @@ class Dispatch:
         """A node is suspect: idle nodes may do what it owes."""
         for round_ in self.rounds.values():
             self._stealer.touch(round_, name)
-        self._stealer.wake(self._roster.idle(self._roster.owed[name]), self._now)
+        self._stealer.wake(self._roster.idle(self._roster.owed.get(name, 0)), self._now)
 
     def _find_work(self, name: str, since: float) -> list[Command]:
         """Find work for a node that is idle since then."""
