@@ -46,6 +46,7 @@ class Call:
         "large",
         "nodes",
         "over",
+        "queued",
         "submitter",
     )
 
@@ -57,7 +58,7 @@ class Call:
         self.large = large
         self.nodes: tuple[str, ...] = ()
         self.deaths = 0
-        self.begun = self.over = False
+        self.begun = self.queued = self.over = False
 
     def __repr__(self) -> str:
         return f"<Call {self.id} at {', '.join(self.nodes) or 'none'}>"

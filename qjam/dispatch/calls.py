@@ -78,7 +78,9 @@ class Calls:
             call.function.calls += 1
             for argument in call.large:
                 argument.calls += 1
-            self._queue(call)
+            self._queue_of(call.submitter).append(call)
+            call.queued = True
+            self._queued += 1
         return self.give_out()
 
     def cancel(self, calls: Iterable[Call]) -> list[Command]:
@@ -124,15 +126,23 @@ class Calls:
         for call in began:
             call.begun = True
         ended: list[Returned] = []
+        back: list[Call] = []
         beaten: dict[str, list[int]] = {}
         position, host = 0, self._roster.nodes[name].host
         for number, how, count in zip(header["ids"], header["how"], header["frames"], strict=True):
             call, data = self._leave(name, number), buffers[position : position + count]
             position += count
-            if not call.over and self._settle(call, how):
+            if call.over:
+                continue
+            call.deaths += how == LOST
+            if how == AGAIN or (how == LOST and call.deaths < POISON):
+                back.append(call)
+            else:
+                self._over(call)
                 ended.append(Returned(call, how, data, host))
                 for other in call.nodes:
                     beaten.setdefault(other, []).append(number)
+        self._put_back(back)
         if "recalled" in header:
             at.recalled = False
         returned = sum(how < LOST for how in header["how"])
@@ -152,29 +162,16 @@ class Calls:
         if any(how > AGAIN for how in hows):
             raise ValueError(f"a call cannot end in the way {max(hows)}")
 
-    def _settle(self, call: Call, how: int) -> bool:
-        """Whether the call has ended; else it is queued again, if no other node has it."""
-        call.deaths += how == LOST
-        if how == AGAIN or (how == LOST and call.deaths < POISON):
-            if not call.nodes:
-                self._queue(call, first=True)
-            return False
-        return self._over(call)
-
     def on_suspect(self, name: str) -> None:
         """A node is silent: others may do its calls as well."""
-        for call in list(self.at[name].calls.values()) if name in self.at else ():
-            if call.nodes == (name,) and not call.over:
-                self._queue(call, first=True)
+        if name in self.at:
+            self._put_back(self.at[name].calls.values())
 
     def on_lost(self, name: str) -> None:
-        """A node is gone: what it had is queued again, in its old order."""
+        """A node is gone: what it had is queued again."""
         at = self.at.get(name)
-        for number in sorted(at.calls, reverse=True) if at is not None else ():
-            call = self._leave(name, number)
-            if not call.nodes and not call.over:
-                self._queue(call, first=True)
         if at is not None:
+            self._put_back([self._leave(name, number) for number in list(at.calls)])
             for known in at.known:
                 known.at.discard(name)
             del self.at[name]
@@ -184,6 +181,8 @@ class Calls:
         calls = list(self.calls.values())
         for call in calls:
             self._over(call)
+        self._queues.clear()
+        self._queued = 0
         return [Ended([], [], [(call, failure) for call in calls])] if calls else []
 
     # Giving out
@@ -199,7 +198,7 @@ class Calls:
             name = node.name
             share = -(-self._queued * node.workers // (2 * self._roster.capacity))
             count = min(at.room, max(share, node.up - len(at.calls)))
-            while count > 0 and (batch := self._take(name, min(count, MAX_BATCH))):
+            while count > 0 and at.room > 0 and (batch := self._take(name, min(count, MAX_BATCH), at.nbytes)):
                 count -= len(batch)
                 commands += self._send(node, at, batch)
         return commands
@@ -248,23 +247,27 @@ class Calls:
         refs = [Part(of_argument(argument.key), 0, None) for argument in lacking]
         return [Send(name, Kind.CALLS, header, buffers), *(node.transfers.add(0, refs) if refs else ())]
 
-    def _take(self, name: str, count: int) -> list[Call]:
-        """Calls for a node: one of each submitter in turns, its first ones first."""
+    def _take(self, name: str, count: int, nbytes: int) -> list[Call]:
+        """Calls for a node, which has `nbytes` already: one of each submitter in turns, its first ones first."""
         batch: list[Call] = []
         passed: list[Call] = []  # that this node has already
-        while self._queued and len(batch) < count:
+        while self._queued and len(batch) < count and nbytes <= MAX_BYTES:
             submitter, queue = next(iter(self._queues.items()))
             call = queue.popleft()
+            call.queued = False
             self._queued -= 1
-            if queue:
-                self._queues.move_to_end(submitter)
-            else:
+            if not queue:
                 del self._queues[submitter]
+            elif not call.over:
+                self._queues.move_to_end(submitter)
             if call.over:
                 continue
-            (passed if name in call.nodes else batch).append(call)
-        for call in reversed(passed):
-            self._queue(call, first=True)
+            if name in call.nodes:
+                passed.append(call)
+            else:
+                batch.append(call)
+                nbytes += len(call.data)
+        self._put_back(passed)
         return batch
 
     def fetch_for(self, *names: str) -> list[Command]:
@@ -287,12 +290,24 @@ class Calls:
             self.at[name] = AtNode(2 * self._roster.nodes[name].workers)
         return self.at[name]
 
-    def _queue(self, call: Call, *, first: bool = False) -> None:
-        queue = self._queues.get(call.submitter)
-        if queue is None:
-            queue = self._queues[call.submitter] = deque()
-        queue.appendleft(call) if first else queue.append(call)
-        self._queued += 1
+    def _queue_of(self, submitter: int) -> deque[Call]:
+        if submitter not in self._queues:
+            self._queues[submitter] = deque()
+        return self._queues[submitter]
+
+    def _put_back(self, calls: Iterable[Call]) -> None:
+        """Queue those that are needed and that no ready node has, before all that were submitted after them."""
+        back: dict[int, list[Call]] = {}
+        for call in calls:
+            if not call.over and not call.queued and self._roster.ready.keys().isdisjoint(call.nodes):
+                back.setdefault(call.submitter, []).append(call)
+                call.queued = True
+                self._queued += 1
+        for submitter, its in back.items():
+            queue, last = self._queue_of(submitter), max(call.id for call in its)
+            while queue and queue[0].id < last:
+                its.append(queue.popleft())
+            queue.extendleft(sorted(its, key=lambda call: -call.id))
 
     def _leave(self, name: str, number: int) -> Call:
         """The node has this call no longer."""
