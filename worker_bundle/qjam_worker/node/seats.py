@@ -55,6 +55,7 @@ def give_calls(seats: Iterable[WorkerState], waiting: int, now: float, *, owed: 
             break
         if seat.ready and not seat.busy and (seat.ahead > 0.0 or not owed):
             seat.busy, seat.calls, seat.began = True, True, now
+            seat.ahead = seat.ahead if owed else 0.0
             commands.append(GiveCalls(seat.index, seat.ahead if owed else None))
     return commands
 
