@@ -75,6 +75,8 @@ class Ring:
         """All records that have come since the last time. ValueError where user code has written over them."""
         words, view = self.words, self._view
         read, wrote = words[READ], words[WROTE]
+        if not 0 <= read <= wrote <= read + RING:
+            raise ValueError(f"{wrote} bytes of returned calls were written and {read} read")
         found = []
         while read < wrote:
             at = read % RING
@@ -91,5 +93,12 @@ class Ring:
                 raise ValueError("the records of returned calls make no sense")
             found.append(Return(call, how, bytes(view[at : at + size])))
             read += _HEAD.size + ((size + 7) & ~7)
+        if read > wrote:
+            raise ValueError("the records of returned calls make no sense")
         words[READ] = wrote
         return found
+
+    def clear(self) -> None:
+        """Another process begins to write. Nobody may use it meanwhile."""
+        for word in range(len(self.words)):
+            self.words[word] = 0

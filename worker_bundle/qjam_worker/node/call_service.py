@@ -56,7 +56,8 @@ class CallService:
 
     def _on_recall(self, header: dict[str, Any], buffers: list[Any]) -> None:
         desk = self._desk or self._open()
-        self._act(desk.on_recall(header, time.monotonic()))
+        now = time.monotonic()
+        self._act([*desk.on_recall(header, now), *self._scheduler.assign(now)])
 
     def _on_forget(self, header: dict[str, Any], buffers: list[Any]) -> None:
         desk = self._desk or self._open()

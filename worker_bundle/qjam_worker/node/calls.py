@@ -1,7 +1,8 @@
 """The calls that a node has: handed to its workers through one queue, and back to the master as they return.
 
-What cannot be told apart from outside is settled by whom it is seen with: a call is in the queue, with the worker whose
-ring names it, or in a ring. What a dead worker had taken and not named yet is in none of these a moment later.
+A call is in the queue, with the worker whose ring names it, or in a ring; but for a moment, before a worker names what
+it has taken, and before it writes what that has come to. So what a dead worker had in such a moment is what is in none
+of these once each living worker has been seen out of it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgpack
 
 from qjam_worker.ipc.call_pipe import Record
 from qjam_worker.ipc.files import NoRoom
-from qjam_worker.ipc.returns import CALL, IDLE, STOP, WROTE, Return
+from qjam_worker.ipc.returns import CALL, IDLE, WROTE, Return
 from qjam_worker.values import arguments
 from qjam_worker.values.outcomes import AGAIN, IN_FILE, LOST, RAISED, STOPPED, VALUE
 from qjam_worker.wire.frames import Kind, nbytes
@@ -24,8 +25,6 @@ from .commands import Command, Drop, Kill, Spare, StopCall, Tell
 
 # Seconds between two looks at rings whose workers may have more to tell.
 LOOK = 0.002
-# Seconds after which a call that nobody has is gone.
-AUDIT = 0.1
 MAX_RETURNS = 4096  # calls in one message
 
 
@@ -50,6 +49,7 @@ class Ring(Protocol):
     words: Any
 
     def take(self) -> list[Return]: ...
+    def clear(self) -> None: ...
 
 
 class LargeParts(Protocol):
@@ -93,9 +93,11 @@ class CallDesk:
         self._given: dict[int, Record] = {}  # all that have not returned
         self._unwritten: deque[Record] = deque()  # for which the queue had no room
         self._functions: dict[int, tuple[int, int]] = {}  # where their descriptions lie
+        self._homeless: dict[int, bytes] = {}  # descriptions for which there was no room
         self._running: set[int] = set()  # workers that take calls
+        self._spoilt: set[int] = set()  # of these, whose rings cannot be read
         self._wrote: dict[int, int] = {}  # by worker: what its ring said when it was told to
-        self._seen: dict[int, int] = {}  # worker -> the call that it ran at the last look
+        self._seen: dict[int, tuple[int, float]] = {}  # worker -> the call that it ran at the last look, and since when
         self._begun: set[int] = set()  # calls that the master knows to have begun
         self._unwanted: set[int] = set()  # calls that are to be stopped
         self._stopping: dict[int, int] = {}  # call -> the worker that was told so
@@ -103,7 +105,8 @@ class CallDesk:
         self._wanted: dict[Ref, list[int]] = {}  # these, by what they lack
         self._pinned: dict[int, list[Ref]] = {}  # by call: the large parts of its arguments
         self._large: set[Ref] = set()  # large parts that the master has announced and not told to forget
-        self._audit: Optional[tuple[float, set[int]]] = None  # when to look for these, which nobody has
+        self._adrift: set[int] = set()  # calls that a dead worker may have had unnamed
+        self._doubtful: dict[int, int] = {}  # workers that may have one of these -> how much they had written
         self._returns: list[Return] = []
         self._now_begun: list[int] = []
 
@@ -115,7 +118,7 @@ class CallDesk:
         """The number of calls that no worker has taken, and that none that was just told is about to take."""
         if not self._given:
             return 0
-        return self._left - sum(self._is_fresh(worker) for worker in self._running)
+        return max(0, self._left - sum(self._is_fresh(worker) for worker in self._running))
 
     @property
     def _left(self) -> int:
@@ -136,13 +139,18 @@ class CallDesk:
         known = self._given.keys() | self._lacking.keys()
         if len(set(ids)) < len(ids) or not known.isdisjoint(ids) or 0 in ids:
             raise ValueError("a call comes twice")
+        known = self._functions.keys() | self._homeless.keys()
+        if len(set(new)) < len(new) or not known.isdisjoint(new):
+            raise ValueError("a function is described twice")
+        unknown = set(functions) - known.union(new)
+        if unknown:
+            raise ValueError(f"a call is of function {min(unknown)}, which the master has not described")
+        for number, description in zip(new, buffers):
+            self._homeless[number] = nbytes(description).to_bytes(8, "little") + bytes(description)
         try:
-            for number, description in zip(new, buffers):
-                size = nbytes(description).to_bytes(8, "little")
-                self._functions[number] = self._arenas.put(size + bytes(description))
-            unknown = set(functions) - self._functions.keys()
-            if unknown:
-                raise ValueError(f"a call is of function {min(unknown)}, which the master has not described")
+            for number in list(self._homeless):
+                self._functions[number] = self._arenas.put(self._homeless[number])
+                del self._homeless[number]
         except NoRoom as error:
             return self._refuse(ids, str(error))
         calls = list(zip(ids, functions, buffers[len(new) :]))
@@ -166,7 +174,7 @@ class CallDesk:
         return []
 
     def _refuse(self, ids: list[int], why: str) -> list[Command]:
-        refusal: bytes = msgpack.packb(["", f"the host has no room for the arguments of calls: {why}", None])
+        refusal = _refusal(f"the host has no room for the arguments of calls: {why}")
         for number in ids:
             self._release(number)
         self._returns += [Return(number, RAISED, refusal) for number in ids]
@@ -219,9 +227,10 @@ class CallDesk:
     def on_forget(self, header: dict[str, Any]) -> list[Command]:
         """The master will not name these again. ValueError if one is unknown."""
         for number in header["functions"]:
-            if number not in self._functions:
+            if number not in self._functions and number not in self._homeless:
                 raise ValueError(f"function {number} is to be forgotten and is not known")
-            self._arenas.free(self._functions.pop(number)[0])
+            if self._homeless.pop(number, None) is None:
+                self._arenas.free(self._functions.pop(number)[0])
         refs = [of_argument(key) for key in header["arguments"]]
         if not self._large.issuperset(refs):
             raise ValueError("a part of arguments is to be forgotten and is not known")
@@ -249,7 +258,7 @@ class CallDesk:
             self._end(Return(self._unwritten.pop().call, AGAIN, b""))
         self._refill()
         self._unwanted |= unwanted
-        return [*self._look(now), *self._flush(recalled=True)]
+        return [*self._look(now), *self._flush(recalled=header["count"] > 0)]
 
     # What the workers do
 
@@ -263,7 +272,8 @@ class CallDesk:
     def on_called(self, worker: int, now: float) -> list[Command]:
         """The worker takes no more calls."""
         commands = self.look(now)
-        self._running.discard(worker)
+        if worker not in self._spoilt:  # else its end is to come
+            self._running.discard(worker)
         return commands
 
     def look(self, now: float) -> list[Command]:
@@ -276,14 +286,18 @@ class CallDesk:
             return []
         commands = self._look(now)
         self._running.discard(worker)
-        words = self.rings[worker].words
-        begun, words[CALL], words[STOP], words[IDLE] = words[CALL], 0, 0, 0
+        self._spoilt.discard(worker)
+        begun = self.rings[worker].words[CALL]
+        self.rings[worker].clear()
         if begun in self._given:
             said: bytes = msgpack.packb([worker, how])
             self._end(Return(begun, STOPPED, b"") if begun in self._unwanted else Return(begun, LOST, said))
         self._take_out()
-        suspects = self._given.keys() - {record.call for record in self._unwritten} - self._named()
-        self._audit = (now + AUDIT, suspects | (self._audit[1] if self._audit else set())) if suspects else self._audit
+        running = {other: self.rings[other].words for other in self._running}
+        self._adrift = self._given.keys() - {record.call for record in self._unwritten}
+        self._adrift -= {words[CALL] for words in running.values()}
+        self._doubtful = {other: words[WROTE] for other, words in running.items() if not words[CALL]}
+        self._end_adrift()
         self._refill()
         self._soon(now)
         return [*commands, *self._flush()]
@@ -292,54 +306,64 @@ class CallDesk:
 
     def _look(self, now: float) -> list[Command]:
         commands: list[Command] = []
-        found = False
+        again = bool(self._unwanted)
         for worker in sorted(self._running):
+            self._clear_up(worker)
             try:
                 returns = self.rings[worker].take()
             except ValueError:  # user code has written there
                 commands.append(Kill(worker))
+                self._spoilt.add(worker)
                 continue
             for one in returns:
                 commands += self._on_return(one)
-            runs = self.rings[worker].words[CALL]
-            # 0: it is about to begin, or to say that there is nothing left.
-            found = found or bool(returns) or runs == 0 or runs != self._seen.get(worker)
-            commands += self._see(worker, runs)
-        if self._audit is not None and self._audit[0] <= now:
-            self._end_suspects()
+            commands += self._see(worker, self.rings[worker].words[CALL], now)
+            runs, since = self._seen[worker]
+            again = again or bool(returns) or not runs or now - since < LOOK
+        self._end_adrift()
         self._refill()
-        self.at = now + LOOK if found or self._unwanted else None
-        if self._audit is not None:
-            self.at = min(self._audit[0], self.at or self._audit[0])
+        self.at = now + LOOK if again or self._adrift else None  # else the next that returns rings the bell
         return commands
 
-    def _see(self, worker: int, runs: int) -> list[Command]:
-        """The worker runs this call. One that it ran at the last look too is told to have begun."""
-        if runs and runs == self._seen.get(worker) and runs in self._given and runs not in self._begun:
+    def _see(self, worker: int, runs: int, now: float) -> list[Command]:
+        """The worker runs this call. One that it ran a while ago too is told to have begun."""
+        before, since = self._seen.get(worker, (-1, now))
+        if runs != before:
+            self._seen[worker] = runs, now
+        elif runs in self._given and runs not in self._begun and now - since >= LOOK:
             self._begun.add(runs)
             self._now_begun.append(runs)
-        self._seen[worker] = runs
         if runs not in self._unwanted or runs in self._stopping:
             return []
         self._stopping[runs] = worker
         return [StopCall(worker, runs)]
 
-    def _end_suspects(self) -> None:
-        assert self._audit is not None
-        (_, suspects), self._audit = self._audit, None
-        self._take_out()
-        waiting = {record.call for record in self._unwritten}
-        for call in sorted((suspects & self._given.keys()) - waiting - self._named()):
-            self._end(Return(call, AGAIN, b""))
+    def _clear_up(self, worker: int) -> None:
+        """Look whether the worker has named or written what it had when another one died. Before its ring is read."""
+        if worker in self._doubtful:
+            words = self.rings[worker].words
+            runs, wrote = words[CALL], words[WROTE]
+            if runs or wrote != self._doubtful[worker]:
+                del self._doubtful[worker]
+                self._adrift.discard(runs)
+
+    def _end_adrift(self) -> None:
+        """Give up what dead workers had, once it is clear that no living one has it."""
+        if self._adrift and self._doubtful.keys().isdisjoint(self._running):
+            for call in self._adrift.intersection(self._given).difference(record.call for record in self._unwritten):
+                self._end(Return(call, AGAIN, b""))
+            self._adrift.clear()
 
     def _on_return(self, one: Return) -> list[Command]:
         if one.call not in self._given:
             return []
-        if one.how == AGAIN:  # the process was not fit for it
+        worker = self._stopping.pop(one.call, None)
+        if one.how != AGAIN:
+            self._end(one)
+        elif one.call in self._unwanted:
+            self._end(Return(one.call, STOPPED, b""))
+        else:  # the process was not fit for it
             self._unwritten.appendleft(self._given[one.call])
-            return []
-        worker = self._stopping.get(one.call)
-        self._end(one)
         return [] if worker is None else [Spare(worker)]
 
     def _end(self, one: Return) -> None:
@@ -350,9 +374,6 @@ class CallDesk:
         self._unwanted.discard(one.call)
         self._stopping.pop(one.call, None)
         self._returns.append(one)
-
-    def _named(self) -> set[int]:
-        return {self.rings[worker].words[CALL] for worker in self._running}
 
     def _take_out(self) -> None:
         """Take all calls out that no worker has taken, in their order."""
@@ -379,10 +400,10 @@ class CallDesk:
             buffers: list[Any] = []
             hows = []
             for one in some:
-                parts = self._open_file(*msgpack.unpackb(one.data)) if one.how == IN_FILE else [one.data]
+                how, parts = self._told(one)
                 buffers += parts
                 frames.append(len(parts))
-                hows.append(VALUE if one.how == IN_FILE else one.how)
+                hows.append(how)
             header = {"ids": [one.call for one in some], "how": hows, "frames": frames, "begun": begun, "left": left}
             if recalled and not returns:
                 header["recalled"] = True
@@ -390,3 +411,18 @@ class CallDesk:
             begun = []
             if not returns:
                 return commands
+
+    def _told(self, one: Return) -> tuple[int, list[Any]]:
+        """How a call ended, and the buffers that go with it."""
+        if one.how != IN_FILE:
+            return one.how, [one.data]
+        try:
+            return VALUE, self._open_file(*msgpack.unpackb(one.data))
+        except Exception as error:  # noqa: BLE001  user code may have removed it, or has written over the ring
+            return RAISED, [_refusal(f"the node cannot use the result of a call: {type(error).__name__}: {error}")]
+
+
+def _refusal(summary: str) -> bytes:
+    """As if the call had raised this."""
+    packed: bytes = msgpack.packb(["", summary, None], unicode_errors="surrogatepass")
+    return packed
