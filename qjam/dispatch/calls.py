@@ -167,6 +167,11 @@ class Calls:
         if name in self.at:
             self._put_back(self.at[name].calls.values())
 
+    def on_ready(self) -> None:
+        """A node is there: it may do what was given to silent ones when there were no others."""
+        for name in self._roster.suspect:
+            self.on_suspect(name)
+
     def on_lost(self, name: str) -> None:
         """A node is gone: what it had is queued again."""
         at = self.at.get(name)

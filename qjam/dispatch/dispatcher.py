@@ -112,6 +112,7 @@ class Dispatch:
         node.pids = list(pids)
         self._roster.move(node, "ready")
         self._stealer.search_in(name, self._now)
+        self.calls.on_ready()
         return [*self.reassign(), *self.calls.fetch_for(name)]
 
     def on_heard(self, name: str, now: float) -> list[Command]:
@@ -123,6 +124,7 @@ class Dispatch:
             return []
         self._roster.move(node, "heard")
         self._stealer.search_in(name, now)
+        self.calls.on_ready()
         return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self.reassign()]
 
     def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
