@@ -14,18 +14,13 @@ from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import CODE, MODULE, SLICE, of_slice
 
-from .world import Broken
+from . import call_checks
+from .world import Broken, hold
 
 if TYPE_CHECKING:
     from .cluster import Cluster, Run
     from .master import Master
     from .node import Node, Worker
-
-
-def hold(truth: Any, what: str, *about: Any) -> None:
-    """Broken unless `truth` holds."""
-    if not truth:
-        raise Broken(" ".join([what, *map(str, about)]))
 
 
 # The master
@@ -202,8 +197,16 @@ def check_node(node: Node) -> None:
         if worker.up and not worker.seq:
             idle.append(seat.index)
         round_ = scheduler.rounds.get(seat.round) if seat.busy and seat.round is not None else None
-        if worker.seq and worker.kill_at is None and (round_ is None or seat.index not in round_.works):
+        if seat.calls != (worker.taking is not None):
+            raise Broken(f"{node.name} takes {worker} for {seat}, which takes calls or does not")
+        if (
+            worker.seq
+            and worker.kill_at is None
+            and not seat.calls
+            and (round_ is None or seat.index not in round_.works)
+        ):
             raise Broken(f"{worker} of {node.name} is at what nobody wants, and is not told to stop")
+    call_checks.check_node(node, idle)
     hold(node.params.keys() == scheduler.rounds.keys(), f"params of {node.name} are kept:", list(node.params))
     paths = set()
     wanted = set()
@@ -262,6 +265,7 @@ def _check_node_round(node: Node, round_: NodeRound, idle: list[int]) -> None:
 def check_rest(cluster: Cluster) -> None:
     """Nothing is left of what has been."""
     master, dispatch = cluster.master, cluster.master.dispatch
+    call_checks.check_rest(cluster)
     for run in cluster.runs.values():
         hold(run.end is not None, f"round {run.number} has not ended")
     hold(not dispatch.rounds, "rounds are left:", list(dispatch.rounds))

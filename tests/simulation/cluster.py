@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import qjam.dispatch.calls
+import qjam_worker.ipc.arenas
+import qjam_worker.node.calls
 from qjam.data.leases import Lease
 from qjam.dispatch import line
 from qjam.dispatch.commands import Done, Fail, Failure
@@ -16,14 +19,17 @@ from qjam.dispatch.jobs import JobSpec
 from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import DONE, NodeState
 from qjam_worker.node import results
+from qjam_worker.values.outcomes import VALUE
 from qjam_worker.values.reduction import Tree
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import CODE, MODULE, PARAMS, SLICE, Ref, of_slice
 
 from . import checks, usercode
+from .call_checks import MAX_BYTES, MAX_WINDOW
+from .calls import Callers
 from .master import Master
 from .node import Files, Node, Worker
-from .plans import HostPlan, Incident, JobPlan, Plan, RoundPlan
+from .plans import CallsPlan, HostPlan, Incident, JobPlan, Plan, RoundPlan
 from .usercode import SMALL
 from .watch import Watch
 from .world import Broken, Link, Message, World
@@ -122,6 +128,7 @@ class Cluster(World):
         self.nodes: dict[str, Node] = {}
         self.files: dict[str, Files] = {}
         self.runs: dict[int, Run] = {}
+        self.callers = Callers(self)
         self.no_room = False
         self.errors: Counter[tuple[str, int, int | None]] = Counter()
         self.watch = Watch(self)
@@ -146,6 +153,8 @@ class Cluster(World):
             self.master.add(host, host_plan, first=True)
         for round_plan in plan.rounds:
             self.at(0.0 if round_plan.at == 0.0 else 0.5 + round_plan.at, None, self._submit, round_plan)
+        for calls in plan.calls:
+            self.at(0.0 if calls.at == 0.0 else 0.5 + calls.at, None, self.callers.submit, calls)
         for incident in plan.incidents:
             self.at(0.5 + incident.at, None, self._happen, incident)
         if plan.close is not None:
@@ -165,9 +174,13 @@ class Cluster(World):
         for node in self.nodes.values():
             node.no_room = 0
         numbers = [self._submit(RoundPlan(self.now, job)) for job in range(len(had), len(had) + 2)]
+        calls = self.callers.submit(CallsPlan(self.now, 7, submitter=9))
         self.at(self.now, None, self.watch.look)
         self.run(self.now + 120.0)
         checks.check_rest(self)
+        for call in calls:
+            if call.end != VALUE or call.ended_at - began > 100.0:
+                raise Broken(f"{call}, after all others, has come to {call.end}")
         for number in numbers:
             run = self.runs[number]
             if not isinstance(run.end, Done) or run.ended_at - began > 100.0:
@@ -181,6 +194,8 @@ class Cluster(World):
         rounds = list(self.master.dispatch.rounds)
         if rounds:
             return f"the rounds {rounds} do not end"
+        if self.master.dispatch.calls.calls:
+            return f"calls do not end: {list(self.master.dispatch.calls.calls.values())[:5]}"
         return "it does not come to rest"
 
     def disturb(self, what: str) -> None:
@@ -338,6 +353,12 @@ class Cluster(World):
         if files is not None:
             del files.data[path]
 
+    def remove_arena(self, path: str) -> None:
+        """In place of unlink, for arenas."""
+        name, _, arena = path.partition("/")
+        if self.nodes[name].calls.files.pop(arena, None) is None:
+            raise Broken(f"{path} is removed twice")
+
     # Hosts
 
     def launch(self, host: int, name: str, plan: HostPlan, launches: int, calm: bool) -> None:
@@ -422,6 +443,7 @@ class Cluster(World):
         elif incident.kind == "worker hangs":
             if worker.seq and worker.waits_for is None and worker.kill_at is None:
                 self._tell(incident, node.name)
+                node.longest = max(node.longest, incident.seconds)
                 worker.hang(incident.seconds)
         elif incident.kind == "worker is interrupted":  # by whom we do not know
             if worker.seq and worker.waits_for is None and worker.kill_at is None:
@@ -460,10 +482,24 @@ class Cluster(World):
 @contextmanager
 def _constants(cluster: Cluster) -> Iterator[None]:
     """What is of the host in reality: unlink, and how large is large."""
-    before = results.remove, results.SLOT, line.JOBS_KEPT, line.EACH, line.LEAST
-    results.remove, results.SLOT, line.EACH = cluster.remove, SMALL, 0
-    line.JOBS_KEPT, line.LEAST = cluster.plan.jobs_kept, cluster.plan.window
+    constants: dict[tuple[Any, str], Any] = {
+        (results, "remove"): cluster.remove,
+        (results, "SLOT"): SMALL,
+        (line, "JOBS_KEPT"): cluster.plan.jobs_kept,
+        (line, "EACH"): 0,
+        (line, "LEAST"): cluster.plan.window,
+        (qjam.dispatch.calls, "MAX_WINDOW"): MAX_WINDOW,
+        (qjam.dispatch.calls, "MAX_BYTES"): MAX_BYTES,
+        (qjam.dispatch.calls, "MAX_BATCH"): 8,
+        (qjam_worker.node.calls, "MAX_RETURNS"): 4,
+        (qjam_worker.ipc.arenas, "ARENA"): 1024,
+        (qjam_worker.ipc.arenas, "remove"): cluster.remove_arena,
+    }
+    before = {(module, name): getattr(module, name) for module, name in constants}
+    for (module, name), value in constants.items():
+        setattr(module, name, value)
     try:
         yield
     finally:
-        results.remove, results.SLOT, line.JOBS_KEPT, line.EACH, line.LEAST = before
+        for (module, name), value in before.items():
+            setattr(module, name, value)

@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qjam.data.leases import Lease
-from qjam.dispatch.commands import Block, Command, Done, Fail, Failure, Gone, Load, Lost, Note, Send, Unload
+from qjam.dispatch.call import Function
+from qjam.dispatch.commands import Block, Command, Done, Ended, Fail, Failure, Gone, Load, Lost, Note, Send, Unload
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import COMING, NodeState
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import Part, Ref, of_params
 
-from . import checks
+from . import call_checks, checks
 from .plans import HostPlan
 from .world import Broken, Message, Process, told
 
 if TYPE_CHECKING:
+    from .calls import CallRun
     from .cluster import Cluster
     from .node import Node
 
@@ -69,6 +71,7 @@ class Master(Process):
             Done: lambda command: cluster.on_end(command.round, command),
             Fail: lambda command: cluster.on_end(command.round, command),
             Gone: lambda command: self._send(Send(command.node, Kind.REFS, gone_header(command), (b"",))),
+            Ended: lambda command: cluster.callers.on_ended(command),
             Lost: self._lost,
             Note: lambda command: cluster.say("master", f"notes: {command.text}"),
         }
@@ -79,6 +82,7 @@ class Master(Process):
             Kind.CREDIT: lambda name, header, buffers: self.dispatch.refs.on_credit(name, header["bytes"]),
             Kind.RESULT: self.dispatch.on_result,
             Kind.ERROR: self.dispatch.on_error,
+            Kind.RETURNS: self.dispatch.calls.on_returns,
             Kind.PONG: lambda name, header, buffers: [],
             Kind.BYE: lambda name, header, buffers: self.dispatch.on_node_lost(name, header["reason"]),
         }
@@ -91,6 +95,7 @@ class Master(Process):
 
     def check(self) -> None:
         checks.check_master(self)
+        call_checks.check_master(self)
 
     # Messages and commands
 
@@ -98,6 +103,7 @@ class Master(Process):
         for command in commands:
             if isinstance(command, (Send, Load, Block)) and not self.is_there(command.node):
                 raise Broken(f"{command} is for a node that is not there")
+        self.cluster.callers.check_sent([c for c in commands if isinstance(c, Send) and c.kind is Kind.CALLS])
         self._commands.extend(commands)
         if self._acting:
             return
@@ -161,7 +167,7 @@ class Master(Process):
         if command.kind is Kind.TASK and header["params"] == "send":
             large = self.cluster.size(of_params(header["round"])) > INLINE
             header, buffers = {**header, "params": "ref" if large else "inline"}, [] if large else [b"params"]
-        self._deliver(node, Message(command.kind, header, buffers), 100)
+        self._deliver(node, Message(command.kind, header, buffers), 100 + sum(map(len, buffers)))
 
     def _deliver(self, node: Node, message: Message, size: int) -> None:
         if node.link.broken:
@@ -219,7 +225,27 @@ class Master(Process):
         self.leaving = True
         for number in [*self.dispatch._line._waiting, *self.dispatch.rounds]:
             self.act(self.dispatch.on_cancel(number, Failure("closed", "closed")))
+        self.act(self.dispatch.calls.fail_all(Failure("closed", "closed")))
         self.act(self.dispatch.on_close())
+
+    # Calls
+
+    def submit_calls(self, runs: list[CallRun]) -> None:
+        calls = [run.call for run in runs]
+        if self.leaving:
+            for call in calls:
+                call.over = True
+            self.cluster.callers.on_ended(Ended([], [], [(call, Failure("closed", "closed")) for call in calls]))
+            return
+        commands = self.dispatch.on_calls(calls, self.world.now)
+        self.cluster.callers.by_id.update((run.call.id, run) for run in runs)
+        self.act(commands)
+
+    def cancel_calls(self, runs: list[CallRun]) -> None:
+        self.act(self.dispatch.calls.cancel([run.call for run in runs]))
+
+    def forget_function(self, function: Function) -> None:
+        self.act(self.dispatch.calls.forget(function))
 
     # Hosts
 

@@ -24,6 +24,7 @@ from qjam_worker.wire.refs import Ref, of_params
 from qjam_worker.worker.user_modules import FIELDS
 
 from . import checks
+from .node_calls import NodeCalls, Taking
 from .plans import MIB, HostPlan
 from .usercode import SMALL, reduce_of, unpacked
 from .world import Broken, Link, Message, Process, told
@@ -142,6 +143,9 @@ class Worker:
         self.items: list[tuple[Span, bytes]] = []
         self.kill_at: float | None = None
         self.waits_for: str | None = None
+        self.taking: Taking | None = None  # calls
+        self.life = 0  # changes with its process
+        self.died_at = 0.0
 
     def __repr__(self) -> str:
         return f"worker {self.index}"
@@ -156,9 +160,8 @@ class Worker:
         """Begin with a piece of work."""
         world, cluster = self.node.world, self.node.cluster
         self.node.assigned += 1
-        self.seq, self.round, self.work, self.items = self.node.assigned, round_, work, items
-        self.began = world.now
-        self.token += 1
+        self.begin(self.node.assigned)
+        self.round, self.work, self.items = round_, work, items
         run = cluster.runs[round_.number]
         checks.check_attempts(run, round_, work)
         slices = [items[-1][0][0]] if work.fold is not None else work.slices
@@ -180,6 +183,11 @@ class Worker:
             world.at(world.now + 1e-5, self.node, self._import, self.token, name)
         else:
             self._go_on()
+
+    def begin(self, seq: int) -> None:
+        """It is busy from now on."""
+        self.seq, self.began, self.steps = seq, self.node.world.now, []
+        self.token += 1
 
     def _import(self, token: int, name: str) -> None:
         if token == self.token:
@@ -222,10 +230,11 @@ class Worker:
         """What it is at, and what comes, takes so many times as long."""
         now = self.node.world.now
         self.slowness = max(1.0, self.slowness * factor)
-        if self.seq and self.waits_for is None and self.kill_at is None and self.steps[-1][0] < HUNG:
+        if self.seq and self.steps and self.waits_for is None and self.kill_at is None and self.steps[-1][0] < HUNG:
             self.steps = [
                 (now + (until - now) * factor if until > now else until, index, how) for until, index, how in self.steps
             ]
+            self.node.longest = max(self.node.longest, min(100.0, self.steps[-1][0] - now))
             self._go_on()
 
     # How it ends
@@ -253,13 +262,14 @@ class Worker:
         assert round_ is not None
         assert work is not None
         at = self.at
-        self._rest()
+        self.rest()
         self.node.on_answer(self, what, round_, work, items, at)
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
+        """It is idle from now on."""
         self.token += 1
         self.seq, self.kill_at, self.waits_for = 0, None, None
-        self.round = self.work = None
+        self.round = self.work = self.taking = None
         self.items = []
 
     @property
@@ -271,7 +281,7 @@ class Worker:
 
     def interrupt(self, *, asked: bool = True) -> None:
         """Stop: user code gets a KeyboardInterrupt, and a signal that cannot be caught if that does not help."""
-        if not self.seq or self.kill_at is not None:
+        if not self.seq or self.kill_at is not None or self.taking is not None:
             return
         world = self.node.world
         if not asked:
@@ -292,12 +302,22 @@ class Worker:
 
     def exit(self, how: str) -> None:
         """The process ends."""
-        at = self.at
-        self._rest()
+        at, taking = self.at, self.taking
+        self.rest()
         self.up = False
+        self.forget()
+        self.node.on_worker_exit(self, taking, how, at)
+
+    def forget(self) -> None:
+        """Another process takes its place."""
         self.jobs.clear()
         self.known.clear()
-        self.node.on_worker_exit(self, how, at)
+        self.life += 1
+        self.died_at = self.node.world.now
+
+    def spare(self) -> None:
+        """It has stopped what it was to stop."""
+        self.kill_at = None
 
     def replaced(self) -> None:
         self.up = True
@@ -317,6 +337,8 @@ class Node(Process):
         self.doomed = False  # whether the master will hear of its end by other ways
         self.no_room = 0  # so many of the next files cannot be made
         self.assigned = 0
+        self.given_at = 0.0  # when a worker was last given work of a round
+        self.longest = 0.0  # seconds that any of its workers has something to do
         self.given_up: set[int] = set()
         self.refs = Refs(plan.shelf, plan.room, self.allocate)
         self.scheduler = Scheduler(plan.workers, self.refs)
@@ -324,6 +346,7 @@ class Node(Process):
         self.imports = ModuleCache()
         self.params: dict[int, Ref | None] = {}
         self.files = Files(self)
+        self.calls = NodeCalls(self)
         self._commands: deque[Command] = deque()
         self._acting = False
         self._perform: dict[type, Callable[[Any], None]] = {
@@ -333,6 +356,7 @@ class Node(Process):
             Forget: self._forget,
             Drop: self._drop,
             Ended: lambda command: self._release(command.round),
+            **self.calls.perform,
         }
         self._handlers: dict[Kind, Callable[[dict[str, Any], list[Any]], None]] = {
             Kind.WELCOME: lambda header, buffers: self.act(self.scheduler.on_welcome(header)),
@@ -342,6 +366,7 @@ class Node(Process):
             Kind.SHARE: lambda header, buffers: self.act(self.scheduler.on_share(header, self.world.now)),
             Kind.RELEASE: lambda header, buffers: self.act(self.scheduler.on_release(header)),
             Kind.REFS: self._on_refs,
+            **self.calls.handlers,
             Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, self.world.now)),
             Kind.PING: lambda header, buffers: self.send(Kind.PONG, header),
             Kind.BYE: lambda header, buffers: self.leave(header["reason"]),
@@ -378,13 +403,14 @@ class Node(Process):
         self.alive = False
         for path in self.files.data:
             self.cluster.files.pop(path, None)
+        self.calls.files.clear()
 
     def send(self, kind: Kind, header: dict[str, Any], buffers: list[Any] = []) -> None:  # noqa: B006  never changed
         if self.world.trace is not None:
             self.world.say(self.name, f"-> master: {told(kind, header)}")
         if kind is Kind.RESULT:
             checks.check_roots(self, header)
-        size = 100 + (sum(map(len, buffers)) if kind is Kind.RESULT else 0)
+        size = 100 + (sum(map(len, buffers)) if kind in (Kind.RESULT, Kind.RETURNS) else 0)
         master = self.cluster.master
         message = Message(kind, header, buffers)
         self.link.up.send(master, lambda received: master.on_message(self, received), message, size)
@@ -394,9 +420,11 @@ class Node(Process):
             self._handlers[message.kind](message.header, message.buffers)
 
     def next_deadline(self) -> float | None:
-        return None if self.leaving else self.scheduler.next_deadline()
+        due = self.scheduler.next_deadline(), self.calls.next_deadline()
+        return None if self.leaving else min((at for at in due if at is not None), default=None)
 
     def on_timer(self) -> None:
+        self.calls.on_timer()
         self.act(self.scheduler.on_timer(self.world.now))
 
     def check(self) -> None:
@@ -512,7 +540,10 @@ class Node(Process):
             worker.jobs.add(job.number)
             if job.code is not None:
                 self._look_up(job.code)
+        self.given_at = now
         worker.ring(round_, work, items)
+        if worker.steps:
+            self.longest = max(self.longest, min(worker.steps[-1][0] - now, 100.0))
 
     def _fold_items(self, fold: Fold) -> list[tuple[Span, bytes]]:
         items = []
@@ -583,12 +614,13 @@ class Node(Process):
         if ref is not None:
             self.act(self.scheduler.on_import(worker.index, ref))
 
-    def on_worker_exit(self, worker: Worker, how: str, at: int | None) -> None:
+    def on_worker_exit(self, worker: Worker, taking: Taking | None, how: str, at: int | None) -> None:
+        commands = self.calls.on_exit(worker, taking, how)
         if self.world.trace is not None:
             self.world.say(self.name, f"{worker} {how} at slice {at}")
         self.imports.forget(worker)  # type: ignore[arg-type]
         self.world.at(self.world.now + 0.01 + 0.04 * self.world.noise(5, self.assigned), self, worker.replaced)
-        self.act(self.scheduler.on_exit(worker.index, how, at, 100, self.world.now))
+        self.act([*commands, *self.scheduler.on_exit(worker.index, how, at, 100, self.world.now)])
 
     def on_worker_replaced(self, worker: Worker) -> None:
         self.send(Kind.STATE, {"state": "replaced", "worker": worker.index, "pid": 101})

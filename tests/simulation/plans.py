@@ -81,6 +81,33 @@ class RoundPlan:
 
 
 @dataclass
+class CallsPlan:
+    """Some calls of one function, submitted at once. The dicts and sets tell by position what goes wrong."""
+
+    at: float
+    count: int
+    submitter: int = 0
+    function: int = 0
+    seconds: float = 0.01  # for a call
+    size: int = 20  # bytes of its arguments, about
+    large: bool = False  # whether results lie in files
+    raises: set[int] = field(default_factory=set)
+    kills: dict[int, tuple[int, str]] = field(default_factory=dict)  # so many attempts, and when in them (DEATHS)
+    hangs: set[int] = field(default_factory=set)  # the first attempt
+    stubborn: set[int] = field(default_factory=set)  # these do not end when they are to stop
+    unfit: set[int] = field(default_factory=set)  # the first process is not fit for it
+    pauses: dict[int, float] = field(default_factory=dict)  # between taking it and saying so, in seconds
+    spoils: set[int] = field(default_factory=set)  # the first attempt writes over what its worker has returned
+    cancels: dict[int, float] = field(default_factory=dict)  # the user cancels it so long after
+    forget: float | None = None  # so long after, nobody needs the function any more; None: for ever
+
+
+# When a call ends its worker: before the worker has said that it has it, in user code, before or after what it has come
+# to is written.
+DEATHS = ("taken", "runs", "ran", "wrote")
+
+
+@dataclass
 class Incident:
     """Something that goes wrong with a host, one of its workers, or the master."""
 
@@ -109,12 +136,14 @@ class Plan:
     joining: list[HostPlan] = field(default_factory=list)
     jobs: list[JobPlan] = field(default_factory=list)
     rounds: list[RoundPlan] = field(default_factory=list)
+    calls: list[CallsPlan] = field(default_factory=list)
     incidents: list[Incident] = field(default_factory=list)
 
     @property
     def ends(self) -> float:
         """When the last thing that is planned is over."""
         times = [1.0, *(r.at + max(r.deadline or 0.0, r.cancel or 0.0) for r in self.rounds)]
+        times += [calls.at + max([calls.forget or 0.0, *calls.cancels.values()]) for calls in self.calls]
         times += [incident.at + incident.seconds for incident in self.incidents]
         return max([*times, self.close or 0.0])
 
@@ -161,6 +190,9 @@ def draw(seed: int, profile: str = "any") -> Plan:
         plan.close = 1.0 + rng.random() * horizon
     _draw_data(random.Random(f"qjam data {seed}"), plan)
     plan.window = random.Random(f"qjam window {seed}").choice([1, 2, 3, 64])
+    calls = random.Random(f"qjam calls {seed}")
+    plan.calls = [_calls(calls, name, horizon) for _ in range(calls.choice([0, 0, 0, 1, 1, 2, 3, 5]))]
+    plan.calls.sort(key=lambda some: some.at)
     return plan
 
 
@@ -229,6 +261,32 @@ def _round(rng: random.Random, plan: Plan, profile: str, horizon: float) -> Roun
         round_.fold_kills = rng.choice([1, 2, 9])
     round_.fold_hangs = rng.random() < 0.02 * often
     return round_
+
+
+def _calls(rng: random.Random, profile: str, horizon: float) -> CallsPlan:
+    """Drawn apart too."""
+    calls = CallsPlan(0.0 if rng.random() < 0.2 else rng.random() * horizon, rng.choice([1, 2, 3, 5, 12, 30, 60]))
+    calls.submitter, calls.function = rng.choice([0, 0, 1, 2]), rng.choice([0, 0, 1])
+    calls.seconds = rng.choice([1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.3])
+    calls.size, calls.large = rng.choice([20, 20, 200, 2000]), rng.random() < 0.2
+    if rng.random() < 0.3:
+        calls.forget = rng.choice([0.0, 0.01, 0.3, 3.0]) * rng.random()
+    if profile == "calm":
+        return calls
+
+    def some(often: float) -> set[int]:
+        return {rng.randrange(calls.count) for _ in range(rng.randint(1, 3))} if rng.random() < often else set()
+
+    often = 0.15 if profile in ("errors", "mixed", "workers") else 0.05
+    calls.raises = some(often)
+    calls.kills = {at: (rng.choice([1, 1, 2, 3, 9]), rng.choice(DEATHS)) for at in some(2 * often)}
+    calls.hangs, calls.unfit, calls.spoils = some(often / 2), some(often), some(often / 3)
+    calls.pauses = {at: rng.choice([0.001, 0.05, 0.3, 3.0]) for at in some(often)}
+    calls.cancels = {at: rng.choice([0.0, 0.001, 0.02, 0.3, 5.0]) * rng.random() for at in some(2 * often)}
+    if calls.cancels and rng.random() < 0.4:
+        calls.cancels = dict.fromkeys(range(calls.count), max(calls.cancels.values()))
+    calls.stubborn = some(often) | (calls.hangs if rng.random() < 0.3 else set())
+    return calls
 
 
 def _incident(rng: random.Random, plan: Plan, kind: str, horizon: float) -> Incident:

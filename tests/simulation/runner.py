@@ -79,7 +79,7 @@ def shrink(plan: Plan, tries: int = 400) -> Plan:
     before = None
     while before != plan and left[0] > 0:
         before = copy.deepcopy(plan)
-        for name in ("incidents", "rounds"):
+        for name in ("incidents", "rounds", "calls"):
             plan = _fewer(plan, name, fails)
         for simpler in _simpler(plan):
             if fails(simpler):
@@ -122,6 +122,7 @@ def _simpler(plan: Plan) -> Iterator[Plan]:
                 changed = copy.deepcopy(plan)
                 setattr(changed.rounds[position], name, value)
                 yield changed
+    yield from _simpler_calls(plan)
     for position, host in enumerate(plan.hosts):
         for name, value in {"bad_starts": 0.0, "stalls": 0.0, "slowness": 1.0, "jitter": 0.1, "workers": 1}.items():
             if getattr(host, name) != value:
@@ -135,6 +136,21 @@ def _simpler(plan: Plan) -> Iterator[Plan]:
             if getattr(job, name) != value:
                 changed = copy.deepcopy(plan)
                 setattr(changed.jobs[position], name, value)
+                yield changed
+
+
+def _simpler_calls(plan: Plan) -> Iterator[Plan]:
+    for position, calls in enumerate(plan.calls):
+        simple: dict[str, Any] = {
+                  "raises": set(), "kills": {}, "hangs": set(), "stubborn": set(), "unfit": set(), "pauses": {},
+                  "spoils": set(), "cancels": {}, "forget": None, "size": 20, "large": False, "submitter": 0,
+                  "function": 0, "count": 1,
+        }  # fmt: skip
+        fewer = [("count", calls.count // 2), ("count", calls.count - 1)] if calls.count > 2 else []
+        for name, value in [*simple.items(), *fewer]:
+            if getattr(calls, name) != value:
+                changed = copy.deepcopy(plan)
+                setattr(changed.calls[position], name, value)
                 yield changed
 
 
@@ -160,4 +176,5 @@ def _plan_lines(plan: Plan) -> list[str]:
     told += [f"  host {index}: {host}" for index, host in enumerate([*plan.hosts, *plan.joining])]
     used = {round_.job for round_ in plan.rounds}
     told += [f"  job {index}: {job}" for index, job in enumerate(plan.jobs) if index in used]
-    return [*told, *(f"  {round_}" for round_ in plan.rounds), *(f"  {incident}" for incident in plan.incidents)]
+    told += [f"  {some}" for some in (*plan.rounds, *plan.calls)]
+    return [*told, *(f"  {incident}" for incident in plan.incidents)]

@@ -12,9 +12,9 @@ from qjam.dispatch.states import PRESENT, NodeState
 from qjam_worker.wire.frames import Kind
 from qjam_worker.wire.refs import Ref
 
-from .checks import hold
+from . import call_checks
 from .node import CREDIT, Node
-from .world import Broken, Process
+from .world import Broken, Process, hold
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -57,6 +57,9 @@ class Watch:
         self._frozen, self._stealer, self._waiting, self._late, self._silent, self._alone = (
             Since(cluster.master) for _ in range(6)
         )
+        self._starved, self._silent_calls, self._waiting_calls, self._no_calls = (
+            Since(cluster.master) for _ in range(4)
+        )
 
     def look(self) -> None:
         """Now, and again in a while."""
@@ -64,8 +67,13 @@ class Watch:
         if not cluster.master.frozen:
             self.look_into_depth()
             self._look_for_idle_nodes()
+            self._look_at_calls()
         beyond = cluster.now - cluster.plan.ends
-        if beyond < 1.0 or any(run.end is None for run in cluster.runs.values()):
+        if (
+            beyond < 1.0
+            or any(run.end is None for run in cluster.runs.values())
+            or not all(run.call.over for run in cluster.callers.runs)
+        ):
             cluster.at(cluster.now + min(max(EVERY, beyond / 10.0), 20.0), None, self.look)
 
     def look_into_depth(self) -> None:
@@ -78,6 +86,7 @@ class Watch:
         for node in cluster.nodes.values():
             if node.alive and not node.leaving and not node.link.broken:
                 self._check_refs(node)
+        call_checks.look(cluster)
         for run in cluster.runs.values():
             if run.end is None and run.plan.deadline is not None:
                 due = run.began + run.plan.deadline
@@ -90,6 +99,8 @@ class Watch:
         for name in suspected - self._suspected:
             node = self.cluster.nodes[name]
             gone = node.frozen or not node.alive or node.link.broken or now - node.link.up_at < 1.0
+            for call in self.dispatch.calls.at[name].calls.values() if name in self.dispatch.calls.at else ():
+                call.future.shared = True
             hold(gone or now - node.thawed_at < 1.0, f"{name} is suspected of being lost, and it is well")
             self.cluster.counts["suspected"] += 1
         self._suspected = suspected
@@ -158,6 +169,45 @@ class Watch:
             self._silent.look((n.name, r.number, index) for r in rounds for n in silent for index in r.single(n.name))
         for round_ in rounds:
             self._check_help(round_, [node.name for node in nodes])
+
+    def _look_at_calls(self) -> None:
+        cluster, calls, now = self.cluster, self.dispatch.calls, self.cluster.now
+        nodes = [cluster.nodes[name] for name in self.dispatch.nodes if name in cluster.nodes]
+        well = [node for node in nodes if self._is_well(node)]
+        # Rounds and calls take turns.
+        wait = [(node, "calls", node.calls.taken_at) for node in well if node.calls.desk and node.calls.desk.waiting]
+        wait += [(node, "rounds", node.given_at) for node in well if self._has_work(node)]
+        self._starved.look((node.name, what) for node, what, _ in wait)
+        for node, what, last in wait:
+            since = min(self._starved.age((node.name, what)), now - max(last, node.thawed_at))
+            hold(since < 3.0 * node.longest + 1.0, f"{what} wait on {node.name}, and nobody takes any for {since} s")
+        # Others do what silent nodes have, and what waits elsewhere.
+        silent = [node for node in nodes if self._is_silent(node) and node.name in calls.at]
+        queued = {call.id for queue in calls._queues.values() for call in queue}
+        alone = [
+            (node.name, call.id)
+            for node in silent
+            for call in calls.at[node.name].calls.values()
+            if call.nodes == (node.name,) and call.id not in queued and not call.over
+        ]
+        self._silent_calls.look(alone)
+        hold(
+            self._silent_calls.oldest < SUSPECT_AFTER + 4.0 * SWEEP,
+            "nobody else does the calls of a silent node:",
+            alone,
+        )
+        idle = [n.name for n in well if self._is_idle(n) and not (n.name in calls.at and calls.at[n.name].calls)]
+        rich = [n.name for n in well if n.name in calls.at and len(calls.at[n.name].calls) > len(n.workers)]
+        self._no_calls.look(idle)
+        self._waiting_calls.look(rich)
+        age = min(self._no_calls.oldest, self._waiting_calls.oldest)
+        hold(
+            age < 3.0 + 2.0 * max((node.longest for node in well), default=0.0),
+            f"{idle} are idle, and {rich} have calls that wait",
+        )
+
+    def _has_work(self, node: Node) -> bool:
+        return any(round_.has_work and not round_.lacking for round_ in node.scheduler.rounds.values())
 
     def _check_help(self, round_: Round, names: list[str]) -> None:
         idle, number = self._stealer.oldest, round_.number

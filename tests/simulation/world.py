@@ -18,6 +18,12 @@ class Broken(AssertionError):
     """An invariant does not hold."""
 
 
+def hold(truth: Any, what: str, *about: Any) -> None:
+    """Broken unless `truth` holds."""
+    if not truth:
+        raise Broken(" ".join([what, *map(str, about)]))
+
+
 class Message(NamedTuple):
     kind: Kind
     header: dict[str, Any]
@@ -193,7 +199,8 @@ def _through_the_wire(message: Message) -> Message:
 def told(kind: Kind, header: dict[str, Any]) -> str:
     """A message in a few words."""
     keys = ("state", "round", "job", "indices", "slices", "slice", "what", "roots", "refs", "for", "count", "ref",
-            "offset", "gone", "bytes", "worker", "forget", "reason")  # fmt: skip
+            "offset", "gone", "bytes", "worker", "forget", "reason", "ids", "of", "how", "new", "begun", "left",
+            "cancelled", "recalled", "functions", "arguments")  # fmt: skip
     words = [f"{key} {_short(header[key])}" for key in keys if header.get(key) not in (None, [])]
     return " ".join([kind.name, *words])
 
