@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qjam_worker.ipc import arenas as module
@@ -32,7 +32,7 @@ SIZES = st.integers(0, 300) | st.integers(0, ARENA // 4) | st.sampled_from([AREN
 STEPS = st.lists(st.tuples(SIZES, st.integers(1, 3), st.integers(0, 3)), max_size=30)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
 def test_what_lives_keeps_its_bytes_and_all_is_freed(steps: list[tuple[int, int, int]]) -> None:
     files = FakeFiles()

@@ -191,7 +191,7 @@ def draw(seed: int, profile: str = "any") -> Plan:
     _draw_data(random.Random(f"qjam data {seed}"), plan)
     plan.window = random.Random(f"qjam window {seed}").choice([1, 2, 3, 64])
     calls = random.Random(f"qjam calls {seed}")
-    plan.calls = [_calls(calls, name, horizon) for _ in range(calls.choice([0, 0, 0, 1, 1, 2, 3, 5]))]
+    plan.calls = [_calls(calls, name, horizon) for _ in range(calls.choice([0, 0, 0, 1, 1, 2, 3]))]
     plan.calls.sort(key=lambda some: some.at)
     return plan
 
@@ -265,7 +265,7 @@ def _round(rng: random.Random, plan: Plan, profile: str, horizon: float) -> Roun
 
 def _calls(rng: random.Random, profile: str, horizon: float) -> CallsPlan:
     """Drawn apart too."""
-    calls = CallsPlan(0.0 if rng.random() < 0.2 else rng.random() * horizon, rng.choice([1, 2, 3, 5, 12, 30, 60]))
+    calls = CallsPlan(0.0 if rng.random() < 0.2 else rng.random() * horizon, rng.choice([1, 2, 3, 5, 8, 12, 20, 40]))
     calls.submitter, calls.function = rng.choice([0, 0, 1, 2]), rng.choice([0, 0, 1])
     calls.seconds = rng.choice([1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.3])
     calls.size, calls.large = rng.choice([20, 20, 200, 2000]), rng.random() < 0.2
