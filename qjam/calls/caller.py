@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import threading
-from collections import OrderedDict
+import weakref
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -25,9 +26,24 @@ from qjam_worker.values.outcomes import BROKEN, LOST, RAISED, STOPPED
 from .center import Center, pickled
 from .future import CallFuture, CallLost, RemoteTraceback
 
-FUNCTIONS_KEPT = 256  # of one submitter
+# Functions of one submitter that are kept as they were pickled, and their bytes beside the last one.
+FUNCTIONS_KEPT, BYTES_KEPT = 256, 64 * 1024 * 1024
 
 _groups = itertools.count(1)
+
+
+class Known(NamedTuple):
+    """A function that was pickled in this epoch, while it is alive, and what tells whether it is as it was."""
+
+    alive: weakref.ref[Any]
+    epoch: int
+    unchanged: Callable[[Any], bool]
+    function: Function
+
+
+def _forget(known: dict[int, Known], place: int, alive: weakref.ref[Any]) -> None:
+    if place in known and known[place].alive is alive:
+        del known[place]
 
 
 class Caller:
@@ -48,7 +64,7 @@ class Caller:
         self.closed = False
         self._group = next(_groups)
         self._functions: dict[Any, Function] = {}  # by key
-        self._known: OrderedDict[int, tuple[Any, int, Callable[[], bool] | None, Function]] = OrderedDict()  # by id
+        self._known: dict[int, Known] = {}  # by id
         self._lock = threading.Lock()
         self._outstanding: set[CallFuture] = set()
         self._setup, self._given = setup, b""
@@ -80,8 +96,8 @@ class Caller:
     def _function(self, function: Callable[..., Any]) -> Function:
         epoch = self._sources.epoch()
         known = self._known.get(id(function))
-        if known is not None and known[1] == epoch and known[2] is not None and known[2]():
-            return known[3]
+        if known is not None and known.epoch == epoch and known.unchanged(function):
+            return known.function
         if not callable(function):
             raise TypeError(f"{function!r} is not callable")
         with self._lock:
@@ -97,15 +113,21 @@ class Caller:
                 description = [code.header, code.code, self._group, setup]
                 packed = msgpack.packb(description, unicode_errors="surrogatepass")
                 found = self._functions[code.key] = Function(self.center.next_function(), packed)
-                if len(self._functions) > FUNCTIONS_KEPT:
-                    self.center.forget([self._functions.pop(next(iter(self._functions)))])
-                    self._known.clear()
-            if unchanged is None:  # nor is it kept alive
-                return found
-            self._known[id(function)] = function, epoch, unchanged, found
-            if len(self._known) > FUNCTIONS_KEPT:
-                self._known.popitem(last=False)
+                self._forget_oldest()
+            if unchanged is not None:
+                gone = functools.partial(_forget, self._known, id(function))
+                self._known[id(function)] = Known(weakref.ref(function, gone), epoch, unchanged, found)
             return found
+
+    def _forget_oldest(self) -> None:
+        kept = sum(len(function.description) for function in self._functions.values())
+        forgotten = []
+        while len(self._functions) > FUNCTIONS_KEPT or (kept > BYTES_KEPT and len(self._functions) > 1):
+            forgotten.append(self._functions.pop(next(iter(self._functions))))
+            kept -= len(forgotten[-1].description)
+        if forgotten:
+            self._known.clear()
+            self.center.forget(forgotten)
 
     def wait(self, call: Call) -> None:
         """Run the loop until the call has ended, if no other thread does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -78,7 +79,10 @@ class Settler:
             except IndexError:
                 break
             busy[me] = time.monotonic()
-            item()
+            try:
+                item()
+            except BaseException:  # a callback may raise anything
+                logging.getLogger("concurrent.futures").exception("a callback of a call has raised")
             busy[me] = None
 
     def close(self) -> None:

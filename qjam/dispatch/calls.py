@@ -24,6 +24,8 @@ POISON = 3
 # Calls and bytes of arguments that may be at one node.
 MAX_WINDOW = 8192
 MAX_BYTES = 16 * 1024 * 1024
+# A node has no more calls than it has lately done in so many seconds; it is more than a message takes there and back.
+HORIZON = 0.25
 # Calls in one message, at most.
 MAX_BATCH = 1024
 
@@ -36,12 +38,24 @@ class AtNode:
         self.nbytes = 0
         self.window = self.least = window  # how many there may be
         self.known: set[Function | Argument] = set()  # that it was sent
+        self._count, self._since, self._most = 0, 0.0, MAX_WINDOW  # calls that have returned since then
         self.recalled = False  # whether it was asked to give some back and has not answered
 
-    def resize(self, returned: int, left: int) -> None:
-        """Keep so many there that none of its workers waits for more, and not far more."""
+    def restart(self, now: float) -> None:
+        """It had no calls and gets some: what it has done lately says nothing."""
+        self._count, self._since, self._most = 0, now, MAX_WINDOW
+
+    def resize(self, returned: int, left: int, now: float) -> None:
+        """Keep so many there that none of its workers waits for more, and not far more: what is there already is ahead
+        of what other submitters will submit.
+        """
+        self._count += returned
+        if now - self._since >= HORIZON:
+            self._most = max(self.least, min(MAX_WINDOW, 1 + int(HORIZON * self._count / (now - self._since))))
+            self._count, self._since = 0, now
+            self.window = min(self.window, self._most)
         if left < returned:
-            self.window = min(2 * self.window, MAX_WINDOW)
+            self.window = min(2 * self.window, self._most)
         elif left > 8 * returned + self.least:
             self.window = max(self.window - self.window // 8, self.least)
 
@@ -147,7 +161,7 @@ class Calls:
             at.recalled = False
         returned = sum(how < LOST for how in header["how"])
         if returned:
-            at.resize(returned, header["left"])
+            at.resize(returned, header["left"], self._clock())
         commands: list[Command] = [Ended(ended, began, [])] if ended or began else []
         commands += [Send(other, Kind.RECALL, {"count": 0, "cancelled": numbers}) for other, numbers in beaten.items()]
         return commands + self.give_out() + self.fetch_for(name)
@@ -223,8 +237,10 @@ class Calls:
 
     def _send(self, node: NodeRecord, at: AtNode, batch: list[Call]) -> list[Command]:
         name = node.name
-        if not at.calls and name not in self._roster.owed:
-            node.heard, node.pinged = self._clock(), False
+        if not at.calls:
+            at.restart(self._clock())
+            if name not in self._roster.owed:
+                node.heard, node.pinged = self._clock(), False
         new: list[Function] = []
         lacking: list[Argument] = []
         for call in batch:
