@@ -290,7 +290,7 @@ MUTATIONS = [
     Mutation("calls: a window that closes", CALLS,
              "max(self.window - self.window // 8, self.least)", "0"),
     Mutation("calls: a window that never grows back", CALLS,
-             "self.window = min(2 * self.window, MAX_WINDOW)", "self.window = max(1, self.window // 2)"),
+             "self.window = min(2 * self.window, self._most)", "self.window = max(1, self.window // 2)"),
     Mutation("calls: no bound for bytes in a message", CALLS,
              "len(batch) < count and nbytes <= MAX_BYTES:", "len(batch) < count:"),
     Mutation("calls: fetches nothing for who is idle", CALLS,
