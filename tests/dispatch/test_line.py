@@ -59,6 +59,17 @@ def test_a_round_that_has_not_begun_can_be_cancelled_and_its_time_can_be_up() ->
 
 
 @pytest.mark.usefixtures("narrow")
+def test_where_the_first_one_is_cancelled_the_next_one_begins_if_its_node_has_room() -> None:
+    to = cluster(1, 1)
+    assert four(to) == [1, 2]  # which are at a
+    to.on_cancel(4, CANCELLED)
+    submit(to, 5, spec(1, "other"))
+    data = to._line._waiting[5].data
+    data.homes, data.placed_for = {0: "b"}, to._roster.membership
+    assert begun(to.on_cancel(3, CANCELLED)) == [5]
+
+
+@pytest.mark.usefixtures("narrow")
 def test_the_data_of_a_round_that_has_not_begun_is_kept() -> None:
     to = cluster(1)
     four(to)

@@ -405,8 +405,6 @@ MUTATIONS = [
     Mutation("begins no round when a node has gone silent", DISPATCH,
              "*self._line.release(self._holdings.due(now)), *self._begin_next()]",
              "*self._line.release(self._holdings.due(now))]"),
-    Mutation("forgets the round behind one that was cancelled", DISPATCH,
-             "return [Fail(number, failure), *ended, *self._begin_next()]", "return [Fail(number, failure), *ended]"),
     Mutation("has rounds overtake each other", LINE, "popitem(last=False)", "popitem()"),
     Mutation("does not hear of rounds that nodes have no more", DISPATCH,
              "            self.nodes[name].rounds -= 1\n", ""),
