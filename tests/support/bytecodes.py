@@ -25,6 +25,7 @@ def counted() -> Iterator[list[int]]:
         return trace
 
     before = sys.gettrace()
+    sys._getframe().f_trace_opcodes = True  # python 3.12 looks whether any frame wants them when a trace is set
     sys.settrace(trace)
     try:
         yield count
