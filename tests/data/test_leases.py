@@ -6,6 +6,7 @@ import gc
 from typing import Any
 
 import numpy as np
+import pytest
 
 from qjam import DataSet
 from qjam.data import leases
@@ -88,7 +89,7 @@ def test_who_holds_data_does_not_hold_the_master() -> None:
 
 def test_the_garbage_collector_may_come_while_the_queue_is_locked() -> None:
     woken: list[bool] = []
-    calls = CallQueue(lambda: woken.append(True))
+    calls = CallQueue(lambda: woken.append(True), pytest.fail)
     its = Leases(lambda lease, at_once: calls.slip(lambda: None))
     array = np.zeros(3)
     of(its, array, "a")
