@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 GRACE_S = 5.0  # what issue 2 gives close(), the interpreter's exit and `kill -9` of the master
@@ -41,6 +42,11 @@ Path(os.environ["XDG_CACHE_HOME"]).mkdir()
 
 # What a test was failed for already; the check of the whole session does not tell it again.
 _told: set[Path | threading.Thread] = set()
+
+
+# No test has a limit on speed. All else stays as hypothesis has it, which is another way where CI is set.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_unconfigure() -> None:

@@ -22,6 +22,8 @@ import pytest
 from qjam.launch import wheels
 from qjam.launch.wheels import HostFacts, Part, PartsError, own_facts, platforms, provide
 
+pytestmark = pytest.mark.timeout(180)  # seconds; what takes 13 alone takes 120 on a machine with much else to do
+
 PACKAGES = ("numpy", "pyzmq", "msgpack", "msgpack-numpy", "cloudpickle")
 TELL_FACTS = """
 import json, os, sys
@@ -124,7 +126,6 @@ def test_the_systems_python_imports_its_parts(cache, tmp_path):
     run_with(python, unpack(provide(PACKAGES, facts_of(python), cache), tmp_path), IMPORT_ALL)
 
 
-@pytest.mark.timeout(180)  # seconds; it takes 13 where nothing else runs
 def test_another_minor_version_imports_what_pip_downloads_for_it(cache, tmp_path):
     others = [(path, facts_of(path)) for path in other_pythons()]
     found = [(path, facts) for path, facts in others if (3, 9) <= facts.python != own_facts().python]
