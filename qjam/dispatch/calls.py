@@ -37,6 +37,7 @@ class AtNode:
         self.calls: dict[int, Call] = {}
         self.nbytes = 0
         self.window = self.least = window  # how many there may be
+        self.begun: set[int] = set()  # calls that its workers have begun and are still at, as far as it has told
         self.known: set[Function | Argument] = set()  # that it was sent
         self._count, self._since, self._most = 0, 0.0, MAX_WINDOW  # calls that have returned since then
         self.recalled = False  # whether it was asked to give some back and has not answered
@@ -139,6 +140,8 @@ class Calls:
         began = [call for number in header["begun"] if not (call := at.calls[number]).begun and not call.over]
         for call in began:
             call.begun = True
+        self._roster.hold(name, len(at.begun.union(header["begun"])) - len(at.begun))
+        at.begun.update(header["begun"])
         ended: list[Returned] = []
         back: list[Call] = []
         beaten: dict[str, list[int]] = {}
@@ -334,6 +337,9 @@ class Calls:
         """The node has this call no longer."""
         at = self.at[name]
         call = at.calls.pop(number)
+        if number in at.begun:
+            at.begun.discard(number)
+            self._roster.hold(name, -1)
         at.nbytes -= len(call.data)
         call.nodes = () if len(call.nodes) == 1 else tuple(other for other in call.nodes if other != name)
         if call.over:

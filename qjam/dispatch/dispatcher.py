@@ -127,13 +127,13 @@ class Dispatch:
         self.calls.on_ready()
         return [Note(f"{node.host} is heard again after {silence:.1f} s of silence"), *self.reassign()]
 
-    def on_worker_replaced(self, name: str, worker: int, pid: int) -> None:
+    def on_worker_replaced(self, name: str, worker: int, pid: int) -> list[Command]:
         """A new process replaces a worker that died."""
-        pids = self.nodes[name].pids
-        if worker >= len(pids):
+        node = self.nodes[name]
+        if worker >= len(node.pids):
             raise ValueError(f"it has no worker {worker}")
-        pids[worker] = pid
-        self.nodes[name].down -= 1
+        node.pids[worker], node.down = pid, max(0, node.down - 1)
+        return [*self.calls.give_out(), *self.calls.fetch_for(name)]
 
     def on_node_lost(self, name: str, why: str) -> list[Command]:
         """A node is gone: what it owed is queued until `reassign`."""

@@ -57,6 +57,7 @@ class Roster:
         self.suspect: dict[str, NodeRecord] = {}
         self.owed: dict[str, int] = {}  # slices over all rounds; only nodes that owe any
         self.overloaded: set[str] = set()  # nodes that owe more slices than they have workers
+        self.held: dict[str, int] = {}  # nodes whose workers are at calls that take their time: how many
         self.membership = 0  # changes when a node joins or leaves
         self.version = 0  # changes whenever a node changes its state
         self.ready: OrderedDict[str, NodeRecord] = OrderedDict()  # in the order of their turns
@@ -124,6 +125,12 @@ class Roster:
             self.overloaded.add(name)
         elif self.overloaded:
             self.overloaded.discard(name)
+
+    def hold(self, name: str, more: int) -> None:
+        """So many workers of a node more are at long calls, or fewer where that is negative."""
+        held = self.held.pop(name, 0) + more
+        if held > 0:
+            self.held[name] = held
 
     def idle(self, count: int) -> list[str]:
         """Up to `count` idle nodes, in turns."""

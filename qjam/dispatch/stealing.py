@@ -181,7 +181,7 @@ class WorkStealer:
         search.since = since
         for round_ in rounds:
             late = self._is_late(round_, now)
-            if not (late or self._roster.overloaded or self._roster.suspect):
+            if not (late or self._roster.overloaded or self._roster.held or self._roster.suspect):
                 continue
             queue = self._queue_of(round_)
             other = queue.first(self._who_can_share(round_, since, late, now), now)
@@ -215,7 +215,7 @@ class WorkStealer:
                 return self._speculation
             if fetching and node.transfers:
                 return False
-            return late or name in self._roster.overloaded
+            return late or name in self._roster.overloaded or name in self._roster.held
 
         return fits
 

@@ -138,11 +138,11 @@ class Inbox:
 
     def _on_worker_replaced(self, name: str, header: Header) -> list[Command]:
         worker, now = header["worker"], time.monotonic()
-        self._dispatch.on_worker_replaced(name, worker, header["pid"])
+        commands = self._dispatch.on_worker_replaced(name, worker, header["pid"])
         took = now - self._peers[name].died_at.pop(worker, now)
         text = f"worker {worker} on {self._dispatch.nodes[name].host} is replaced after {took:.2f} s"
         self._carrier.observer.on_note(text, logging.INFO)
-        return []
+        return commands
 
     def _on_worker_lost(self, name: str, header: Header) -> list[Command]:
         commands = self._dispatch.on_worker_lost(name, header)

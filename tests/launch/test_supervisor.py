@@ -275,11 +275,11 @@ def test_a_host_keeps_its_place_among_the_others_and_its_workers(stage: Stage) -
 def test_a_lost_node_may_not_connect_any_more(stage: Stage) -> None:
     stage.start("there")
     (old,) = stage.launched
-    assert old in stage.engine._router._names.values()
+    assert old in stage.engine._router.admission._names.values()
     stage.lose(old)
-    assert old not in stage.engine._router._names.values()
+    assert old not in stage.engine._router.admission._names.values()
     stage.pass_time(FIRST_PAUSE)
-    assert stage.supervisor.node_names[0] in stage.engine._router._names.values()
+    assert stage.supervisor.node_names[0] in stage.engine._router.admission._names.values()
 
 
 def test_a_node_is_lost_once_whoever_tells(stage: Stage, caplog: Any) -> None:
@@ -397,7 +397,7 @@ def test_a_removed_host_leaves_nothing(stage: Stage) -> None:
     assert list(stage.engine.dispatch.nodes) == [local.node_name]
     assert there.node_name in stage.disconnected
     assert there.node_name in stage.forgotten
-    assert there.node_name not in stage.engine._router._names.values()
+    assert there.node_name not in stage.engine._router.admission._names.values()
     stage.lose(there.node_name)
     stage.pass_time(EVER)
     assert len(stage.launched) == 2

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zmq
+import zmq.utils.z85
 
 import pyzmq_garbage  # noqa: F401
 from namespaces import inner_namespace, namespace, namespaces_work
@@ -285,7 +286,9 @@ def test_a_node_cannot_speak_for_another(ssh_host, knocking):
         run_seven(master)  # goes to the victim alone
         assert impostor.poll(0) == 0
         router = master._engine._router
-        router._names[keys.public.encode()] = victim  # the user id is another name than it uses
+        router.admission._names[zmq.utils.z85.decode(keys.public.encode())] = (
+            victim  # the user id is another name than it uses
+        )
         dealer.send_multipart(nonsense(b"y"))
         run_seven(master)
         assert [worker.state for worker in master.workers] == ["ready", "ready"]

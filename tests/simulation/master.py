@@ -143,8 +143,7 @@ class Master(Process):
             self._on_ready(name)
             return commands
         if header["state"] == "replaced":
-            self.dispatch.on_worker_replaced(name, header["worker"], header["pid"])
-            return []
+            return self.dispatch.on_worker_replaced(name, header["worker"], header["pid"])
         if header["state"] == "shared":
             self.cluster.counts["shared"] += len(header["indices"])
             return self.dispatch.on_shared(name, header)

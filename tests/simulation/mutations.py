@@ -374,7 +374,7 @@ MUTATIONS = [
              "            self._stealer.wake(self._roster.idle(data.nslices), self._now,",
              "            (self._roster.idle(data.nslices), self._now,"),
     Mutation("found: what waits behind another round is not shared", STEALING,
-             "late or name in self._roster.overloaded", "late or len(round_.debts[name]) > node.workers"),
+             "name in self._roster.overloaded or name", "len(round_.debts[name]) > node.workers or name"),
     Mutation("found: a node that has asked in vain asks nobody else", DISPATCH,
              "                commands = self._find_work(idle.name, search.since)\n", "                pass\n"),
     Mutation("found: idle nodes do not look again when a round ends", DISPATCH,

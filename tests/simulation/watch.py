@@ -189,6 +189,7 @@ class Watch:
             for node in silent
             for call in calls.at[node.name].calls.values()
             if call.nodes == (node.name,) and call.id not in queued and not call.over
+            if self.dispatch._roster.ready  # else there is nobody else
         ]
         self._silent_calls.look(alone)
         hold(
