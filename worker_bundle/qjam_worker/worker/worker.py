@@ -181,7 +181,8 @@ class Worker:
     def on_drop(self, message: dict[str, Any]) -> None:
         for path in message["paths"]:
             self.slices.drop(path if type(path) is str else FileSlice.of(path))
-            self.calls.drop(path)
+            if type(path) is str:
+                self.calls.drop(path)
 
     def on_run(self, message: dict[str, Any]) -> None:
         self._answer(message, self._map)
