@@ -13,7 +13,8 @@ import msgpack
 import numpy as np
 
 from qjam.data.leases import Lease
-from qjam.dispatch.commands import Failure
+from qjam.dispatch.call import Call, Function
+from qjam.dispatch.commands import Ended, Failure
 from qjam.dispatch.jobs import JobSpec
 from qjam.dispatch.rounds import RoundSpec
 from qjam.dispatch.states import PRESENT, NodeState
@@ -23,6 +24,7 @@ from qjam.engine.loader import Blob, Loader
 from qjam.engine.pending import Pending
 from qjam_worker.node import node, params, pool
 from qjam_worker.values import codec
+from qjam_worker.values.outcomes import VALUE
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire import transfers
 from qjam_worker.wire.frames import Kind, Message, WireError, unpack
@@ -134,6 +136,10 @@ class Bench:
         self.lost: dict[str, str] = {}  # and why
         self.broken: list[str] = []  # what was seen where nobody may raise
         self.successor: Callable[[str], str | None] = lambda name: None
+        self.calls: dict[int, Call] = {}  # that have not ended
+        self.function = Function(1, b"function 1")
+        self.calls_made = 0
+        self.engine._carrier.on_ended = self.on_ended
 
     def close(self) -> None:
         engine = self.engine
@@ -208,6 +214,39 @@ class Bench:
             number = self.rng.choice(list(self.runs))
             self.runs[number].cancelled = True
             self.engine._carrier.act(self.engine.dispatch.on_cancel(number, Failure("cancelled", "cancelled")))
+
+    def submit_calls(self) -> None:
+        """Some calls, now and then of another function."""
+        rng, calls = self.rng, self.engine.dispatch.calls
+        if len(self.calls) > 50:
+            return
+        if rng.random() < 0.3:
+            self.engine._carrier.act(calls.forget(self.function))
+            self.function = Function(self.function.number + 1, b"function %d" % (self.function.number + 1))
+        datas = [rng.randbytes(rng.choice((4, 50))) for _ in range(rng.choice((1, 3, 20)))]
+        made = [Call(rng.randrange(2), self.function, data) for data in datas]
+        self.calls_made += len(made)
+        self.calls.update(enumerate(made, calls._made + 1))
+        self.engine._carrier.act(self.engine.dispatch.on_calls(made, self.clock.now))
+
+    def cancel_calls(self) -> None:
+        if self.calls:
+            some = self.rng.sample(list(self.calls.values()), self.rng.randint(1, len(self.calls)))
+            for call in some:
+                del self.calls[call.id]
+            self.engine._carrier.act(self.engine.dispatch.calls.cancel(some))
+
+    def on_ended(self, ended: Ended) -> None:
+        for returned in ended.returned:
+            call = returned.call
+            if self.calls.pop(call.id, None) is not call:
+                self.broken.append(f"{call} ends, and has ended or was never made")
+            honest = self.is_honest(returned.host)
+            if honest and (returned.how, b"".join(returned.data)) != (VALUE, b"value of " + call.data):
+                self.broken.append(f"{call} has come to {returned}")
+        for call, failure in ended.failed:
+            if self.calls.pop(call.id, None) is not call or any(map(self.is_honest, self.deliver)):
+                self.broken.append(f"{call} has failed: {failure}")
 
     def do_load(self) -> None:
         """The loader is done with one; what it says is heard by the loop, as all calls are."""
@@ -327,6 +366,8 @@ class Bench:
             ],
             "jobs": [] if len(dispatch._jobs) <= 64 + 3 else dispatch._jobs,
         }  # fmt: skip
+        calls = dispatch.calls
+        left["calls"] = calls.calls
         found = {name: what for name, what in left.items() if what}
         if found:
             raise Broken(f"left over: {found}")

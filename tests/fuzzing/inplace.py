@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -9,11 +10,16 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from qjam_worker.ipc.arenas import MappedArenas
+from qjam_worker.ipc.call_pipe import CallSource
 from qjam_worker.ipc.files import map_file
+from qjam_worker.ipc.returns import CALL, STOP
 from qjam_worker.node import node as node_module
+from qjam_worker.node.commands import Kill
 from qjam_worker.node.node import Node
 from qjam_worker.node.options import NodeOptions
 from qjam_worker.values import codec, flat
+from qjam_worker.values.outcomes import STOPPED, VALUE
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire.frames import Kind, Message, pack, unpack
 
@@ -76,7 +82,7 @@ class Workers:
         worker.seq = 0
         self.interrupted.discard(worker.index)
 
-    def interrupt(self, worker: Any, now: float) -> None:
+    def interrupt(self, worker: Any, now: float, *, call: bool = False) -> None:
         if worker.seq:
             self.interrupted.add(worker.index)
 
@@ -105,7 +111,9 @@ class InPlace:
         self.uplink = Uplink()
         self.node = Node(self.uplink, NodeOptions(workers), bases=[str(base or tempfile.gettempdir())])
         self.workers = self.node.pool = Workers(self.node.pool)  # type: ignore[assignment]
-        self.node.refs._pool = self.workers  # type: ignore[assignment]
+        self.node.refs._pool = self.node.calls._pool = self.workers  # type: ignore[assignment]
+        self.node.perform[Kill] = lambda command: None
+        self.arenas = MappedArenas(self.node.files)
         self.folders = [Path(folder) for folder in self.node.files.directories]
         self.gone = False
         self.node.send(Kind.HELLO, {"workers": workers, "credit": node_module.CREDIT})
@@ -138,6 +146,9 @@ class InPlace:
     def work(self) -> None:
         """A worker comes to an end with what it has."""
         worker, message = self.workers.assigned.popleft()
+        if message["op"] == "calls":
+            self.call(worker, message["pipe"])
+            return
         if worker.index in self.workers.interrupted:
             answer: dict[str, Any] = {"op": "cancelled"}
         else:
@@ -147,6 +158,34 @@ class InPlace:
             except (codec.CodecError, TypeError, ValueError) as error:  # as user code that is given nonsense
                 answer = {"op": "error", "slice": None, "text": repr(error), "summary": "s", "pickled": None}
         self.node.on_worker_message(worker, {**answer, "seq": worker.seq})
+
+    def call(self, worker: Any, pipe: str) -> None:
+        """A worker takes calls, and ends at one of them now and then."""
+        ring, rng = self.node.calls._rings[worker.index], self.rng
+        fd = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        source = CallSource(fd)
+        for _ in range(rng.choice((1, 3, 50))):
+            record = source.take()
+            if record is None:
+                break
+            if rng.random() < 0.02:
+                ring.words[CALL] = rng.choice((0, record.call))
+                os.close(fd)
+                self.lose(worker)
+                return
+            size = int.from_bytes(self.arenas.read(record.function_arena, record.function_offset, 8), "little")
+            assert len(self.arenas.read(record.function_arena, record.function_offset + 8, size)) == size
+            data = bytes(self.arenas.read(record.arena, record.offset, record.size))
+            stopped = ring.words[STOP] == record.call
+            ring.put(record.call, STOPPED if stopped else VALUE, b"" if stopped else b"value of " + data)
+        os.close(fd)
+        self.node.on_worker_message(worker, {"op": "called", "seq": worker.seq})
+
+    def look(self) -> None:
+        """Time passes."""
+        desk = self.node.calls._desk
+        if desk is not None and desk.at is not None:
+            self.node.act([*desk.look(desk.at), *self.node.scheduler.assign(desk.at)])
 
     def map(self, message: dict[str, Any]) -> dict[tuple[int, int], Any]:
         values = {}
@@ -186,7 +225,10 @@ class InPlace:
         self.node.on_output(self.rng.choice(self.workers.workers).index, 1, self.rng.randbytes(10))
 
     def lose_worker(self) -> None:
-        worker = self.rng.choice(self.workers.workers)
+        self.lose(self.rng.choice(self.workers.workers))
+
+    def lose(self, worker: Any) -> None:
+        """Its process ends."""
         for given in [given for given in self.workers.assigned if given[0] is worker]:
             self.workers.assigned.remove(given)
         self.workers.rest(worker)

@@ -74,8 +74,8 @@ class Episode:
             self.liar = self.join(f"liar/{self.liars}")
         if what < 0.05 and len(self.bench.runs) < 4:
             self.bench.submit()
-        elif what < 0.06:
-            self.bench.cancel()
+        elif what < 0.08:
+            rng.choice((self.bench.cancel, self.bench.submit_calls, self.bench.submit_calls, self.bench.cancel_calls))()
         elif what < 0.10:
             self.bench.pass_time(rng.choice((0.001, 0.01, 0.1, 1.0, 3.0)))
         elif what < 0.20 and self.bench.loads:
@@ -108,6 +108,8 @@ class Episode:
             peer.receive()
         elif peer.todo and rng.random() < 0.7:
             peer.work()
+        elif peer.calls and rng.random() < 0.7:
+            peer.call()
         elif rng.random() < 0.05:
             peer.print(rng.randbytes(rng.choice((1, 100))))
         elif rng.random() < 0.02 and self.bench.printed[peer.name]:
@@ -185,7 +187,21 @@ class Episode:
             frames.append(b"x")
         if rng.random() < 0.1:
             missing = [[ref(f"module:1:m{rng.random()}"), 0, None] for _ in range(rng.choice((10, 900)))]
+        at = self.bench.engine.dispatch.calls.at.get(self.liar.name)
+        mine_too = [*(at.calls if at is not None else ())] * 3 + [*self.bench.calls, *lore.numbers]
+        ids = [rng.choice(mine_too) for _ in range(many)]
+        returned = {"ids": ids, "how": [rng.randrange(8) for _ in ids], "frames": [1] * many, "begun": ids[:1],
+                    "left": worker}  # fmt: skip
+        few = rng.choice((0, 1, 2, 1 << 40))
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
+            (Kind.RETURNS, returned, [b"lie"] * many),
+            (Kind.RETURNS, {**returned, "how": [rng.choice((0, 4, 5)) for _ in ids], "recalled": True},
+             [b"lie"] * many),
+            (Kind.RETURNS, {**returned, "frames": [few] * many}, [b"lie"] * rng.choice((0, 1, 2))),
+            (Kind.RETURNS, {**returned, "ids": [], "how": [], "frames": [], "begun": [few], "left": few}, []),
+            (Kind.CALLS, {"ids": ids, "of": ids, "new": []}, [b"lie"] * many),
+            (Kind.RECALL, {"count": few, "cancelled": ids}, []),
+            (Kind.FORGET, {"functions": [1], "arguments": []}, []),
             (Kind.RESULT, {"round": number, "roots": roots, "seconds": seconds}, frames),
             (Kind.RESULT, {"round": number, "roots": roots[:1], "seconds": seconds}, frames[:1]),
             (Kind.ERROR, {"round": number, "what": rng.choice(("task", "room", "node", *TEXTS)), "text": "t",
@@ -224,7 +240,7 @@ class Episode:
             engine._carrier.act(engine.dispatch.on_node_lost(name, "it is time"))
         self.honest.told_bye = False
         for _ in range(STEPS):
-            if not bench.runs and not self.honest.inbox and not self.honest.out and not bench.loads:
+            if not bench.runs and not bench.calls and not self.honest.inbox and not self.honest.out and not bench.loads:
                 break
             if bench.loads:
                 bench.do_load()
@@ -233,6 +249,8 @@ class Episode:
                 self.honest.receive()
             if self.honest.todo:
                 self.honest.work()
+            if self.honest.calls:
+                self.honest.call()
             if self.honest.out:
                 self.tell_truth(self.honest)
             else:
@@ -241,4 +259,5 @@ class Episode:
             raise Broken(f"rounds do not end: {list(engine.dispatch.rounds.values())}, {self.honest.scheduler}")
         bench.check_empty()
         self.tally["rounds"] += bench.made
+        self.tally["calls"] += bench.calls_made
         self.tally["liars lost"] += self.liars

@@ -75,15 +75,16 @@ class Episode:
             self.leave("it is not wanted")
         elif what < 0.06 and len(self.bench.runs) < 4:
             self.bench.submit()
-        elif what < 0.07:
-            self.bench.cancel()
         elif what < 0.09:
+            rng.choice((self.bench.cancel, self.bench.submit_calls, self.bench.submit_calls, self.bench.cancel_calls))()
+        elif what < 0.11:
             self.bench.pass_time(rng.choice((0.001, 0.1, 1.0)))
         elif what < 0.2 and self.bench.loads:
             self.bench.do_load()
         elif what < 0.4 and node.workers.assigned:
             node.work()
         elif what < 0.43 and node.ready:
+            node.look()
             rng.choice((node.import_module, node.import_module, node.print, node.lose_worker))()
         elif what < 0.6 and node.out:
             self.bench.say(node.name, node.out.popleft())
@@ -101,8 +102,9 @@ class Episode:
         self.node.close()
         self.node, self.last = self.join(), ("", [])
         for _ in range(STEPS):
-            if not self.bench.runs:
+            if not self.bench.runs and not self.bench.calls:
                 break
+            self.node.look()
             if self.bench.loads:
                 self.bench.do_load()
             if self.waiting:
@@ -181,7 +183,20 @@ class Episode:
         total = rng.choice((offset + len(piece), 64, 1000, 1 << 20, 1 << 52))
         params = rng.choice(("inline", "ref", "have"))
         task = {"job": job, "data": data, "indices": indices, "params": params}
+        desk = self.node.node.calls._desk
+        functions = [*(desk._functions if desk is not None else ())] * 3 + lore.numbers
+        known = [*(desk._given if desk is not None else ()), *self.bench.calls, *lore.numbers, 1 << 40]
+        calls = [rng.choice(known) for _ in indices]
+        of, new = [rng.choice(functions) for _ in calls], rng.choice(([], [], [1 << 41], [rng.choice(functions)]))
+        pieces = [piece] * (len(calls) + len(new))
         forgeries: list[tuple[Kind, dict[str, Any], list[bytes]]] = [
+            (Kind.CALLS, {"ids": calls, "of": of, "new": new}, pieces),
+            (Kind.CALLS, {"ids": calls, "of": new * len(calls) or of, "new": new}, pieces),
+            (Kind.CALLS, {"ids": calls, "of": of, "new": new, "large": [[rng.choice((0, 1, 99)), refs]]}, pieces),
+            (Kind.CALLS, {"ids": calls, "of": of[1:], "new": new}, pieces[1:]),
+            (Kind.RECALL, {"count": rng.choice((0, 1, 1 << 40)), "cancelled": calls}, []),
+            (Kind.FORGET, {"functions": of[:1], "arguments": rng.choice(([], refs))}, []),
+            (Kind.RETURNS, {"ids": calls, "how": calls, "frames": calls, "begun": [], "left": 0}, []),
             (Kind.WELCOME, {"node": self.node.name, "host": "host", "speculation": rng.random() < 0.5}, []),
             (Kind.JOB, {"job": job, "entry": entry, "forget": rng.choice(([], [number], [job], [*jobs]))}, []),
             (Kind.DATA, {"data": data, "slices": list(map(list, zip(indices, refs))), "nslices": nslices,

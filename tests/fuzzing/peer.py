@@ -13,6 +13,7 @@ from qjam_worker.node.commands import Command, Drop, Ended, Forget, Give, Interr
 from qjam_worker.node.results import Held
 from qjam_worker.node.scheduler import Scheduler
 from qjam_worker.values import codec, flat
+from qjam_worker.values.outcomes import AGAIN, LOST, STOPPED, VALUE
 from qjam_worker.values.reduction import Tree, default_reduce
 from qjam_worker.wire import frames
 from qjam_worker.wire.frames import Kind
@@ -74,6 +75,8 @@ class Peer:
         self.interrupted: set[int] = set()
         self.params: dict[int, Any] = {}
         self.modules: set[str] = set()
+        self.calls: deque[tuple[int, bytes]] = deque()
+        self.functions: set[int] = set()
         self.unprinted = 0
         self.welcome = False
         self.told_bye = False
@@ -90,6 +93,9 @@ class Peer:
             Kind.CANCEL: lambda header, buffers: self.act(self.scheduler.on_cancel(header, self.now)),
             Kind.PING: lambda header, buffers: self.send(Kind.PONG, header),
             Kind.BYE: self.on_bye,
+            Kind.CALLS: self.on_calls,
+            Kind.RECALL: self.on_recall,
+            Kind.FORGET: lambda header, buffers: self.functions.difference_update(header["functions"]),
         }
         self.send(
             Kind.HELLO,
@@ -157,6 +163,32 @@ class Peer:
     def on_credit(self, header: dict[str, Any], buffers: list[Any]) -> None:
         self.unprinted -= header["bytes"]
         assert self.unprinted >= 0
+
+    # Calls
+
+    def on_calls(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        self.functions.update(header["new"])
+        assert self.functions.issuperset(header["of"])
+        assert {call for call, _ in self.calls}.isdisjoint(header["ids"])
+        self.calls += zip(header["ids"], map(bytes, buffers[len(header["new"]) :]))
+
+    def on_recall(self, header: dict[str, Any], buffers: list[Any]) -> None:
+        stopped = [call for call, _ in self.calls if call in header["cancelled"]]
+        self.calls = deque(pair for pair in self.calls if pair[0] not in stopped)
+        back = [self.calls.pop()[0] for _ in range(min(header["count"], len(self.calls)))]
+        if stopped or header["count"]:
+            more = {"recalled": True} if header["count"] else {}
+            self.tell_returned([*stopped, *back], [STOPPED] * len(stopped) + [AGAIN] * len(back), b"", **more)
+
+    def call(self) -> None:
+        """A call returns, or its worker has ended, or it comes back."""
+        number, data = self.calls.popleft()
+        how = self.rng.choice((VALUE, VALUE, VALUE, LOST, AGAIN)) if self.rng.random() < 0.2 else VALUE
+        self.tell_returned([number], [how], b"value of " + data, begun=[number] if self.rng.random() < 0.2 else [])
+
+    def tell_returned(self, ids: list[int], how: list[int], data: bytes, **more: Any) -> None:
+        header = {"ids": ids, "how": how, "frames": [1] * len(ids), "begun": [], "left": len(self.calls), **more}
+        self.send(Kind.RETURNS, header, [data] * len(ids))
 
     # What its workers do
 

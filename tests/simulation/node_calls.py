@@ -360,10 +360,10 @@ class NodeCalls:
 
     def _kill(self, worker: Worker) -> None:
         if worker.up:
-            self.node.world.at(self.node.world.now + 1e-4, self.node, self._killed, worker, worker.seq)
+            self.node.world.at(self.node.world.now + 1e-4, self.node, self._killed, worker, worker.life)
 
-    def _killed(self, worker: Worker, seq: int) -> None:
-        if worker.up and worker.seq == seq:
+    def _killed(self, worker: Worker, life: int) -> None:
+        if worker.up and worker.life == life:
             worker.exit("was killed by signal 9, for it has spoilt its ring")
 
     # Bytes
