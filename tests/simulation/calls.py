@@ -62,7 +62,7 @@ class CallRun:
     def _first(self, what: str, planned: bool) -> bool:
         self.tries[what] += 1
         if planned and self.tries[what] == 1:
-            self.cluster.counts[f"fault: call {what}"] += 1
+            self.cluster.disturb(f"call {what}")
             return True
         return False
 
@@ -74,7 +74,7 @@ class CallRun:
         self.tries["kills"] += 1
         if self.tries["kills"] > times:
             return False
-        self.cluster.counts[f"fault: call ends its worker: {when}"] += 1
+        self.cluster.disturb(f"call ends its worker: {when}")
         return True
 
     def is_fit(self) -> bool:

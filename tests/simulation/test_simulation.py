@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simulation import mutations
-from simulation.plans import PROFILES
+from simulation.plans import DEATHS, PROFILES
 from simulation.runner import Outcome, run, show
 
 FRESH = 250
@@ -22,6 +22,8 @@ TELLING = [
     "gives the roots in the order of arrival",
     "forgets to send again what a lost node owed",
     "forgets to send again what a lost worker had",
+    "calls: queues one twice",
+    "node, calls: forgets what a dead worker has written",
 ]
 
 
@@ -51,11 +53,15 @@ def test_nothing_breaks_in_fresh_worlds(fresh):
         "worker crashes", "worker hangs", "worker is slow", "node crashes", "node freezes", "host joins",
         "host is removed", "link breaks", "link is down", "result comes twice", "start fails", "cancelled",
         "master is away", "user code raises", "user code kills", "no room",
-        "slice has changed",
+        "slice has changed", "calls are cancelled", "call finds an unfit process", "call is named late",
     ],
 )  # fmt: skip
 def test_every_kind_of_fault_is_tried(fresh, fault):
     assert fresh[f"fault: {fault}"] > 0
+
+
+def test_calls_end_their_workers(fresh):
+    assert sum(fresh[f"fault: call ends its worker: {when}"] for when in DEATHS) > 0
 
 
 def test_data_is_let_go_and_released(fresh):
@@ -63,7 +69,10 @@ def test_data_is_let_go_and_released(fresh):
     assert fresh["released"] > 0
 
 
-@pytest.mark.parametrize("outcome", ["done", "task", "lost", "timeout", "cancelled", "unreachable", "closed", "room"])
+@pytest.mark.parametrize(
+    "outcome",
+    ["done", "task", "lost", "timeout", "cancelled", "unreachable", "closed", "room", "call value", "call raised"],
+)
 def test_every_kind_of_end_is_seen(fresh, outcome):
     assert fresh[f"outcome: {outcome}"] > 0
 
