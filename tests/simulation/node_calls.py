@@ -208,7 +208,7 @@ class Taking:
             self.die(STEP)
         elif how == AGAIN:  # another process comes
             self.worker.forget()
-            self.soon(0.02, self.answer)
+            self.soon(0.02 / self.worker.slowness, self.answer)
         elif self.ring.words[YIELD] == self.worker.seq or (self.until is not None and now >= self.until):
             self.leave()
         elif now - self.rung >= FLUSH:
