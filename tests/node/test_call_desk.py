@@ -297,6 +297,20 @@ def test_what_a_living_worker_has_written_meanwhile_clears_it_too(host: Host) ->
     assert told(host.look()) == [(2, VALUE), (1, AGAIN)]
 
 
+def test_what_an_unfit_process_gives_back_meanwhile_is_not_given_up(host: Host) -> None:
+    host.calls(1, 2, 3)
+    host.rings.append(Ring())
+    host.give(0, 1, 2)
+    for worker in (0, 1, 2):
+        host.take(worker, name=False)
+    host.exit(0)
+    host.write(1, 2, AGAIN, b"")
+    assert told(host.look()) == []
+    host.rings[2].words[CALL] = 3
+    assert told(host.look()) == [(1, AGAIN)]
+    assert [record.call for record in host.queue.records] == [2]
+
+
 def test_a_ring_that_is_spoilt_ends_its_worker_and_no_later_one(host: Host) -> None:
     host.calls(1, 2)
     host.give(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from qjam.dispatch.calls import AtNode
+from qjam.dispatch.calls import POISON, AtNode
 from qjam.dispatch.dispatcher import Dispatch
 from qjam.dispatch.states import PRESENT, NodeState
 from qjam_worker.node.calls import LOOK
@@ -50,6 +50,7 @@ def check_master(master: Master) -> None:
         much = at.nbytes > MAX_BYTES
         if waiting and name in dispatch._roster.useful and len(at.calls) < dispatch.nodes[name].up and not much:
             hold(all(name in call.nodes for call in waiting), f"calls are queued, and {name} has {len(at.calls)}")
+    hold(all(call.deaths < POISON for call in calls.calls.values()), "a call goes on ending workers")
     hold(ids >= calls.calls.keys(), "calls are forgotten:", calls.calls.keys() - ids)
     hold(not waiting or dispatch._roster.useful or dispatch._roster.somebody_comes, "calls wait for nobody")
     hold(dispatch._liveness.at is not None or not calls.calls, "nobody looks at silence, and there are calls")
@@ -129,9 +130,14 @@ def look(cluster: Cluster) -> None:
             continue
         believed = sorted(calls.at[name].calls) if name in calls.at else []
         hold(believed == at_node(node), f"the master takes it that {name} has {believed}; it has {at_node(node)}")
-        if node.frozen or node.calls.desk is None:
-            continue
         desk = node.calls.desk
+        over = {number for number, call in calls.at[name].calls.items() if call.over} if name in calls.at else set()
+        told = {number for m in node.link.down.under_way if m.kind is Kind.RECALL for number in m.header["cancelled"]}
+        told.update(number for m in node.link.up.under_way if m.kind is Kind.RETURNS for number in m.header["ids"])
+        told |= desk._unwanted if desk is not None else set()
+        hold(over <= told, f"{name} does not know that nobody wants", over - told)
+        if node.frozen or desk is None:
+            continue
         for worker in node.workers:
             run = worker.taking.run if worker.taking is not None and worker.taking.state == "runs" else None
             if run is not None and run.call.id in desk._unwanted and worker.taking is not None:

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from .node import Node, Worker
 
 
+def is_given_up(node: Node) -> bool:
+    """Whether the master counts on a node no more, which has not heard that perhaps."""
+    record = node.cluster.master.dispatch.nodes.get(node.name)
+    return record is None or record.state not in PRESENT
+
+
 class Begin:
     """Somebody has begun a call."""
 
@@ -29,8 +35,7 @@ class Begin:
     def may_be_lost(self) -> bool:
         """Whether there is a reason to begin it again."""
         node = self.worker.node
-        record = node.cluster.master.dispatch.nodes.get(node.name)
-        gone = not node.alive or node.link.broken or node.leaving or record is None or record.state not in PRESENT
+        gone = not node.alive or node.link.broken or node.leaving or is_given_up(node)
         died = self.worker.life != self.life and not self.written
         return gone or died
 
@@ -92,7 +97,7 @@ class CallRun:
         return seconds if self._first("is named late", seconds > 0.0) else 0.0
 
     def begin(self, worker: Worker) -> None:
-        if not (self.call.over or self.shared):
+        if not (self.call.over or self.shared or is_given_up(worker.node)):
             for begin in self.begins:
                 if not begin.may_be_lost():
                     raise Broken(f"{self} begins on {worker.node.name}, and {begin.worker.node.name} has begun it")

@@ -353,6 +353,8 @@ MUTATIONS = [
              "            seat.ahead = seat.ahead if owed else 0.0\n", ""),
     Mutation("found: node, calls: a ring that is spoilt stays so", DESK,
              "        self.rings[worker].clear()\n", "        self.rings[worker].words[CALL] = 0\n"),
+    Mutation("found: node, calls: what an unfit process gave back is given up", DESK,
+             "        self._adrift.discard(one.call)\n", ""),
     Mutation("found: node, calls: a call is lost with a ring that is spoilt", DESK,
              "        if worker not in self._spoilt:  # else its end is to come\n", "        if True:\n"),
     Mutation("found: node, calls: a function without room is unknown", DESK,

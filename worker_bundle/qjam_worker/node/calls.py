@@ -350,13 +350,14 @@ class CallDesk:
     def _end_adrift(self) -> None:
         """Give up what dead workers had, once it is clear that no living one has it."""
         if self._adrift and self._doubtful.keys().isdisjoint(self._running):
-            for call in self._adrift.intersection(self._given).difference(record.call for record in self._unwritten):
+            for call in self._adrift.intersection(self._given):
                 self._end(Return(call, AGAIN, b""))
             self._adrift.clear()
 
     def _on_return(self, one: Return) -> list[Command]:
         if one.call not in self._given:
             return []
+        self._adrift.discard(one.call)
         worker = self._stopping.pop(one.call, None)
         if one.how != AGAIN:
             self._end(one)
