@@ -100,7 +100,7 @@ class Dispatch:
         node.workers = count
         self._roster.move(node, "hello")
         welcome = {"node": name, "host": node.host, "speculation": self.speculation}
-        return [Send(name, Kind.WELCOME, welcome), *node.transfers.grant(header["credit"])]
+        return [Send(name, Kind.WELCOME, welcome), *node.transfers.grant(header["credit"]), *self._begin_next()]
 
     def on_ready(self, name: str, pids: list[int]) -> list[Command]:
         """All workers of a node are up: it gets work of the rounds that wait for a node."""
@@ -391,7 +391,7 @@ class Dispatch:
             if idle is not None:
                 round_.data.move_home(single, idle.name)
             round_.take_back(name, indices)
-            return self._send_queued(round_)
+            return [*self._send_queued(round_), *self._begin_next()]  # where it is done from now on, there is room
         if idle is None:
             return self._leave_alone(round_, single)
         return self._send_task(idle, round_, share(single)) if single else []
