@@ -13,7 +13,7 @@ from simulation import mutations
 from simulation.plans import DEATHS, PROFILES
 from simulation.runner import Outcome, run, show
 
-FRESH = 250
+FRESH = 100
 FAILED = Path(__file__).with_name("failed_seeds.txt")
 
 # `python -m tests.simulation.mutations` tries all.
